@@ -1,0 +1,9 @@
+"""The one exception that is the user's to mend: `main.py` and the tools print it as a line."""
+
+
+class UserError(ValueError):
+    """A mistake in a path, a config field, an image or a weights file.
+
+    The message is one line: what is wrong, where, and what to do. The command line prints it
+    without a traceback and exits with code 2.
+    """
