@@ -1,0 +1,214 @@
+"""Checkpoints by Orbax: asynchronous, verified, and without what never changes.
+
+    checkpoints/frozen/        leaves that training does not touch, once per run
+    checkpoints/<step>/state   every other leaf of TrainState, by its path
+    checkpoints/<step>/meta    a digest of those leaves, and the metrics at that step
+
+A checkpoint is trusted only if its leaves have the digest written beside them.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from siamese_jax.errors import UserError
+from siamese_jax.optim import path_name
+from siamese_jax.train_step import TrainState
+
+log = logging.getLogger(__name__)
+Leaves = dict[str, np.ndarray]
+
+
+def flatten(state: TrainState) -> Leaves:
+    """Every leaf by its path, e.g. "params/head/dense1/kernel"; a typed key by its raw data."""
+    state = state.replace(key=jax.random.key_data(state.key))
+    return {
+        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def unflatten(leaves: dict[str, Any], like: TrainState) -> TrainState:
+    """The state of these leaves, in the structure of `like`."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    state = jax.tree_util.tree_unflatten(structure, [leaves[path_name(path)] for path, _ in paths])
+    return state.replace(key=jax.random.wrap_key_data(jax.numpy.asarray(state.key)))
+
+
+def nest(leaves: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The nested dict of the leaves below a prefix.
+
+    >>> nest({"a/b/c": 1, "a/d": 2, "e": 3}, "a/")
+    {'b': {'c': 1}, 'd': 2}
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        if name.startswith(prefix):
+            *parents, last = name.removeprefix(prefix).split("/")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = leaf
+    return tree
+
+
+def digest(leaves: dict[str, Any]) -> str:
+    """BLAKE2b over names, shapes, types and bytes, in the order of the names."""
+    h = hashlib.blake2b(digest_size=16)
+    for name in sorted(leaves):
+        leaf = np.asarray(leaves[name])
+        h.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
+        h.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return h.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: created if needed.
+      frozen: names of leaves (as `flatten` gives them) that training never changes.
+      max_to_keep: newest checkpoints to keep.
+      best_metric: a name among the metrics given to `save`; the checkpoint with its largest value
+        is kept as well.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        frozen: frozenset[str] = frozenset(),
+        max_to_keep: int = 2,
+        best_metric: str | None = None,
+    ):
+        self.folder = Path(folder).absolute()
+        self.frozen = frozen
+        self.best_metric = best_metric
+        keep: list[Any] = [checkpoint_managers.LatestN(max_to_keep)]
+        if best_metric:
+            keep.append(checkpoint_managers.BestN(n=1, get_metric_fn=self._metric))
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                step_prefix=None,
+            ),
+        )
+
+    def _metric(self, metrics: dict[str, float]) -> float:
+        return metrics.get(self.best_metric or "", -np.inf)
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state and writes it in the background. The first call writes the frozen part."""
+        leaves = jax.device_get(flatten(state))
+        still = {name: leaf for name, leaf in leaves.items() if name in self.frozen}
+        if still and not (self.folder / "frozen").exists():
+            save_leaves(self.folder / "frozen", still)
+        moving = {name: leaf for name, leaf in leaves.items() if name not in self.frozen}
+        self.manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_escape(moving)),
+                meta=ocp.args.JsonSave({"digest": digest(moving)}),
+            ),
+            metrics=metrics or {},
+        )
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self.manager.close()
+
+
+def steps(folder: str | Path) -> list[int]:
+    """Steps of the finished checkpoints below a folder, newest first."""
+    folder = Path(folder)
+    names = (p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ()
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def save_leaves(path: Path, leaves: Leaves) -> None:
+    """Writes leaves and their digest in one atomic step."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            path.absolute(),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_escape(leaves)),
+                meta=ocp.args.JsonSave({"digest": digest(leaves)}),
+            ),
+        )
+
+
+def load_leaves(path: Path) -> Leaves:
+    """Reads leaves and verifies their digest. Raises ValueError (or Orbax's error) on damage."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        found = checkpointer.restore(
+            path.absolute(),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    restore_args=None,
+                ),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+    leaves = {name: np.asarray(leaf) for name, leaf in _unescape(found["state"]).items()}
+    if digest(leaves) != found["meta"]["digest"]:
+        raise ValueError(f"{path}: the digest of the leaves differs from the one saved with them")
+    return leaves
+
+
+def load_newest(folder: str | Path, step: int | None = None) -> tuple[int, Leaves] | None:
+    """Every leaf of the newest sound checkpoint (or of one step), frozen ones included.
+
+    A damaged checkpoint is reported in a warning and the one before it is tried.
+
+    Args:
+      folder: a run's `checkpoints/`.
+      step: only this step.
+
+    Returns:
+      (step, leaves), or None where the folder holds no checkpoint at all.
+
+    Raises:
+      UserError: there are checkpoints, but none can be read.
+    """
+    folder = Path(folder)
+    candidates = steps(folder) if step is None else [step]
+    if not candidates:
+        return None
+    try:
+        frozen = load_leaves(folder / "frozen") if (folder / "frozen").exists() else {}
+    except Exception as error:
+        raise UserError(
+            f"{folder / 'frozen'} is damaged ({_line(error)}); start again in another --workdir"
+        ) from error
+    for candidate in candidates:
+        try:
+            return candidate, {**frozen, **load_leaves(folder / str(candidate))}
+        except Exception as error:  # Whatever Orbax raises on damage: it has many kinds.
+            log.warning("checkpoint %s is damaged: %s", folder / str(candidate), _line(error))
+    raise UserError(
+        f"none of the checkpoints in {folder} can be read; start again in another --workdir"
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# Orbax makes a folder of a name's slashes.
+def _escape(leaves: Leaves) -> Leaves:
+    return {name.replace("/", "|"): leaf for name, leaf in leaves.items()}
+
+
+def _unescape(leaves: Leaves) -> Leaves:
+    return {name.replace("|", "/"): leaf for name, leaf in leaves.items()}

@@ -1,0 +1,107 @@
+"""From a feature map to one vector: average, max, GeM and R-MAC pooling."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from siamese_jax.errors import UserError
+
+Array = jax.Array
+
+
+def average(x: Array) -> Array:
+    """Mean over positions. x: float [n, h, w, c] -> float32 [n, c]."""
+    return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+
+
+def maximum(x: Array) -> Array:
+    """Largest value over positions (MAC). x: float [n, h, w, c] -> float32 [n, c]."""
+    return jnp.max(x.astype(jnp.float32), axis=(1, 2))
+
+
+def rmac(x: Array, levels: int = 3, overlap: float = 0.4) -> Array:
+    """Regional maxima, each of length one, summed (Tolias et al., 2016, arXiv:1511.05879).
+
+    At level l the regions are squares of side 2 min(h, w) / (l + 1), spread evenly with about 40 %
+    overlap between neighbours. The paper's PCA whitening of the regions is not part of this.
+
+    Args:
+      x: float [n, h, w, c].
+      levels: the number of scales, from one square upwards.
+      overlap: the overlap between neighbours that the number of regions aims for.
+
+    Returns:
+      float32 [n, c]
+    """
+    x = x.astype(jnp.float32)
+    total = jnp.zeros((x.shape[0], x.shape[-1]), jnp.float32)
+    for top, left, side in rmac_regions(x.shape[1], x.shape[2], levels, overlap):
+        region = jnp.max(x[:, top : top + side, left : left + side], axis=(1, 2))
+        total = total + l2_normalize(region)
+    return total
+
+
+def rmac_regions(h: int, w: int, levels: int, overlap: float) -> list[tuple[int, int, int]]:
+    """The squares (top, left, side) of R-MAC on an h x w map.
+
+    >>> rmac_regions(4, 4, 2, 0.4)
+    [(0, 0, 4), (0, 0, 2), (0, 2, 2), (2, 0, 2), (2, 2, 2)]
+    """
+    short, long = min(h, w), max(h, w)
+    # The extra squares on the long side: the number whose overlap comes nearest to the wanted one.
+    extra = 0
+    if long > short:
+        extra = min(
+            range(1, 7), key=lambda m: abs((short**2 - short * (long - short) / m) / short**2 - overlap)
+        )
+    regions = []
+    for level in range(1, levels + 1):
+        side = max(1, 2 * short // (level + 1))
+        rows = level + (extra if h > w else 0)
+        columns = level + (extra if w > h else 0)
+        for i in range(rows):
+            for j in range(columns):
+                top = (h - side) * i // max(1, rows - 1)
+                left = (w - side) * j // max(1, columns - 1)
+                regions.append((top, left, side))
+    return regions
+
+
+class GeM(nn.Module):
+    """Generalised mean with a learnable power (Radenovic et al., 2018, arXiv:1711.02512).
+
+    f_c = (1/(hw) sum_i max(x_ic, eps)^p)^(1/p); p = 1 is the average, p -> infinity the maximum.
+    """
+
+    initial_p: float = 3.0
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x: float [n, h, w, c] -> float32 [n, c]."""
+        p = self.param("p", nn.initializers.constant(self.initial_p), ())
+        x = jnp.maximum(x.astype(jnp.float32), self.eps)
+        return jnp.mean(x**p, axis=(1, 2)) ** (1.0 / p)
+
+
+def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
+    """x / sqrt(sum x^2 + eps) over the last axis: a zero vector stays zero, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
+
+
+# Pooling without parameters: done right after the trunk, so a cache of features holds vectors.
+FIXED_POOLS: dict[str, Callable[[Array], Array]] = {
+    "average": average,
+    "max": maximum,
+    "rmac": rmac,
+}
+POOLS = (*FIXED_POOLS, "gem")
+
+
+def check_pool(name: str) -> str:
+    """Returns the name, or raises UserError where no pooling is called so."""
+    if name not in POOLS:
+        raise UserError(f"trunk.pool={name!r} is not a pooling; choose one of {', '.join(POOLS)}")
+    return name
