@@ -50,7 +50,7 @@ def pairwise(x: ArrayLike, y: ArrayLike, distance: str = "euclidean") -> Array:
     if distance == "dot":
         return -_products(x, y)
     if distance == "cosine":
-        return 1 - _products(_unit(x), _unit(y))
+        return 1 - _products(unit(x), unit(y))
     origin = lax.stop_gradient(jnp.mean(y, axis=0, keepdims=True))
     x, y = x - origin, y - origin
     squared = (
@@ -77,7 +77,7 @@ def aligned(x: ArrayLike, y: ArrayLike, distance: str = "euclidean") -> Array:
     if distance == "cosine":
         # |u - v|^2 / 2 = 1 - <u, v> for unit vectors, without the cancellation; but a zero
         # vector has no direction, and is at distance 1 from all.
-        u, v = _unit(x), _unit(y)
+        u, v = unit(x), unit(y)
         directed = jnp.any(x != 0, axis=1) & jnp.any(y != 0, axis=1)
         return jnp.where(directed, jnp.sum((u - v) ** 2, axis=1) / 2, 1)
     squared = jnp.sum((x - y) ** 2, axis=1)
@@ -94,7 +94,7 @@ def safe_sqrt(squared: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
 
 
-def _unit(x: Array) -> Array:
+def unit(x: Array) -> Array:
     """Rows of length 1; a zero row stays 0 with a finite gradient.
 
     Dividing by the largest entry first keeps the squares from over- or underflowing; the result

@@ -1,0 +1,159 @@
+"""What the losses share: the `Loss` pair, the reduction, and sums that survive empty sets."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from siamese_jax import distances, miners
+from siamese_jax.errors import UserError
+from siamese_jax.miners import Pairs, References, Triplets
+
+Params = dict[str, Array]
+
+
+class Loss(NamedTuple):
+    """A loss as a pair of functions, like optax's transformations.
+
+    init(key, embedding_dim, num_classes) -> params
+        A dict of float32 arrays, empty for losses that learn nothing.
+    apply(params, embeddings, labels, mask=None, *, mined=None, references=None)
+        -> (values [m], weights [m])
+        embeddings: [n, d], any float dtype; sums are float32 (float64 for float64).
+        labels: int [n], or multi-hot bool [n, classes].
+        mask: bool [n]; a row that is false counts for nothing, whatever it holds.
+        mined: `Pairs` or `Triplets` of a miner, to look at these only.
+        references: more candidates (see `siamese_jax.miners`).
+        Weights carry no gradient, and are 0 for a term that is not defined.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., tuple[Array, Array]]
+
+
+def reduce(values: Array, weights: Array) -> Array:
+    """sum(values * weights) / sum(weights), and 0 if all weights are 0.
+
+    >>> float(reduce(jnp.array([1.0, 4.0, 9.0]), jnp.array([1.0, 2.0, 0.0])))
+    3.0
+    """
+    return ratio(jnp.sum(values * weights), jnp.sum(weights))
+
+
+def mean(
+    loss: Loss,
+    params: Params,
+    embeddings: Array,
+    labels: Array,
+    mask: Array | None = None,
+    *,
+    mined: Pairs | Triplets | None = None,
+    references: References | None = None,
+) -> Array:
+    """The scalar, reduced as the loss's paper reduces it; 0 where no term is defined."""
+    extra = {"mined": mined, "references": references}
+    return reduce(*loss.apply(params, embeddings, labels, mask, **extra))
+
+
+def no_params(key: Array, embedding_dim: int, num_classes: int) -> Params:
+    """`init` of a loss that learns nothing."""
+    return {}
+
+
+class Views(NamedTuple):
+    """A batch as a pair loss sees it: anchors x [n, d], candidates y [m, d], which pairs count."""
+
+    x: Array
+    y: Array
+    positive: Array  # bool [n, m]
+    negative: Array  # bool [n, m]
+    present: Array  # bool [n]
+
+
+def view(
+    embeddings: Array,
+    labels: Array,
+    mask: Array | None,
+    mined: Pairs | Triplets | None,
+    references: References | None,
+    *,
+    normalize: bool,
+) -> Views:
+    """The pairs of the batch (and references), reduced to the mined ones."""
+    n = embeddings.shape[0]
+    y = miners.candidates(embeddings, mask, references)
+    y = distances.unit(y) if normalize else y
+    pairs = miners.relations(labels, mask, references)
+    if mined is not None:
+        chosen = pair_counts(mined, pairs.positive.shape)
+        pairs = Pairs(pairs.positive & (chosen[0] > 0), pairs.negative & (chosen[1] > 0))
+    present = jnp.ones(n, bool) if mask is None else mask.astype(bool)
+    return Views(y[:n], y, *pairs, present)
+
+
+def pair_counts(mined: Pairs | Triplets, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """How often each pair was mined, as positive and as negative: float32 [n, m] each."""
+    if isinstance(mined, Pairs):
+        counts = mined.positive.astype(jnp.float32), mined.negative.astype(jnp.float32)
+        if counts[0].shape != shape or counts[1].shape != shape:
+            raise UserError(
+                f"mined pairs are {mined.positive.shape}, the loss sees {shape}: give miner and "
+                "loss the same batch and the same references"
+            )
+        return counts
+    keep = mined.mask.astype(jnp.float32)
+    nothing = jnp.zeros(shape, jnp.float32)
+    return (
+        nothing.at[mined.anchor, mined.positive].add(keep),
+        nothing.at[mined.anchor, mined.negative].add(keep),
+    )
+
+
+def similarity(x: Array, y: Array, distance: str) -> Array:
+    """Cosine or inner product [n, m], from the distance of that name."""
+    d = distances.pairwise(x, y, distance)
+    return 1 - d if distance == "cosine" else -d
+
+
+def ratio(a: Array, b: Array) -> Array:
+    """a / b, and 0 with gradient 0 where b is 0."""
+    return jnp.where(b != 0, a / jnp.where(b != 0, b, 1), 0)
+
+
+# Stands for the log of nothing: exp() of it is 0, and sums of a few of them stay finite.
+LOG_ZERO = -1e30
+
+
+def log_sum_exp(x: Array, keep: Array, axis: int = -1) -> Array:
+    """log of the sum of exp(x) over the kept entries; LOG_ZERO, with gradient 0, if none is."""
+    largest = jnp.max(jnp.where(keep, x, LOG_ZERO), axis=axis, keepdims=True)
+    largest = lax.stop_gradient(largest)
+    total = jnp.sum(jnp.where(keep, jnp.exp(jnp.where(keep, x - largest, 0)), 0), axis=axis)
+    some = total > 0
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest.squeeze(axis), LOG_ZERO)
+
+
+def log_one_plus_sum_exp(x: Array, keep: Array, axis: int = -1) -> Array:
+    """log(1 + sum of exp(x) over the kept entries): 0 if none is."""
+    return jax.nn.softplus(log_sum_exp(x, keep, axis))
+
+
+def as_weights(x: Array, like: Array) -> Array:
+    """Weights in the dtype of the values, without gradient."""
+    return lax.stop_gradient(x.astype(like.dtype))
+
+
+def check_choice(loss: str, option: str, value: Any, allowed: tuple) -> None:
+    """Raises `UserError` if an option has a value that the loss does not know."""
+    if value not in allowed:
+        names = ", ".join(str(a) for a in allowed)
+        raise UserError(f"loss {loss}: {option}={value!r} is unknown: use one of {names}")
+
+
+def refuse(loss: str, why: str, **given: Any) -> None:
+    """Raises `UserError` for an argument that the loss would have to ignore."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"loss {loss} takes no {name}: {why}")
