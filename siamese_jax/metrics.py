@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.positions import Positions, all_positions, listed_positions
+from siamese_jax.positions import Positions, listed_positions, positions
 from siamese_jax.ranking import Ranking
 from siamese_jax.relevance import Relevance, relevance
 
@@ -211,7 +211,7 @@ def per_query(
     ):
         if len(rows) != len(labels):
             raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
-    blocks = all_positions(queries, gallery, found, distance=distance, memory_limit=memory_limit)
+    blocks = positions(queries, gallery, found, distance=distance, memory_limit=memory_limit)
     values = {name: np.full(len(queries), np.nan) for name in chosen}
     for block in blocks:
         _fill(values, block, chosen)
@@ -246,8 +246,8 @@ def of_ranking(
     indices = np.asarray(ranking.indices if isinstance(ranking, Ranking) else ranking)
     found = relevance(query_labels, gallery_labels, query_ids=query_ids, gallery_ids=gallery_ids)
     _check_indices(indices, found)
-    positions = listed_positions(indices, found, np.arange(len(indices)))
-    known = positions.depth
+    listed = listed_positions(indices, found, np.arange(len(indices)))
+    known = listed.depth
     deepest = {"r": int(found.counts.max(initial=0)), "all": len(found.gallery_labels)}
     chosen = expand(DEFAULT if metrics is None else metrics, ks)
     needs = {name: k or deepest[METRICS[family][1]] for name, (family, k) in chosen.items()}
@@ -257,7 +257,7 @@ def of_ranking(
         if needs[name] > known:
             raise UserError(f"{name} needs rankings of {needs[name]} items, but they hold {known}")
     values = {name: np.full(len(indices), np.nan) for name in chosen}
-    _fill(values, positions, chosen)
+    _fill(values, listed, chosen)
     return PerQuery(values, found.counts)
 
 

@@ -1,12 +1,11 @@
 """Where in its ranking each query finds its relevant items: all that a retrieval metric needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from siamese_jax.ranking import rank
+from siamese_jax.closer import Space, counted, sorted_
 from siamese_jax.relevance import Relevance
 
 
@@ -50,21 +49,39 @@ def listed_positions(indices: np.ndarray, relevance: Relevance, rows: np.ndarray
     return Positions(rows, relevance.counts[rows], query, column + 1, depth)
 
 
-def all_positions(
-    queries: ArrayLike,
-    gallery: ArrayLike,
+FEW = 64  # queries with at most this many relevant items are counted, the others sorted
+_CHUNK = 1024  # gallery rows scored at a time
+
+
+def positions(
+    queries: np.ndarray,
+    gallery: np.ndarray,
     relevance: Relevance,
     *,
     distance: str,
     memory_limit: int,
 ) -> Iterator[Positions]:
-    """The positions of every relevant item in the whole ranking, some queries at a time."""
-    queries, gallery = np.asarray(queries), np.asarray(gallery)
-    block = max(1, memory_limit // (64 * max(1, len(gallery))))
-    for start in range(0, len(queries), block):
-        rows = np.arange(start, min(start + block, len(queries)))
-        ids = {}
-        if relevance.query_ids is not None and relevance.gallery_ids is not None:
-            ids = {"query_ids": relevance.query_ids[rows], "gallery_ids": relevance.gallery_ids}
-        found = rank(queries[rows], gallery, len(gallery), distance=distance, **ids)
-        yield listed_positions(np.asarray(found.indices), relevance, rows)
+    """The positions of every relevant item in the whole ranking, some queries at a time.
+
+    Queries are taken in the order of how many relevant items they have, so that a block of them
+    needs about the same room for each, however unequal the classes are. Those with none are left
+    out.
+    """
+    space = Space.of(queries, gallery, distance)
+    counts = relevance.counts
+    order = np.argsort(counts, kind="stable")
+    lone, few = np.searchsorted(counts[order], (0, FEW), side="right")
+    d, g = queries.shape[1], len(gallery)
+    # Bytes that one more query takes: scores and masks, its row, its limits or its pairs.
+    ways: tuple[tuple[Callable[..., np.ndarray], np.ndarray, int], ...] = (
+        (counted, order[lone:few], 12 * min(_CHUNK, g) + 28 * d + 64 * FEW),
+        (sorted_, order[few:], 64 * g + 16 * d),
+    )
+    for way, chosen, room in ways:
+        block = min(4096, max(1, memory_limit // room))
+        for start in range(0, len(chosen), block):
+            rows = np.sort(chosen[start : start + block])
+            query = np.repeat(np.arange(len(rows)), counts[rows])
+            position = way(space, relevance, rows, _CHUNK)
+            position = position[np.lexsort((position, query))]
+            yield Positions(rows, counts[rows], query, position, g)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siamese_jax import metrics
+from siamese_jax import metrics, positions
 from siamese_jax.errors import UserError
 
 
@@ -57,9 +57,10 @@ def one_hot(labels, count):
     multi=st.booleans(),
     ids=st.booleans(),
     whole=st.booleans(),
+    few=st.sampled_from([0, 64]),
 )
 def test_every_metric_is_its_definition_and_lies_between_0_and_1(
-    seed, q, g, classes, multi, ids, whole
+    seed, q, g, classes, multi, ids, whole, few
 ):
     rng = np.random.default_rng(seed)
     # Small whole numbers make many ties; their float32 distances are exactly ordered.
@@ -82,10 +83,12 @@ def test_every_metric_is_its_definition_and_lies_between_0_and_1(
         lambda i, j: ids and query_ids[i] == gallery_ids[j], (1, 3, 40),
     )  # fmt: skip
     names = list(metrics.METRICS)
-    found = metrics.per_query(
-        queries, labels, gallery, gallery_labels, ks=(1, 3, 40), metrics=names,
-        query_ids=query_ids, gallery_ids=gallery_ids,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(positions, "FEW", few)  # 0: all queries are sorted; 64: all are counted
+        found = metrics.per_query(
+            queries, labels, gallery, gallery_labels, ks=(1, 3, 40), metrics=names,
+            query_ids=query_ids, gallery_ids=gallery_ids,
+        )  # fmt: skip
     assert found.lone == sum(row is None for row in expected)
     for i, row in enumerate(expected):
         for name, value in found.values.items():

@@ -1,0 +1,223 @@
+"""How many gallery items are closer to a query than its relevant items: exactly, without sorting.
+
+The position of a relevant item is 1 + the number of items before it in the order (distance,
+gallery row). Two ways to it, the same answer:
+
+counted   for queries with few relevant items. A matrix product gives scores in float32,
+
+              s(x, y) = |y|^2 - 2 <x, y>      (or -<x, y> where the distance is a product),
+
+          whose error is at most e. An item with s < t - e is closer than a relevant item of score
+          t, one with s > t + e is not; the few in between are compared by their distances in
+          float64. The passes over a block of scores cost less than the product that made it.
+sorted    for queries with many: the same scores in float64, sorted. Runs of items whose scores
+          differ by less than their error are put in order by their distances.
+
+The error. With u half the spacing of floats at 1, x and y rounded from the centred rows, and
+Y the largest |y|: the product errs by (d + 2) u |x| Y, the norm by 3 u Y^2, and subtracting,
+and rounding t, by u (Y^2 + 2 |x| Y) each (Higham 2002, section 3.1: any order of summation).
+Centring by c, norms and distances in float64 add their own, with v = 2^-53. So
+
+    e = 1.01 (u ((2 d + 16) |x| Y + 8 Y^2) + v (2 d + 16) (|x| + Y + |c|)^2).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from siamese_jax.relevance import Relevance
+
+_PAIRS = 4096  # distances of pairs are computed this many at a time, to stay in the cache
+
+
+@dataclass(frozen=True)
+class Space:
+    """Rows to compare, and how.
+
+    Attributes:
+      queries: [q, d] real.
+      gallery: [g, d] real; may be a memory map.
+      distance: one of `siamese_jax.distances.DISTANCES`.
+      origin: float64 [d], subtracted from all rows where that changes no distance.
+    """
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    distance: str
+    origin: np.ndarray
+
+    @classmethod
+    def of(cls, queries: np.ndarray, gallery: np.ndarray, distance: str) -> "Space":
+        origin = np.zeros(gallery.shape[1])
+        if distance in ("euclidean", "sqeuclidean") and len(gallery):
+            origin = np.asarray(gallery[:: -(-len(gallery) // 4096)], np.float64).mean(0)
+        return cls(queries, gallery, distance, origin)
+
+    @property
+    def scale(self) -> int:
+        """The factor of <x, y> in the score."""
+        return 2 if self.distance in ("euclidean", "sqeuclidean") else 1
+
+    def rows(self, raw: np.ndarray) -> np.ndarray:
+        """Rows as scores use them, float64: centred, or for cosine of unit length."""
+        rows = np.asarray(raw, np.float64)
+        return _unit(rows) if self.distance == "cosine" else rows - self.origin
+
+    def offsets(self, rows: np.ndarray) -> np.ndarray:
+        """The part of a score that comes from the gallery's row alone."""
+        return (rows**2).sum(1) if self.scale == 2 else np.zeros(len(rows))
+
+    def error(self, query_norms: np.ndarray, largest: float, unit: float) -> np.ndarray:
+        """e of every query [b], from |x|, Y and u."""
+        terms = 2 * self.gallery.shape[1] + 16
+        whole = query_norms + largest + np.sqrt((self.origin**2).sum())
+        scores = unit * (terms * query_norms * largest + 8 * largest**2)
+        return 1.01 * (scores + 2.0**-53 * terms * whole**2)
+
+    def exact(self, query: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Distances of pairs in float64, increasing with the distance asked for, [n]."""
+        values = np.empty(len(query))
+        for i in range(0, len(query), _PAIRS):
+            part = slice(i, i + _PAIRS)
+            x = np.asarray(self.queries[query[part]], np.float64)
+            y = np.asarray(self.gallery[item[part]], np.float64)
+            values[part] = _aligned(x, y, self.distance)
+        return values
+
+
+def _aligned(x: np.ndarray, y: np.ndarray, distance: str) -> np.ndarray:
+    if distance == "dot":
+        return -(x * y).sum(1)
+    if distance == "cosine":
+        directed = x.any(1) & y.any(1)
+        return np.where(directed, ((_unit(x) - _unit(y)) ** 2).sum(1) / 2, 1)
+    return ((x - y) ** 2).sum(1)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    norm = np.sqrt((x * x).sum(1, keepdims=True))
+    return x / np.where(norm > 0, norm, 1)
+
+
+def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.ndarray:
+    """Positions of the relevant items of some queries, in the order of `found.lists(rows)`.
+
+    Args:
+      chunk: gallery rows to score at a time; a block of scores is [chunk, len(rows)].
+
+    Returns:
+      int64 [h], 1 is the nearest.
+    """
+    owner, item = found.lists(rows)
+    size = np.bincount(owner, minlength=len(rows))
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
+    # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
+    shape, chunk = (_power(size.max()), _power(len(rows))), _power(min(chunk, len(space.gallery)))
+    limit, at = np.full(shape, -np.inf), np.full(shape, -1)
+    limit[place, owner], at[place, owner] = space.exact(rows[owner], item), item
+
+    x = np.zeros((shape[1], space.gallery.shape[1]))
+    x[: len(rows)] = space.rows(space.queries[rows])
+    norms = np.sqrt((x * x).sum(1))
+    # t from the distance: |x - y|^2 - |x|^2; 1 - <x, y> less 1; -<x, y>.
+    ours = {"dot": 0.0, "cosine": 1.0}.get(space.distance, norms**2)
+    x32, own = jnp.asarray(x, jnp.float32), _codes(found.query_ids, rows, shape[1], -1)
+    before = np.zeros(shape, np.int64)
+    for start in range(0, len(space.gallery), chunk):
+        y = space.rows(space.gallery[start : start + chunk])
+        ids = _codes(found.gallery_ids, np.arange(start, start + len(y)), chunk, -2)
+        offset, spare = space.offsets(y), chunk - len(y)
+        e = space.error(norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24)
+        low, high = (limit - ours - e).astype(np.float32), (limit - ours + e).astype(np.float32)
+        scores, closer, unsure = _count(
+            x32,
+            jnp.asarray(np.pad(y, ((0, spare), (0, 0))), jnp.float32),
+            jnp.asarray(np.pad(offset, (0, spare), constant_values=np.inf), jnp.float32),
+            own,
+            ids,
+            low,
+            high,
+            space.scale,
+        )
+        before += np.asarray(closer)
+        j, b = np.divmod(_flatnonzero(np.asarray(unsure)), shape[1])
+        s, exact = np.asarray(scores)[j, b], space.exact(rows[b], start + j)
+        nearer = (exact < limit[:, b]) | ((exact == limit[:, b]) & (start + j < at[:, b]))
+        nearer &= (low[:, b] <= s) & (s <= high[:, b])
+        r, pair = np.nonzero(nearer)
+        before += np.bincount(r * shape[1] + b[pair], minlength=before.size).reshape(shape)
+    return before[place, owner] + 1
+
+
+@partial(jax.jit, static_argnames="scale")
+def _count(
+    x: Array, y: Array, offset: Array, own: Array, ids: Array, low: Array, high: Array, scale: int
+) -> tuple[Array, Array, Array]:
+    """Scores [c, b], how many lie below each limit [r, b], and which are near any limit [c, b]."""
+    scores = offset[:, None] - scale * jnp.matmul(y, x.T, precision=lax.Precision.HIGHEST)
+    scores = jnp.where(ids[:, None] == own[None, :], jnp.inf, scores)
+
+    def one(unsure: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds[0][None, :], bounds[1][None, :]
+        return unsure | ((scores >= low) & (scores <= high)), jnp.sum(scores < low, axis=0)
+
+    unsure, closer = lax.scan(one, jnp.zeros(scores.shape, bool), (low, high))
+    return scores, closer, unsure
+
+
+def _flatnonzero(mask: np.ndarray) -> np.ndarray:
+    """np.flatnonzero of a mask that is almost empty: skips eight at a time."""
+    flat = mask.reshape(-1)
+    if flat.size % 8:
+        return np.flatnonzero(flat)
+    eights = np.flatnonzero(flat.view(np.uint64))
+    return (eights[:, None] * 8 + np.arange(8))[flat.reshape(-1, 8)[eights]]
+
+
+def _codes(ids: np.ndarray | None, rows: np.ndarray, size: int, missing: int) -> np.ndarray:
+    """The ids of some rows, int32 [size]; `missing` where there is none."""
+    padded = np.full(size, missing, np.int32)
+    if ids is not None:
+        padded[: len(rows)] = ids[rows]
+    return padded
+
+
+def _power(n: int) -> int:
+    """The least power of two that isn't below n."""
+    return 1 << (int(n) - 1).bit_length()
+
+
+def sorted_(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.ndarray:
+    """The same positions by sorting [len(rows), g] scores; `chunk` gallery rows at a time."""
+    owner, item = found.lists(rows)
+    x = space.rows(space.queries[rows])
+    norms, largest = np.sqrt((x * x).sum(1)), 0.0
+    scores = np.empty((len(rows), len(space.gallery)))
+    for start in range(0, len(space.gallery), chunk):
+        y = space.rows(space.gallery[start : start + chunk])
+        largest = max(largest, float(np.sqrt((y * y).sum(1).max())))
+        scores[:, start : start + chunk] = space.offsets(y) - space.scale * (x @ y.T)
+    scores[found.own(rows)] = np.inf
+    order = np.argsort(scores, axis=1)
+    scores = np.take_along_axis(scores, order, axis=1)
+    error = space.error(norms, largest, 2.0**-53)
+    with np.errstate(invalid="ignore"):
+        joined = np.diff(scores, axis=1) <= 2 * error[:, None]
+    _settle(order, joined, space, rows)
+    positions = np.empty_like(order)
+    np.put_along_axis(positions, order, np.arange(1, order.shape[1] + 1)[None], axis=1)
+    return positions[owner, item]
+
+
+def _settle(order: np.ndarray, joined: np.ndarray, space: Space, rows: np.ndarray) -> None:
+    """Puts runs of items that their scores can't tell apart in order by (distance, row)."""
+    edge = np.zeros((len(order), 1), bool)
+    after, before = np.hstack([edge, joined]), np.hstack([joined, edge])
+    b, column = np.nonzero(after | before)
+    run = np.cumsum(~after[b, column])
+    item = order[b, column]
+    order[b, column] = item[np.lexsort((item, space.exact(rows[b], item), run))]
