@@ -11,9 +11,21 @@
 
 from collections.abc import Callable
 
+from siamese_jax.losses.average_precision import fast_ap, smooth_ap
 from siamese_jax.losses.contrastive import contrastive
 from siamese_jax.losses.core import Loss, mean, reduce
-from siamese_jax.losses.softmax import softmax
+from siamese_jax.losses.info_nce import n_pairs, nt_xent, sup_con
+from siamese_jax.losses.margin import margin
+from siamese_jax.losses.pair_weighting import circle, lifted_structure, multi_similarity
+from siamese_jax.losses.proxies import proxy_anchor, proxy_nca
+from siamese_jax.losses.softmax import (
+    arcface,
+    cosface,
+    normalized_softmax,
+    soft_triple,
+    softmax,
+    sub_center_arcface,
+)
 from siamese_jax.losses.triplet import triplet
 
 __all__ = ["LOSSES", "Loss", "mean", "reduce"]
@@ -22,4 +34,20 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "softmax": softmax,
     "contrastive": contrastive,
     "triplet": triplet,
+    "n_pairs": n_pairs,
+    "nt_xent": nt_xent,
+    "sup_con": sup_con,
+    "multi_similarity": multi_similarity,
+    "circle": circle,
+    "lifted_structure": lifted_structure,
+    "margin": margin,
+    "fast_ap": fast_ap,
+    "smooth_ap": smooth_ap,
+    "proxy_nca": proxy_nca,
+    "proxy_anchor": proxy_anchor,
+    "normalized_softmax": normalized_softmax,
+    "arcface": arcface,
+    "sub_center_arcface": sub_center_arcface,
+    "cosface": cosface,
+    "soft_triple": soft_triple,
 }

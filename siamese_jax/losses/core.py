@@ -157,3 +157,30 @@ def refuse(loss: str, why: str, **given: Any) -> None:
     for name, value in given.items():
         if value is not None:
             raise UserError(f"loss {loss} takes no {name}: {why}")
+
+
+def check_positive(loss: str, **options: float) -> None:
+    """Raises `UserError` if an option that must be above 0 is not."""
+    for name, value in options.items():
+        if not value > 0:
+            raise UserError(f"loss {loss}: {name}={value} must be above 0")
+
+
+def class_targets(labels: Array, num_classes: int) -> Array:
+    """Labels as bool [n, classes]; a label outside 0 .. classes - 1 gives a row without any."""
+    if labels.ndim == 1:
+        return jax.nn.one_hot(labels, num_classes, dtype=bool)
+    if labels.shape[1] != num_classes:
+        raise UserError(
+            f"labels have {labels.shape[1]} classes, but the loss was initialised for {num_classes}"
+        )
+    return labels.astype(bool)
+
+
+def cross_entropy(logits: Array, targets: Array, mask: Array | None) -> tuple[Array, Array]:
+    """-log softmax at the targets (their mean if several), and weights: [n, classes] -> [n]."""
+    surprise = jax.nn.logsumexp(logits, axis=1, keepdims=True) - logits
+    count = jnp.sum(targets, axis=1)
+    values = ratio(jnp.sum(jnp.where(targets, surprise, 0), axis=1), as_weights(count, logits))
+    valid = count > 0 if mask is None else (count > 0) & mask.astype(bool)
+    return values, as_weights(valid, values)

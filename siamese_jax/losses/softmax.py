@@ -1,12 +1,23 @@
-"""Losses that classify: plain softmax."""
+"""Losses that classify: plain softmax, and its variants on the unit sphere."""
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from siamese_jax import miners
-from siamese_jax.errors import UserError
-from siamese_jax.losses.core import Loss, as_weights, ratio, refuse
+from siamese_jax import distances, miners
+from siamese_jax.losses.core import (
+    Loss,
+    as_weights,
+    check_positive,
+    class_targets,
+    cross_entropy,
+    refuse,
+    similarity,
+)
+from siamese_jax.losses.proxies import init_proxies
 
 _WHY = "it compares embeddings with its own class weights, not with each other"
 
@@ -23,7 +34,8 @@ def softmax() -> Loss:
 
     def init(key, embedding_dim, num_classes):
         kernel = jax.random.normal(key, (embedding_dim, num_classes), jnp.float32)
-        return {"kernel": kernel * embedding_dim**-0.5, "bias": jnp.zeros(num_classes)}
+        bias = jnp.zeros(num_classes, jnp.float32)
+        return {"kernel": kernel * embedding_dim**-0.5, "bias": bias}
 
     def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
         refuse("softmax", _WHY, mined=mined, references=references)
@@ -35,21 +47,148 @@ def softmax() -> Loss:
     return Loss(init, apply)
 
 
-def class_targets(labels: Array, num_classes: int) -> Array:
-    """Labels as bool [n, classes]; a label outside 0 .. classes - 1 gives a row without any."""
-    if labels.ndim == 1:
-        return jax.nn.one_hot(labels, num_classes, dtype=bool)
-    if labels.shape[1] != num_classes:
-        raise UserError(
-            f"labels have {labels.shape[1]} classes, but the loss was initialised for {num_classes}"
+def normalized_softmax(temperature: float = 0.05) -> Loss:
+    """Softmax on the cosines s of embeddings and class weights: l_i = -log softmax(s_i / t)[y_i].
+
+    Wang et al.: NormFace (2017); Zhai, Wu: Classification is a Strong Baseline for Deep Metric
+    Learning (2019), with t = 0.05. init gives {"proxies": [classes, d]}. Values, weights and
+    several labels as `softmax`. A zero vector has cosine 0 with all.
+    """
+    check_positive("normalized_softmax", temperature=temperature)
+    return _on_sphere("normalized_softmax", lambda s, targets: s / temperature)
+
+
+def arcface(margin_degrees: float = 28.6, scale: float = 64.0) -> Loss:
+    """ArcFace: an angle is added between an embedding and its own class, theta = arccos s.
+
+        z_c = scale cos(theta_c) for the others, and for the item's own class (or classes)
+        z_y = scale cos(theta_y + m)              if theta_y <= pi - m
+            = scale (cos(theta_y) - m sin(m))     beyond, where the first would rise again
+        l_i = -log softmax(z_i)[y_i]
+
+    Deng et al.: ArcFace: Additive Angular Margin Loss for Deep Face Recognition (2019), where the
+    margin is 0.5 radians, about 28.6 degrees. init gives {"proxies": [classes, d]}. Values,
+    weights and several labels as `softmax`.
+
+    Defined values: where an embedding lies exactly on its class weight, sin(theta) has gradient 0.
+    """
+    check_positive("arcface", scale=scale)
+    return _on_sphere("arcface", _angular_margin(margin_degrees, scale))
+
+
+def sub_center_arcface(
+    margin_degrees: float = 28.6, scale: float = 64.0, *, centers: int = 3
+) -> Loss:
+    """`arcface` with several weights a class, of which the nearest to the embedding counts.
+
+    Deng et al.: Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces
+    (2020). init gives {"proxies": [classes, centers, d]}.
+    """
+    check_positive("sub_center_arcface", scale=scale, centers=centers)
+    return _on_sphere(
+        "sub_center_arcface",
+        _angular_margin(margin_degrees, scale),
+        centers=centers,
+        merge=lambda s: jnp.max(s, axis=2),
+    )
+
+
+def cosface(margin: float = 0.35, scale: float = 64.0) -> Loss:
+    """CosFace: z_y = scale (s_y - margin), z_c = scale s_c; l_i = -log softmax(z_i)[y_i].
+
+    Wang et al.: CosFace: Large Margin Cosine Loss for Deep Face Recognition (2018). init gives
+    {"proxies": [classes, d]}. Values, weights and several labels as `softmax`.
+    """
+    check_positive("cosface", scale=scale)
+    return _on_sphere("cosface", lambda s, targets: scale * jnp.where(targets, s - margin, s))
+
+
+def soft_triple(
+    scale: float = 20.0,
+    gamma: float = 0.1,
+    margin: float = 0.01,
+    *,
+    centers: int = 10,
+    tau: float = 0.2,
+) -> Loss:
+    """SoftTriple: several centres a class, joined by a soft maximum, w_ck the k-th of class c.
+
+        S_c = sum_k softmax_k(<x, w_ck> / gamma) <x, w_ck>
+        l_i = -log softmax(scale (S - margin [c = y]))[y]
+            + tau / (C K (K - 1)) sum_c sum_(j < k) |w_cj - w_ck|
+
+    Qian et al.: SoftTriple Loss: Deep Metric Learning Without Triplet Sampling (2019). The second
+    part draws a class's centres together; it is added to every value, so once to the mean. init
+    gives {"proxies": [classes, centers, d]}. Values, weights and several labels as `softmax`.
+
+    Defined values: centres that coincide have distance 0 with gradient 0.
+    """
+    check_positive("soft_triple", scale=scale, gamma=gamma, centers=centers)
+
+    def spread(w):
+        if centers == 1:
+            return jnp.zeros((), w.dtype)
+        products = jnp.einsum("cjd,ckd->cjk", w, w, precision=lax.Precision.HIGHEST)
+        first, second = jnp.triu_indices(centers, 1)
+        apart = distances.safe_sqrt(jnp.maximum(2 - 2 * products[:, first, second], 0))
+        return tau * jnp.sum(apart) / (w.shape[0] * centers * (centers - 1))
+
+    return _on_sphere(
+        "soft_triple",
+        lambda s, targets: scale * jnp.where(targets, s - margin, s),
+        centers=centers,
+        merge=lambda s: jnp.sum(jax.nn.softmax(s / gamma, axis=2) * s, axis=2),
+        penalty=spread,
+    )
+
+
+def _angular_margin(margin_degrees: float, scale: float) -> Callable[[Array, Array], Array]:
+    m = math.radians(margin_degrees)
+
+    def logits(s, targets):
+        sine = distances.safe_sqrt(jnp.maximum(1 - s * s, 0))
+        further = jnp.where(
+            s >= -math.cos(m),  # theta <= pi - m
+            s * math.cos(m) - sine * math.sin(m),
+            s - m * math.sin(m),
         )
-    return labels.astype(bool)
+        return scale * jnp.where(targets, further, s)
+
+    return logits
 
 
-def cross_entropy(logits: Array, targets: Array, mask: Array | None) -> tuple[Array, Array]:
-    """-log softmax at the targets (their mean if several), and weights: [n, classes] -> [n]."""
-    surprise = jax.nn.logsumexp(logits, axis=1, keepdims=True) - logits
-    count = jnp.sum(targets, axis=1)
-    values = ratio(jnp.sum(jnp.where(targets, surprise, 0), axis=1), as_weights(count, logits))
-    valid = count > 0 if mask is None else (count > 0) & mask.astype(bool)
-    return values, as_weights(valid, values)
+def _on_sphere(
+    name: str,
+    logits: Callable[[Array, Array], Array],
+    *,
+    centers: int | None = None,
+    merge: Callable[[Array], Array] = lambda s: s,
+    penalty: Callable[[Array], Array] | None = None,
+) -> Loss:
+    """Cross-entropy of logits(cosines [n, classes], targets), the frame of the losses above.
+
+    With centers, proxies are [classes, centers, d] and merge takes [n, classes, centers] to
+    [n, classes]; penalty(unit proxies) is added to each value.
+    """
+
+    def init(key, embedding_dim, num_classes):
+        proxies = init_proxies(key, embedding_dim, num_classes * (centers or 1))["proxies"]
+        return {
+            "proxies": proxies
+            if centers is None
+            else proxies.reshape(num_classes, centers, embedding_dim)
+        }
+
+    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+        refuse(name, _WHY, mined=mined, references=references)
+        x = distances.unit(miners.candidates(embeddings, mask, None))
+        proxies = params["proxies"].astype(x.dtype)
+        flat = distances.unit(proxies.reshape(-1, proxies.shape[-1]))
+        s = merge(similarity(x, flat, "cosine").reshape(len(x), *proxies.shape[:-1]))
+        targets = class_targets(labels, proxies.shape[0])
+        values, weights = cross_entropy(logits(s, targets), targets, mask)
+        if penalty is not None:
+            values = values + penalty(flat.reshape(proxies.shape))
+        return values, as_weights(weights, values)
+
+    return Loss(init, apply)
