@@ -1,0 +1,165 @@
+"""EfficientNet B0 to B4 (Tan and Le 2019, arXiv:1905.11946) and the Lite variants.
+
+keras: TensorFlow's SAME padding (the odd pixel after), epsilon 1e-3.
+torch: symmetric padding, epsilon 1e-5, as torchvision and timm train them.
+Lite leaves out squeeze-and-excite, uses relu6, and never scales the stem, the head, or the depth of
+the first and last stage.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from siamese_jax.trunks.layers import Activation, Conv, Norm
+
+STAGES = ("stem", *(f"stage{i}" for i in range(1, 8)), "top")
+_NORMS = {"keras": Norm(1e-3, 0.99), "torch": Norm(1e-5, 0.9)}
+
+
+class StagePlan(NamedTuple):
+    size: int
+    stride: int
+    expand: int
+    features: int
+    depth: int
+
+
+# Table 1 of the paper.
+_B0 = (
+    StagePlan(3, 1, 1, 16, 1),
+    StagePlan(3, 2, 6, 24, 2),
+    StagePlan(5, 2, 6, 40, 2),
+    StagePlan(3, 2, 6, 80, 3),
+    StagePlan(5, 1, 6, 112, 3),
+    StagePlan(5, 2, 6, 192, 4),
+    StagePlan(3, 1, 6, 320, 1),
+)
+
+
+def round_width(width: float) -> int:
+    """The nearest multiple of 8, but never more than 10% below `width`."""
+    nearest = max(8, int(width + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * width else nearest
+
+
+def plan(width: float, depth: float, lite: bool) -> tuple[StagePlan, ...]:
+    """The stages of B0 scaled to `width` times the channels and `depth` times the blocks."""
+
+    def blocks(i: int, stage: StagePlan) -> int:
+        fixed = lite and i in (0, len(_B0) - 1)
+        return stage.depth if fixed else math.ceil(depth * stage.depth)
+
+    return tuple(
+        stage._replace(features=round_width(width * stage.features), depth=blocks(i, stage))
+        for i, stage in enumerate(_B0)
+    )
+
+
+def relu6(x: Array) -> Array:
+    return jnp.clip(x, 0, 6)
+
+
+class Block(nn.Module):
+    """The inverted residual: 1x1 widens, depthwise k x k, squeeze-and-excite, 1x1 narrows."""
+
+    stage: StagePlan
+    stride: int
+    squeeze: bool
+    act: Activation
+    conv: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        narrow = x.shape[-1]
+        wide = narrow * self.stage.expand
+        y = x
+        if self.stage.expand > 1:
+            y = Conv(wide, act=self.act, name="expand", **self.conv)(y, train)
+        depthwise = Conv(
+            wide,
+            self.stage.size,
+            self.stride,
+            depthwise=True,
+            act=self.act,
+            name="depthwise",
+            **self.conv,
+        )
+        y = depthwise(y, train)
+        if self.squeeze:
+            y = y * self._excitement(y, max(1, narrow // 4))
+        y = Conv(self.stage.features, name="project", **self.conv)(y, train)
+        return x + y if self.stride == 1 and narrow == self.stage.features else y
+
+    def _excitement(self, y: Array, features: int) -> Array:
+        dense = {"bias": True, "dtype": self.conv["dtype"]}
+        s = jnp.mean(y, (1, 2), keepdims=True)
+        s = Conv(features, act=self.act, name="se_reduce", **dense)(s)
+        return Conv(y.shape[-1], act=nn.sigmoid, name="se_expand", **dense)(s)
+
+
+class Stage(nn.Module):
+    stage: StagePlan
+    squeeze: bool
+    act: Activation
+    conv: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for i in range(self.stage.depth):
+            stride = self.stage.stride if i == 0 else 1
+            name = f"block{i + 1}"
+            x = Block(self.stage, stride, self.squeeze, self.act, self.conv, name=name)(x, train)
+        return x
+
+
+class Single(nn.Module):
+    """A stage of one convolution: the stem and the top."""
+
+    features: int
+    size: int
+    stride: int
+    act: Activation
+    conv: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        layer = Conv(self.features, self.size, self.stride, act=self.act, name="conv", **self.conv)
+        return layer(x, train)
+
+
+class EfficientNet(nn.Module):
+    """x [n,h,w,3], normalised -> {"stem": [n,h/2,w/2,c], "stage1": ..., "top": [n,h/32,w/32,c]}."""
+
+    width: float
+    depth: float
+    lite: bool = False
+    form: str = "keras"
+    dtype: Any = jnp.float32
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+        conv = {
+            "bias": self.folded,
+            "norm": None if self.folded else _NORMS[self.form],
+            "same": self.form == "keras",
+            "dtype": self.dtype,
+        }
+        act: Activation = relu6 if self.lite else nn.silu
+        stem, top = stem_and_top(self.width, self.lite)
+        x = Single(stem, 3, 2, act, conv, name="stem")(x, "stem" in train_stages)
+        outputs = {"stem": x}
+        for i, stage in enumerate(plan(self.width, self.depth, self.lite), 1):
+            name = f"stage{i}"
+            layers = Stage(stage, not self.lite, act, conv, name=name)
+            outputs[name] = x = layers(x, name in train_stages)
+        outputs["top"] = Single(top, 1, 1, act, conv, name="top")(x, "top" in train_stages)
+        return outputs
+
+
+def stem_and_top(width: float, lite: bool) -> tuple[int, int]:
+    """Channels of the first and the last convolution."""
+    return (32, 1280) if lite else (round_width(32 * width), round_width(1280 * width))

@@ -1,0 +1,86 @@
+"""The one layer all trunks are made of: convolution, batch normalisation, activation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array, lax
+
+from siamese_jax.trunks.convolution import convolve, pads
+
+Activation = Callable[[Array], Array]
+
+
+class Norm(NamedTuple):
+    """Batch normalisation's constants: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
+
+    A training step moves the statistics: mean <- momentum * mean + (1 - momentum) * batch mean.
+    """
+
+    epsilon: float
+    momentum: float
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, in float32 whatever the input's dtype."""
+
+    norm: Norm
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        values = x.astype(jnp.float32)
+        m, v = mean.value, var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            m, v = jnp.mean(values, axes), jnp.var(values, axes)
+            if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+                keep = self.norm.momentum
+                mean.value = keep * mean.value + (1 - keep) * m
+                var.value = keep * var.value + (1 - keep) * v
+        gain = scale * lax.rsqrt(v + self.norm.epsilon)
+        shift = bias - m * gain
+        lift = (1,) * (x.ndim - 1) + shape
+        return (values * gain.reshape(lift) + shift.reshape(lift)).astype(x.dtype)
+
+
+class Conv(nn.Module):
+    """act(norm(kernel * x + bias)), each of bias, norm and act optional.
+
+    Parameters: kernel [k, k, c, features] (depthwise: [k, k, 1, c]), bias [features], norm/scale,
+    norm/bias; statistics: norm/mean, norm/var. x [n,h,w,c] -> [n,h',w',features] in `dtype`.
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    same: bool = False
+    depthwise: bool = False
+    bias: bool = False
+    norm: Norm | None = None
+    act: Activation | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        shape = (self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        padding = pads(x.shape[1:3], self.size, self.stride, self.same)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = convolve(x, kernel, self.stride, padding, self.depthwise)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)[None, None, None]
+        if self.norm is not None:
+            y = BatchNorm(self.norm, name="norm")(y, train)
+        return self.act(y) if self.act is not None else y
+
+
+def max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
+    """The largest value of each size x size window: [n,h,w,c] -> [n,h',w',c]."""
+    return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)

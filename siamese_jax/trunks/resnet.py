@@ -1,0 +1,101 @@
+"""ResNet 18 to 152 (He et al. 2016, arXiv:1512.03385) as Keras and as PyTorch build it.
+
+keras: the stride sits in a bottleneck's first 1x1, every convolution has a bias, epsilon 1.001e-5.
+torch: the stride sits in the 3x3 ("v1.5"), no biases, epsilon 1e-5.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from siamese_jax.trunks.layers import Conv, Norm, max_pool
+
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
+_NORMS = {"keras": Norm(1.001e-5, 0.99), "torch": Norm(1e-5, 0.9)}
+
+
+class Block(nn.Module):
+    """x -> relu(shortcut(x) + convolutions(x)); 1x1, 3x3, 1x1 where `bottleneck`, else two 3x3."""
+
+    features: int
+    stride: int
+    bottleneck: bool
+    project: bool
+    form: str
+    conv: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        first, second = (self.stride, 1) if self.form == "keras" else (1, self.stride)
+        if self.bottleneck:
+            plan = [(1, 1, first), (1, 3, second), (4, 1, 1)]
+        else:
+            plan = [(1, 3, self.stride), (1, 3, 1)]
+        y = x
+        for i, (widen, size, stride) in enumerate(plan, 1):
+            act = nn.relu if i < len(plan) else None
+            layer = Conv(widen * self.features, size, stride, act=act, name=f"conv{i}", **self.conv)
+            y = layer(y, train)
+        if self.project:
+            x = Conv(y.shape[-1], 1, self.stride, name="shortcut", **self.conv)(x, train)
+        return nn.relu(x + y)
+
+
+class Stem(nn.Module):
+    conv: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = Conv(64, 7, 2, act=nn.relu, name="conv", **self.conv)(x, train)
+        return max_pool(x, 3, 2, 1)
+
+
+class Stage(nn.Module):
+    """`depth` blocks; the first changes the size and the width."""
+
+    depth: int
+    features: int
+    stride: int
+    bottleneck: bool
+    form: str
+    conv: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        width = self.features * (4 if self.bottleneck else 1)
+        for i in range(self.depth):
+            stride = self.stride if i == 0 else 1
+            project = i == 0 and (stride != 1 or x.shape[-1] != width)
+            name = f"block{i + 1}"
+            block = Block(
+                self.features, stride, self.bottleneck, project, self.form, self.conv, name=name
+            )
+            x = block(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """x [n,h,w,3], normalised -> {"stem": [n,h/4,w/4,64], ..., "stage4": [n,h/32,w/32,width]}."""
+
+    depths: tuple[int, ...]
+    bottleneck: bool
+    form: str = "torch"
+    dtype: Any = jnp.float32
+    folded: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+        conv = {
+            "bias": self.folded or self.form == "keras",
+            "norm": None if self.folded else _NORMS[self.form],
+            "dtype": self.dtype,
+        }
+        x = Stem(conv, name="stem")(x, "stem" in train_stages)
+        outputs = {"stem": x}
+        for i, depth in enumerate(self.depths):
+            name, stride = f"stage{i + 1}", 1 if i == 0 else 2
+            stage = Stage(depth, 64 * 2**i, stride, self.bottleneck, self.form, conv, name=name)
+            outputs[name] = x = stage(x, name in train_stages)
+        return outputs

@@ -1,0 +1,252 @@
+"""Pretrained weights: named sources and local files, ported into a trunk's variables.
+
+weights.load("resnet50")                                   # its ImageNet weights
+weights.load("resnet50", "torchvision:IMAGENET1K_V2")
+weights.load("resnet50", "my.weights.h5")                  # .h5 .pth .safetensors .npz
+weights.load("resnet50", "random", key=jax.random.key(0))
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import CAFFE, IMAGENET, LITE, Preprocessing, find
+from siamese_jax.weights import formats
+from siamese_jax.weights.download import Unavailable, obtain
+from siamese_jax.weights.formats import META, Leaves
+from siamese_jax.weights.port import Ported, flatten, port, shapes, unflatten
+from siamese_jax.weights.sources import SOURCES, Source, find_source
+
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
+
+
+class FallbackWarning(UserWarning):
+    """Another trunk than the one asked for was loaded."""
+
+
+@dataclass(frozen=True)
+class TrunkWeights:
+    """A trunk with weights, and all that is needed to use them.
+
+    `trunk` is the one really loaded; `source` says from where ("keras", a path, "random"), `sha256`
+    is that of the file. `variables` = {"params": ..., "batch_stats": ...}, float32. `classifier`,
+    where the file has one that is linear on the pooled features: {"kernel" [c, classes], "bias"}.
+    `fallback_for` names the trunk and the reason if this one was loaded in its place.
+    """
+
+    trunk: str
+    form: str
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+    image_size: int
+    source: str
+    sha256: str | None = None
+    licence: str | None = None
+    classifier: dict[str, Any] | None = None
+    fallback_for: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """All but the arrays, as JSON can hold it."""
+        fields = ("trunk", "form", "image_size", "source", "sha256", "licence", "fallback_for")
+        scaling = {"preprocessing": asdict(self.preprocessing)}
+        return {name: getattr(self, name) for name in fields} | scaling
+
+
+def load(
+    trunk: str,
+    weights: str | os.PathLike = "imagenet",
+    *,
+    offline_fallback: str | None = None,
+    form: str | None = None,
+    key: jax.Array | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> TrunkWeights:
+    """A trunk's weights: "random", "imagenet" (its default), a named source, a file, a run folder.
+
+    `form` ("keras" or "torch") is known for named sources and told from the names in a file; give
+    it for random weights, or for a file whose names do not tell (timm names TensorFlow's ports as
+    its own). `key` is for random weights. If a named source can't be had on this machine, the trunk
+    `offline_fallback` is loaded with its default weights instead, with a FallbackWarning; if it is
+    None, that is a UserError. Downloads lie in `cache_dir`, $SIAMESE_JAX_CACHE or
+    ~/.cache/siamese_jax.
+    """
+    row = find(trunk)
+    if form is not None and form not in row.forms:
+        raise UserError(f"{trunk} has no form {form!r}; it has: {', '.join(row.forms)}")
+    name = os.fspath(weights)
+    if name == "random":
+        return _random(trunk, form or row.forms[0], key)
+    if _is_path(name):
+        return _from_file(trunk, Path(name).expanduser(), form)
+    source = find_source(trunk, name)
+    name = row.default_weights if name == "imagenet" else name
+    if form not in (None, source.form):
+        raise UserError(
+            f"the weights {name!r} of {trunk} are of the form {source.form}, not {form}"
+        )
+    try:
+        path = obtain(source, cache_dir)
+    except Unavailable as e:
+        return _fall_back(trunk, name, str(e), offline_fallback, cache_dir)
+    return _from_source(trunk, name, source, path)
+
+
+def save(path: str | os.PathLike, weights: TrunkWeights) -> None:
+    """Write an `.npz` that `load` reads: every leaf by its path, and a description."""
+    leaves = flatten(weights.variables)
+    if weights.classifier is not None:
+        leaves |= flatten({"classifier": weights.classifier})
+    formats.write_npz(Path(path), leaves, weights.describe())
+
+
+def _is_path(name: str) -> bool:
+    known = Path(name).suffix.lower() in formats.EXTENSIONS
+    return known or Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
+    """He's initialisation: kernels N(0, 2 / fan in), norms that change nothing, zero biases.
+
+    NumPy draws it, in a second; compiling a trunk's own `init` takes ten times as long.
+    """
+    key = jax.random.key(0) if key is None else key
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name.endswith("/kernel"):
+            deviation = np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+            return generator.standard_normal(shape, np.float32) * deviation
+        return np.full(shape, name.endswith(("/scale", "/var")), np.float32)
+
+    variables = unflatten({name: draw(name, shape) for name, shape in shapes(trunk, form).items()})
+    scaling = _usual_preprocessing(trunk, form)
+    size = find(trunk).image_size
+    return TrunkWeights(trunk, form, _on_device(variables), scaling, size, "random")
+
+
+def _usual_preprocessing(trunk: str, form: str) -> Preprocessing:
+    """The constants that weights of that form are trained with, where a file says nothing."""
+    if "lite" in trunk:
+        return LITE if form == "keras" else IMAGENET
+    return CAFFE if form == "keras" and not trunk.startswith("efficientnet") else IMAGENET
+
+
+def _from_source(trunk: str, name: str, source: Source, path: Path) -> TrunkWeights:
+    ported = port(formats.read(path), trunk, where=str(path), form=source.form)
+    return TrunkWeights(
+        trunk,
+        source.form,
+        _on_device(ported.variables),
+        source.preprocessing,
+        source.image_size,
+        name,
+        formats.digest(path),
+        source.licence,
+        ported.classifier,
+    )
+
+
+def _from_file(trunk: str, path: Path, form: str | None) -> TrunkWeights:
+    path = _weights_of_run(path) if path.is_dir() else path
+    leaves = formats.read(path)
+    meta = _description(leaves, path)
+    if meta and meta.get("trunk") != trunk:
+        raise UserError(f"{path} holds the weights of {meta.get('trunk')}, not of {trunk}")
+    ported = port(leaves, trunk, where=str(path), form=form or meta.get("form"))
+    row = find(trunk)
+    return TrunkWeights(
+        trunk,
+        ported.form,
+        _on_device(ported.variables),
+        _preprocessing(trunk, ported, leaves, meta),
+        meta.get("image_size", row.image_size),
+        str(path),
+        formats.digest(path),
+        meta.get("licence"),
+        ported.classifier,
+    )
+
+
+def _weights_of_run(folder: Path) -> Path:
+    path = folder / "trunk.npz"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder with the weights of a trunk: {path} is missing")
+    return path
+
+
+def _description(leaves: Leaves, path: Path) -> dict[str, Any]:
+    if META not in leaves:
+        return {}
+    try:
+        meta = json.loads(str(leaves[META]))
+        form, trunk, scaling = meta["form"], meta["trunk"], meta["preprocessing"]
+        if form not in find(trunk).forms or not isinstance(meta["image_size"], int):
+            raise ValueError
+        mean, std = (tuple(float(v) for v in scaling[key]) for key in ("mean", "std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError
+        return meta | {"preprocessing": Preprocessing(mean, std, bool(scaling["bgr"]))}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"the description in {path} is damaged; export the weights again") from None
+
+
+def _preprocessing(trunk: str, ported: Ported, leaves: Leaves, meta: Mapping) -> Preprocessing:
+    if meta:
+        return meta["preprocessing"]
+    if ported.naming == "keras" and trunk.startswith("efficientnet"):
+        return _of_normalization_layer(leaves)
+    return _usual_preprocessing(trunk, ported.form)
+
+
+def _of_normalization_layer(leaves: Leaves) -> Preprocessing:
+    """Keras's EfficientNet scales its own pixels: x / 255, then (x - mean) / sqrt(variance).
+
+    The published files store the standard deviation where the variance belongs, and their model
+    divides by its square root twice, so their constants come out as ImageNet's.
+    """
+    found = {
+        key.rpartition("/")[2]: value
+        for key, value in leaves.items()
+        if key.startswith("normalization")
+    }
+    if "mean" not in found or "variance" not in found:
+        return IMAGENET
+    mean, variance = (
+        np.broadcast_to(found[k].ravel(), 3).astype(float) for k in ("mean", "variance")
+    )
+    if np.allclose(variance, np.array(IMAGENET.std) / 255, atol=1e-3):
+        return IMAGENET
+    scale = 255 * np.maximum(np.sqrt(variance), 1e-7)
+    return Preprocessing(tuple((255 * mean).tolist()), tuple(scale.tolist()))
+
+
+def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.asarray, variables)
+
+
+def _fall_back(
+    trunk: str, name: str, reason: str, fallback: str | None, cache_dir: str | os.PathLike | None
+) -> TrunkWeights:
+    """What an unreachable source leads to: the agreed other trunk, or an error."""
+    if fallback is None:
+        raise UserError(
+            f"the weights {name!r} of {trunk} can't be had here: {reason}. Three ways out: a local "
+            "file (weights=PATH), another trunk (such as efficientnet_lite0, whose weights are a "
+            "package), or random weights (weights=random)"
+        )
+    message = (
+        f"THE TRUNK IS {fallback}, NOT {trunk}: the weights {name!r} of {trunk} can't be had here "
+        f"({reason}) and offline_fallback says {fallback!r}"
+    )
+    warnings.warn(message, FallbackWarning, stacklevel=3)
+    found = load(fallback, "imagenet", cache_dir=cache_dir)
+    return TrunkWeights(**{**vars(found), "fallback_for": f"{trunk} ({name}): {reason}"})

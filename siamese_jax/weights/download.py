@@ -1,0 +1,172 @@
+"""Downloads that can be resumed, are checked, and appear whole or not at all."""
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from siamese_jax.errors import UserError
+from siamese_jax.weights.sources import Source
+
+_log = logging.getLogger(__name__)
+_CHUNK = 1 << 20
+_TIMEOUT = 20.0  # seconds without a byte
+_ATTEMPTS = 4
+
+
+class Unavailable(UserError):
+    """The weights are not on this machine and could not be fetched."""
+
+
+def cache_folder(folder: str | os.PathLike | None = None) -> Path:
+    """`folder`, else $SIAMESE_JAX_CACHE, else ~/.cache/siamese_jax; weights lie in `weights/`."""
+    base = folder or os.environ.get("SIAMESE_JAX_CACHE") or Path.home() / ".cache" / "siamese_jax"
+    return Path(base).expanduser() / "weights"
+
+
+def obtain(source: Source, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The path of the source's file on this machine, fetched and checked if it has to be.
+
+    Raises Unavailable if it is neither here nor reachable, UserError if its hash is another.
+    """
+    if source.package[0]:
+        return _packaged(source)
+    if source.hub:
+        return _from_hub(source, cache_folder(cache_dir))
+    return fetch(source.url, cache_folder(cache_dir) / Path(source.url).name, source.digest)
+
+
+def _packaged(source: Source) -> Path:
+    """The file inside an installed package, which is found but never imported."""
+    package, inside = source.package
+    spec = importlib.util.find_spec(package)
+    name = package.replace("_", "-")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unavailable(f"the package {name} is not installed; run: pip install {name}")
+    path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.is_file():
+        raise Unavailable(f"the package {name} has no {inside}; run: pip install --force {name}")
+    check(path, source.digest)
+    return path
+
+
+def _from_hub(source: Source, folder: Path, endpoint: str | None = None) -> Path:
+    """model.safetensors of a Hub repository; the Hub names its cached file by the sha256."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise Unavailable(
+            f"{source.hub} lies on the Hugging Face Hub; run: pip install huggingface_hub"
+        ) from None
+    try:
+        found = huggingface_hub.hf_hub_download(
+            source.hub, "model.safetensors", cache_dir=folder / "hub", endpoint=endpoint
+        )
+    except Exception as e:  # its many kinds of network trouble all mean: not to be had
+        raise Unavailable(f"{source.hub} was not fetched from the Hub: {_line(e)}") from None
+    path = Path(found)
+    announced = path.resolve().name
+    if len(announced) == 64:
+        check(path, "sha256:" + announced)
+    return path
+
+
+def check(path: Path, digest: str) -> None:
+    """UserError if the file's hash does not start with the published digits ("sha256:f37072fd")."""
+    kind, _, digits = digest.partition(":")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if not found.startswith(digits):
+        raise UserError(
+            f"{path} has the {kind} {found}, not the published {digits}; delete it and fetch it again"
+        )
+
+
+def fetch(url: str, target: Path, digest: str) -> Path:
+    """Download `url` to `target` unless it is there. A part that was left behind is continued."""
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    with _locked(target):
+        if target.is_file():  # another process was faster
+            return target
+        _log.warning("downloading %s to %s", url, target)
+        for attempt in range(_ATTEMPTS):
+            try:
+                _transfer(url, part)
+                break
+            except (OSError, urllib.error.URLError) as e:
+                permanent = isinstance(e, urllib.error.HTTPError) and e.code in (401, 403, 404, 410)
+                if permanent or attempt == _ATTEMPTS - 1 or not _promising(e):
+                    raise Unavailable(f"{url} was not downloaded: {_line(e)}") from None
+                time.sleep(0.2 * 4**attempt)
+        try:
+            check(part, digest)
+        except UserError as e:
+            part.unlink()
+            raise UserError(
+                str(e).replace("delete it and fetch", "it was deleted; fetch")
+            ) from None
+        os.replace(part, target)
+    return target
+
+
+def _promising(error: OSError) -> bool:
+    """Whether trying again can help: not where the name or the route is missing."""
+    reason = getattr(error, "reason", error)
+    return not isinstance(reason, ConnectionRefusedError | socket.gaierror)
+
+
+def _transfer(url: str, part: Path) -> None:
+    """Append what is missing to `part`; OSError if the connection ends early."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "siamese-jax"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as e:
+        if e.code == 416:  # the part is complete, or longer than the file: the hash decides
+            return
+        raise
+    with response:
+        continued = response.status == 206
+        length = int(response.headers.get("Content-Length") or -1)
+        start = have if continued else 0
+        with part.open("ab" if continued else "wb") as file:
+            got = _copy(response, file)
+    if length >= 0 and got != length:
+        raise ConnectionError(f"it ended after {start + got:,} of {start + length:,} bytes")
+
+
+def _copy(response: object, file: object) -> int:
+    got = 0
+    while chunk := response.read(_CHUNK):  # type: ignore[attr-defined]
+        file.write(chunk)  # type: ignore[attr-defined]
+        got += len(chunk)
+    return got
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One process at a time writes the part of a target, where the system has file locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with target.with_name(target.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

