@@ -1,0 +1,154 @@
+"""Folders of images as records: class folders, query + gallery, anchor + positive."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from siamese_jax.data.records import Records, make_records
+from siamese_jax.errors import UserError
+
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
+)
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
+    """All image files under a folder by suffix, sorted; hidden files and folders are left out."""
+    found = []
+    for base, folders, files in os.walk(_existing(folder)):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        found += [
+            os.path.join(base, f)
+            for f in files
+            if not f.startswith(".") and os.path.splitext(f)[1].lower() in SUFFIXES
+        ]
+    return sorted(found)
+
+
+def from_images(root: str | os.PathLike[str]) -> Records:
+    """One image file, or every image under a folder, without labels (-1)."""
+    files = [str(root)] if Path(root).is_file() else _some(list_images(root), root)
+    records = make_records(files, ["?"] * len(files), root=str(root))
+    records.label[:] = -1
+    return records
+
+
+def from_folder(root: str | os.PathLike[str]) -> Records:
+    """Reads a folder in whichever known layout it has.
+
+    `query/` + `gallery/`; `anchor/` + `positive/`; `train/` + `test/` (and perhaps `val/`) of class
+    folders; else a folder of class folders.
+    """
+    names = {entry.name for entry in _subfolders(root)}
+    if {"query", "gallery"} <= names:
+        return from_query_gallery(root)
+    if {"anchor", "positive"} <= names:
+        return from_anchor_positive(root)
+    if names and names <= _SPLIT_FOLDERS.keys() and {"train", "test"} & names:
+        return _from_split_folders(root)
+    paths, classes = _class_folders(root)
+    return make_records(paths, classes, root=str(root))
+
+
+def from_query_gallery(root: str | os.PathLike[str]) -> Records:
+    """`query/` and `gallery/`: classes are their subfolders, or the file names without suffix."""
+    sides = [_labelled(Path(root) / side) for side in ("query", "gallery")]
+    (queries, query_classes), (gallery, gallery_classes) = sides
+    if not set(query_classes) & set(gallery_classes):
+        raise UserError(
+            f"{root}: query/ and gallery/ share no class (query has '{query_classes[0]}', gallery "
+            f"has '{gallery_classes[0]}'); give equal class folders or equal file names"
+        )
+    asked = [True] * len(queries) + [False] * len(gallery)
+    return make_records(
+        queries + gallery,
+        query_classes + gallery_classes,
+        root=str(root),
+        is_query=asked,
+        is_gallery=[not a for a in asked],
+    )
+
+
+def from_anchor_positive(root: str | os.PathLike[str]) -> Records:
+    """`anchor/` and `positive/` with equal file names: each name is a class of two images."""
+    sides = {}
+    for side in ("anchor", "positive"):
+        folder = Path(root) / side
+        files = _some(list_images(folder), folder)
+        sides[side] = {os.path.splitext(os.path.relpath(f, folder))[0]: f for f in files}
+        if len(sides[side]) < len(files):
+            names = Counter(os.path.splitext(os.path.relpath(f, folder))[0] for f in files)
+            raise UserError(f"{folder}: two files are named '{names.most_common(1)[0][0]}'")
+    alone = sorted(sides["anchor"].keys() ^ sides["positive"].keys())
+    if alone:
+        raise UserError(
+            f"{root}: {len(alone)} file names are not in both anchor/ and positive/, the first is "
+            f"'{alone[0]}'; every anchor needs the positive of its name"
+        )
+    names = sorted(sides["anchor"])
+    asked = [True] * len(names) + [False] * len(names)
+    return make_records(
+        [sides["anchor"][n] for n in names] + [sides["positive"][n] for n in names],
+        names + names,
+        root=str(root),
+        is_query=asked,
+        is_gallery=[not a for a in asked],
+    )
+
+
+def _from_split_folders(root: str | os.PathLike[str]) -> Records:
+    paths: list[str] = []
+    classes: list[str] = []
+    splits: list[str] = []
+    for entry in _subfolders(root):
+        files, names = _class_folders(entry.path)
+        paths, classes = paths + files, classes + names
+        splits += [_SPLIT_FOLDERS[entry.name]] * len(files)
+    return make_records(paths, classes, root=str(root), split=splits)
+
+
+def _labelled(folder: Path) -> tuple[list[str], list[str]]:
+    if _subfolders(folder):
+        return _class_folders(folder)
+    files = _some(list_images(folder), folder)
+    return files, [Path(f).stem for f in files]
+
+
+def _class_folders(root: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    folders = _subfolders(root)
+    if not folders:
+        what = "images but no class folders" if list_images(root) else "neither images nor folders"
+        raise UserError(f"{root} has {what}: make one folder a class, the images inside")
+    paths: list[str] = []
+    classes: list[str] = []
+    for entry in folders:
+        files = list_images(entry.path)
+        paths += files
+        classes += [entry.name] * len(files)
+    return _some(paths, root), classes
+
+
+def _subfolders(root: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(_existing(root)) as entries:
+        found = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+    return sorted(found, key=lambda e: e.name)
+
+
+def _existing(folder: str | os.PathLike[str]) -> str:
+    if not os.path.isdir(folder):
+        what = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
+        raise UserError(f"the image folder {folder} {what}; check the path")
+    return os.fspath(folder)
+
+
+def _some(files: list[str], folder: str | os.PathLike[str]) -> list[str]:
+    if not files:
+        raise UserError(f"{folder} holds no image (looked for {' '.join(sorted(SUFFIXES))})")
+    return files

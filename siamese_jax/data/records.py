@@ -1,0 +1,191 @@
+"""Records: the columns that describe a data set, one row an image; splitting and fingerprinting."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from siamese_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """A data set as columns of equal length n.
+
+    Attributes:
+      path: str [n], the image files.
+      label: int32 [n], an index into `class_names`, or bool [n, c] where an image may have several
+        labels. -1 means unknown.
+      id: int32 [n], unique in the data set and kept by `select`.
+      split: str [n], "train", "validation", "test", or "" where no split has been made.
+      is_query: bool [n], asked in an evaluation.
+      is_gallery: bool [n], searched in an evaluation.
+      class_names: the classes in the order of their labels.
+      root: the folder that paths are relative to in a fingerprint.
+      box: int32 [n, 4] as left, upper, right, lower, the part of each picture that counts; rows of
+        zeros and None mean the whole picture.
+      notes: what the user should hear about this data set, a line each.
+    """
+
+    path: np.ndarray
+    label: np.ndarray
+    id: np.ndarray
+    split: np.ndarray
+    is_query: np.ndarray
+    is_gallery: np.ndarray
+    class_names: tuple[str, ...]
+    root: str = ""
+    box: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def select(self, rows: np.ndarray) -> "Records":
+        """The records of a bool mask [n] or of indices [m], with their ids and class names."""
+        columns: dict[str, Any] = {
+            f.name: getattr(self, f.name)[rows]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), np.ndarray)
+        }
+        return replace(self, **columns)
+
+    def where(self, split: str) -> "Records":
+        """The records of one split; UserError if there are none."""
+        rows = self.split == split
+        if not rows.any():
+            there = ", ".join(sorted({str(s) for s in self.split} - {""})) or "none"
+            raise UserError(f"{self.root}: no images in the split '{split}' (splits: {there})")
+        return self.select(rows)
+
+    @property
+    def domain(self) -> np.ndarray:
+        """int32 [n]: 1 for images that are only searched, 0 for those that are (also) asked."""
+        return (self.is_gallery & ~self.is_query).astype(np.int32)
+
+
+def make_records(
+    paths: Sequence[str],
+    classes: Sequence[str],
+    *,
+    root: str,
+    split: Sequence[str] | None = None,
+    is_query: Sequence[bool] | None = None,
+    is_gallery: Sequence[bool] | None = None,
+    box: np.ndarray | None = None,
+) -> Records:
+    """Records of images with one class name each; labels follow the sorted names.
+
+    Names that are all integers are sorted as numbers. Columns left out mean: no split yet, asked
+    and searched.
+    """
+    n = len(paths)
+    names = sorted(set(classes), key=_natural(classes))
+    number = {name: i for i, name in enumerate(names)}
+    return Records(
+        path=np.array(paths, dtype=np.str_),
+        label=np.array([number[c] for c in classes], dtype=np.int32),
+        id=np.arange(n, dtype=np.int32),
+        split=np.array([""] * n if split is None else split, dtype="U10"),
+        is_query=np.ones(n, bool) if is_query is None else np.array(is_query, dtype=bool),
+        is_gallery=np.ones(n, bool) if is_gallery is None else np.array(is_gallery, dtype=bool),
+        class_names=tuple(names),
+        root=str(root),
+        box=box,
+    )
+
+
+def _natural(classes: Sequence[str]) -> Any:
+    return int if all(c.isascii() and c.isdigit() for c in set(classes)) else str
+
+
+def split_by_class(records: Records, *, seed: int, fractions: Sequence[float]) -> Records:
+    """Divides the classes, not the images, among train, validation and test.
+
+    The field's convention: no class is in two splits, so what is measured is retrieval of things
+    never seen. The test classes depend on the seed and the test fraction alone; a validation
+    fraction is taken from what would be training classes.
+
+    Args:
+      records: with int labels [n]; their present splits are ignored.
+      seed: of the shuffle of the classes.
+      fractions: train, validation, test, of the classes; they sum to 1.
+
+    Returns:
+      The same records with `split` filled.
+
+    Raises:
+      UserError: fractions that are no partition, or a wanted split left without a class.
+    """
+    shares = np.asarray(fractions, dtype=np.float64)
+    if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
+        raise UserError(
+            f"split fractions {tuple(fractions)}: give three for train, validation and test, "
+            "each 0 or more, with the sum 1"
+        )
+    if records.label.ndim != 1:
+        raise UserError(f"{records.root}: images with several labels cannot be split by class")
+    present = np.unique(records.label)
+    order = np.random.default_rng(seed).permutation(present)
+    n_test, n_validation = (round(float(s) * len(order)) for s in (shares[2], shares[1]))
+    parts = {
+        "test": order[:n_test],
+        "validation": order[n_test : n_test + n_validation],
+        "train": order[n_test + n_validation :],
+    }
+    for name, share in zip(SPLITS, shares, strict=True):
+        if share > 0 and len(parts[name]) == 0:
+            raise UserError(
+                f"{records.root}: {len(order)} classes are too few for {share:.0%} {name}; "
+                "add classes or change the fractions"
+            )
+    split = np.full(len(records), "", dtype="U10")
+    for name, part in parts.items():
+        split[np.isin(records.label, part)] = name
+    return replace(records, split=split)
+
+
+def content_keys(records: Records) -> list[bytes]:
+    """A 16-byte key of each image's content: BLAKE2b of the file's bytes and of its box.
+
+    Every byte is read, so an edited image is noticed even when its size and time stamp are not. A
+    file that cannot be read has the key of sixteen zero bytes.
+    """
+    boxes = [None] * len(records) if records.box is None else list(records.box)
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(_content_key, records.path, boxes, chunksize=64))
+
+
+def _content_key(path: str, box: np.ndarray | None) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    except OSError:
+        return bytes(16)
+    if box is not None and box.any():
+        key.update(np.asarray(box, "<i4").tobytes())
+    return key.digest()
+
+
+def fingerprint(records: Records, keys: Sequence[bytes] | None = None) -> str:
+    """32 hexadecimal digits that change with any image's bytes, name, class, split or role.
+
+    Args:
+      records: of one data set; the order of the rows and the place of the root do not matter.
+      keys: the result of `content_keys(records)` where it is known already.
+    """
+    keys = content_keys(records) if keys is None else keys
+    rows = []
+    for i, key in enumerate(keys):
+        label = np.flatnonzero(records.label[i]) if records.label.ndim == 2 else records.label[i]
+        names = ",".join(records.class_names[j] for j in np.atleast_1d(label) if j >= 0)
+        name = os.path.relpath(records.path[i], records.root or None).replace(os.sep, "/")
+        roles = f"{records.is_query[i]:d}{records.is_gallery[i]:d}"
+        rows.append("\0".join((name, names, str(records.split[i]), roles, key.hex())))
+    return hashlib.blake2b("\n".join(sorted(rows)).encode(), digest_size=16).hexdigest()
