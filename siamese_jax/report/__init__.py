@@ -1,0 +1,122 @@
+"""A run as one page: what was gained, from what it came, how it went, and what it finds.
+
+The page is a single file without any outside resource, so it opens from a disk, an archive or a
+mail, in light and in dark.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from siamese_jax.errors import UserError
+from siamese_jax.report.page import escape, facts, is_number, page, section
+from siamese_jax.report.plots import line_chart
+from siamese_jax.report.summary import is_metrics, metrics_table
+from siamese_jax.report.tiles import SELECTION, Example, Tile, choose_examples, explorer
+
+__all__ = ["Example", "Tile", "choose_examples", "read_curves", "write_report"]
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+
+
+def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves of a run: `{"loss": [(step, value), ...], "test/recall@1": [...], ...}`.
+
+    Every line is one JSON object with a "step"; the other numbers of the line are that step's
+    points. A step logged twice (a run resumed after a crash) counts once, the later line wins. A
+    last line cut short by a crash is skipped; a broken line before it is the user's to look at.
+
+    Raises:
+      UserError: a line other than the last is no such object.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    lines = Path(metrics_jsonl_path).read_text(encoding="utf-8").splitlines()
+    for i, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+            step = int(entry.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if i == len(lines) - 1:
+                break
+            raise UserError(
+                f"{metrics_jsonl_path}, line {i + 1}: expected a JSON object with a step; "
+                "mend or remove that line"
+            ) from None
+        for name, value in entry.items():
+            if is_number(value):
+                curves.setdefault(name, {})[step] = float(value)
+    return {name: sorted(points.items()) for name, points in curves.items()}
+
+
+def _plots(curves: Curves) -> str:
+    """Small multiples: the loss first, then the evaluations, the same measure of several sets in
+    one chart."""
+    charts: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
+    for name, points in curves.items():
+        group, _, measure = name.rpartition("/")
+        charts.setdefault(measure, {})[group or "train"] = points
+    order = sorted(charts, key=lambda m: (m != "loss", "train" in charts[m], list(charts).index(m)))
+    return f'<div class="plots">{"".join(line_chart(m, charts[m]) for m in order)}</div>'
+
+
+def _provenance(run: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """What the numbers came from; the whole config is folded, the rest is open."""
+    known = {**{k: v for k, v in results.items() if not is_metrics(v)}, **run}
+    config = known.pop("config", None)
+    plain = {k: v for k, v in known.items() if not isinstance(v, Mapping)}
+    trees = {name: value for name, value in known.items() if isinstance(value, Mapping)}
+    cards = {"run": plain, **trees} if plain else trees
+    body = "".join(
+        f'<div class="card"><h3>{escape(name)}</h3>{facts(tree)}</div>'
+        for name, tree in cards.items()
+    )
+    folded = (
+        f'<p></p><details class="card"><summary>config</summary>{facts(config)}</details>'
+        if isinstance(config, Mapping)
+        else ""
+    )
+    return f'<div class="columns">{body}</div>{folded}'
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    results: Mapping[str, Any],
+    run: Mapping[str, Any],
+    curves: Curves,
+    examples: Sequence[Example],
+    warnings: Sequence[str] = (),
+    note: str = SELECTION,
+) -> None:
+    """Writes the page of a run; its folder is made where needed.
+
+    Args:
+      path: of the HTML file.
+      title: the page's heading.
+      results: as in results.json: `{"test": {"before": {"recall@1": ...}, "after": {...}}, ...}`,
+        or one column, `{"test": {"recall@1": ...}}`; blocks without metrics join the provenance.
+      run: as in run.json: versions, trunk, weights and their sha256, data fingerprint, split,
+        seed, config. Shown whole.
+      curves: as `read_curves` gives them.
+      examples: the queries to show, as `choose_examples` chose them.
+      warnings: shown at the top, loudly.
+      note: how the examples were chosen.
+    """
+    parts = [
+        section(f"Retrieval on {name}", f'<div class="card">{metrics_table(block)}</div>')
+        for name, block in results.items()
+        if is_metrics(block)
+    ]
+    if curves:
+        parts.append(section("Training", _plots(curves)))
+    if examples:
+        nearest = max(len(example.neighbours) for example in examples)
+        heading = f"{len(examples)} queries and their {nearest} nearest"
+        parts.append(section(heading, explorer(examples, note)))
+    if run or results:
+        parts.append(section("Where these numbers come from", _provenance(run, results)))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(title, parts, warnings=warnings), encoding="utf-8")
