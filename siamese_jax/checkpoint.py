@@ -1,7 +1,7 @@
 """Checkpoints by Orbax: asynchronous, verified, and without what never changes.
 
     checkpoints/frozen/        leaves that training does not touch, once per run
-    checkpoints/<step>/state   every other leaf of TrainState, by its path
+    checkpoints/<step>/state   every other leaf of the state, by its path
     checkpoints/<step>/meta    a digest of those leaves, and the metrics at that step
 
 A checkpoint is trusted only if its leaves have the digest written beside them.
@@ -13,31 +13,51 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from siamese_jax.errors import UserError
 from siamese_jax.optim import path_name
-from siamese_jax.train_step import TrainState
 
 log = logging.getLogger(__name__)
 Leaves = dict[str, np.ndarray]
 
 
-def flatten(state: TrainState) -> Leaves:
+def flatten(tree: Any) -> Leaves:
     """Every leaf by its path, e.g. "params/head/dense1/kernel"; a typed key by its raw data."""
-    state = state.replace(key=jax.random.key_data(state.key))
     return {
-        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        path_name(path): jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def unflatten(leaves: dict[str, Any], like: TrainState) -> TrainState:
-    """The state of these leaves, in the structure of `like`."""
-    paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    state = jax.tree_util.tree_unflatten(structure, [leaves[path_name(path)] for path, _ in paths])
-    return state.replace(key=jax.random.wrap_key_data(jax.numpy.asarray(state.key)))
+def unflatten(leaves: dict[str, Any], like: Any) -> Any:
+    """The tree of these leaves, in the structure of `like`.
+
+    Raises:
+      UserError: a leaf is missing or has another shape: the leaves are of another model.
+    """
+
+    def find(path: tuple[Any, ...], old: Any) -> jax.Array:
+        name = path_name(path)
+        if name not in leaves:
+            raise UserError(f"the checkpoint has no {name}: it is of another model or optimiser")
+        if _is_key(old):
+            return jax.random.wrap_key_data(jnp.asarray(leaves[name]))
+        if np.shape(leaves[name]) != np.shape(old):
+            raise UserError(
+                f"{name} is {np.shape(leaves[name])} in the checkpoint and {np.shape(old)} in "
+                "this model; start again in another --workdir"
+            )
+        return jnp.asarray(leaves[name])
+
+    return jax.tree_util.tree_map_with_path(find, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def nest(leaves: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -104,15 +124,15 @@ class Checkpoints:
     def _metric(self, metrics: dict[str, float]) -> float:
         return metrics.get(self.best_metric or "", -np.inf)
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Copies the state and writes it in the background. The first call writes the frozen part."""
+    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
+        """Copies the state and writes it in the background; the first time, the frozen part too."""
         leaves = jax.device_get(flatten(state))
         still = {name: leaf for name, leaf in leaves.items() if name in self.frozen}
         if still and not (self.folder / "frozen").exists():
             save_leaves(self.folder / "frozen", still)
         moving = {name: leaf for name, leaf in leaves.items() if name not in self.frozen}
         self.manager.save(
-            int(state.step),
+            step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_escape(moving)),
                 meta=ocp.args.JsonSave({"digest": digest(moving)}),
@@ -154,9 +174,7 @@ def load_leaves(path: Path) -> Leaves:
         found = checkpointer.restore(
             path.absolute(),
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    restore_args=None,
-                ),
+                state=ocp.args.PyTreeRestore(),
                 meta=ocp.args.JsonRestore(),
             ),
         )

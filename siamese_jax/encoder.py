@@ -1,9 +1,11 @@
 """trunk -> pool -> head -> embedding, as one set of pure functions, and the encoder users call."""
 
 import dataclasses
+import functools
 import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamese_jax import checkpoint
 from siamese_jax.errors import UserError
 from siamese_jax.head import Head, make_head
 from siamese_jax.pooling import FIXED_POOLS, check_pool
@@ -159,3 +162,203 @@ def feature_shape(model: Model, trunk_variables: Any, image_size: int) -> tuple[
         images,
     )
     return x.shape[1:]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """Images in, embeddings out.
+
+    Attributes:
+      model: what is computed.
+      params, batch_stats: {"trunk": ..., "head": ...}.
+      image_size: the side, in pixels, that images are brought to by `embed_folder`.
+      distance: what the embeddings are compared by.
+      provenance: where trunk and weights came from, as `run.json` holds it.
+    """
+
+    model: Model
+    params: Any
+    batch_stats: Any
+    image_size: int
+    distance: str = "cosine"
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Embeds images, in blocks of a fixed size so that one compilation serves any number.
+
+        Args:
+          images: uint8 [n, h, w, 3], RGB.
+
+        Returns:
+          float32 [n, d]
+
+        Raises:
+          UserError: another shape or dtype.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise UserError(
+                f"an encoder takes uint8 images [n, h, w, 3], not {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        return in_blocks(self._embed_block, images, block_size(), self.embedding_dim)
+
+    def _embed_block(self, images: np.ndarray) -> Array:
+        return _embed_jit(self.model, self.params, self.batch_stats, images)
+
+    @functools.cached_property
+    def embedding_dim(self) -> int:
+        """Width of the embedding."""
+        if self.model.head.layers:
+            return self.model.head.layers[-1]
+        shape = feature_shape(
+            self.model,
+            {"params": self.params["trunk"], "batch_stats": self.batch_stats["trunk"]},
+            self.image_size,
+        )
+        return shape[-1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of all that an embedding depends on beside the image."""
+        return model_fingerprint(self.model, (self.params, self.batch_stats), self.image_size)
+
+
+def model_fingerprint(model: Model, variables: Any, image_size: int) -> str:
+    """BLAKE2b of a model's options, its image size and the bytes of its parameters."""
+    text = repr((model.trunk, model.head, model.preprocessing, model.stage, model.pool, image_size))
+    return hashlib.blake2b(
+        (text + checkpoint.digest(checkpoint.flatten(variables))).encode(), digest_size=16
+    ).hexdigest()
+
+
+def block_size() -> int:
+    """Images embedded at a time: what fits a CPU's cache, or fills a GPU."""
+    return 16 if jax.default_backend() == "cpu" else 256
+
+
+def in_blocks(
+    compute: Callable[[np.ndarray], Array], images: np.ndarray, size: int, width: int
+) -> np.ndarray:
+    """compute() over blocks of `size` rows, the last one padded: [n, ...] -> float32 [n, width]."""
+    blocks = [np.zeros((0, width), np.float32)]
+    for start in range(0, len(images), size):
+        block = images[start : start + size]
+        pad = [(0, size - len(block))] + [(0, 0)] * (images.ndim - 1)
+        blocks.append(np.asarray(compute(np.pad(block, pad)))[: len(block)])
+    return np.concatenate(blocks)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_jit(model: Model, params: Any, batch_stats: Any, images: Array) -> Array:
+    return embed(model, params, batch_stats, images)[0]
+
+
+def make_encoder(
+    model: Model, params: Any, batch_stats: Any, **options: Any
+) -> Encoder:
+    """An encoder for inference."""
+    return Encoder(model._replace(train_stages=()), params, batch_stats, **options)
+
+
+def load_encoder(
+    name: str | os.PathLike[str],
+    weights: str | os.PathLike[str] = "imagenet",
+    image_size: int | None = None,
+    *,
+    stage: str | None = None,
+    pool: str = "average",
+    offline_fallback: str | None = None,
+    dtype: str = "float32",
+) -> Encoder:
+    """An encoder from a run's folder, or a trunk with its pretrained features.
+
+    Args:
+      name: a folder that `main.py` has trained in, or a name in TRUNKS.
+      weights: of a trunk: "imagenet", "random", a named source, or a file.
+      image_size: pixels; by default what the run, or the weights, were trained at.
+      stage, pool: the trunk's output to use and its pooling, for a bare trunk.
+      offline_fallback: a trunk to take instead where the weights cannot be had.
+      dtype: compute type of a bare trunk, "float32" or "bfloat16".
+
+    Raises:
+      UserError: no such run or trunk, or weights that cannot be had.
+    """
+    if Path(name).is_dir():
+        return _from_run(Path(name), image_size)
+    found = load_weights(os.fspath(name), weights, offline_fallback=offline_fallback)
+    model = build_model(found, stage=stage, pool=pool, dtype=dtype)
+    params = {"trunk": found.variables["params"], "head": {}}
+    batch_stats = {"trunk": found.variables["batch_stats"], "head": {}}
+    if pool == "gem":
+        fresh = init_head(
+            model, feature_shape(model, found.variables, found.image_size), jax.random.key(0)
+        )
+        params["head"] = fresh["params"]
+    return make_encoder(
+        model,
+        params,
+        batch_stats,
+        image_size=image_size or found.image_size,
+        provenance=found.describe(),
+    )
+
+
+def stored_weights(run: Mapping[str, Any], leaves: Mapping[str, Any]) -> TrunkWeights:
+    """The trunk that a run uses, from its run.json and the leaves of a checkpoint."""
+    facts = {
+        name: run["trunk"][name]
+        for name in ("trunk", "form", "image_size", "source", "sha256", "licence", "fallback_for")
+    }
+    return TrunkWeights(
+        **facts,
+        preprocessing=Preprocessing(
+            **{k: tuple(v) if k != "bgr" else v for k, v in run["trunk"]["preprocessing"].items()}
+        ),
+        variables={
+            kind: checkpoint.nest(leaves, f"{kind}/trunk/") for kind in ("params", "batch_stats")
+        },
+    )
+
+
+def model_of_config(
+    config: Mapping[str, Any], weights: TrunkWeights, train_stages: tuple[str, ...] = ()
+) -> Model:
+    """The model that a config's `trunk` and `head` sections describe."""
+    head = {k: v for k, v in config["head"].items() if k != "init"}
+    trunk = config["trunk"]
+    return build_model(
+        weights,
+        stage=trunk["stage"],
+        pool=trunk["pool"],
+        head=head,
+        dtype=trunk["dtype"],
+        train_stages=train_stages,
+    )
+
+
+def _from_run(folder: Path, image_size: int | None) -> Encoder:
+    files = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
+    if not files["config"].exists() or not files["run"].exists():
+        raise UserError(f"{folder} is not a run: it has no config.json and run.json")
+    config, run = (json.loads(files[name].read_text()) for name in ("config", "run"))
+    step = None
+    if files["results"].exists():
+        step = json.loads(files["results"].read_text())["checkpoint_step"]
+    found = checkpoint.load_newest(folder / "checkpoints", step)
+    if found is None:
+        raise UserError(f"{folder} has no checkpoint yet: train it first")
+    leaves = {name: jnp.asarray(leaf) for name, leaf in found[1].items()}
+    weights = stored_weights(run, leaves)
+    model = model_of_config(config, weights)
+    return make_encoder(
+        model,
+        {"trunk": weights.variables["params"], "head": checkpoint.nest(leaves, "params/head/")},
+        {
+            "trunk": weights.variables["batch_stats"],
+            "head": checkpoint.nest(leaves, "batch_stats/head/"),
+        },
+        image_size=image_size or config["trunk"]["image_size"],
+        distance=config["distance"],
+        provenance={"run": str(folder), "step": found[0], **run["trunk"]},
+    )

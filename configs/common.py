@@ -1,0 +1,128 @@
+"""The fragments that every experiment is made of; each config overrides what it is about.
+
+Every field can be set on the command line: `--config.loss.margin=0.3`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base() -> ConfigDict:
+    """All fields with their defaults. A config adds `loss`, `miner` and `sampler` options."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "distance": "euclidean",  # euclidean, sqeuclidean, cosine or dot
+            "data": data(),
+            "augment": augment(),
+            "trunk": trunk(),
+            "head": head(),
+            "cache": {
+                "enabled": True,  # run a wholly frozen trunk once, and train the head on that
+                "views": 4,  # augmented views of each training image, beside the plain one
+            },
+            "loss": {"name": "triplet"},
+            "miner": {"name": "none"},
+            "memory": {"size": 0},  # embeddings of past batches used as candidates; 0 for none
+            "sampler": {"name": "classes", "batch_size": 128, "per_class": 2},
+            "optim": optim(),
+            "train": train(),
+            "eval": {"ks": (1, 5, 10), "batch_size": 64},
+        }
+    )
+
+
+def data() -> ConfigDict:
+    return ConfigDict(
+        {
+            "source": "emoji",  # emoji, folder, query_gallery, anchor_positive, csv, tfds:NAME
+            "root": placeholder(str),  # the folder or CSV file
+            "split_seed": -1,  # seed of the split by class; -1 takes `seed`
+            "test_fraction": 0.5,  # of the classes, where the source brings no split
+            "validation_fraction": 0.0,  # of the classes; picks the best checkpoint
+            "strict": False,  # a broken image stops the run instead of being skipped and listed
+            "cache_dir": placeholder(str),  # default: $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax
+        }
+    )
+
+
+def augment() -> ConfigDict:
+    """Of training images. All are drawn from (seed, step, position), so a resumed run agrees."""
+    return ConfigDict(
+        {
+            "crop_scale": (0.7, 1.0),  # share of the area that a random resized crop keeps
+            "crop_ratio": (0.8, 1.25),
+            "flip": False,
+            "brightness": 0.2,
+            "contrast": 0.2,
+            "saturation": 0.2,
+            "hue": 0.05,
+            "greyscale": 0.1,
+            "erase": 0.0,
+        }
+    )
+
+
+def trunk() -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "resnet50",
+            "weights": "imagenet",  # random, imagenet, a named source, or a path
+            "offline_fallback": placeholder(str),  # trunk to use where the weights cannot be had
+            "image_size": 128,
+            "stage": placeholder(str),  # output to pool; the last by default
+            "pool": "average",  # average, max, rmac, gem
+            "dtype": "float32",  # or bfloat16
+            "freeze": (".*",),  # patterns of parameter paths inside the trunk, e.g. ("stage[123]",)
+            "batch_norm": "frozen",  # or "train": batch statistics in stages that are not frozen
+        }
+    )
+
+
+def head() -> ConfigDict:
+    """Three dense layers. `linear_head` is the other one in use."""
+    return ConfigDict(
+        {
+            "layers": (512, 256, 256),
+            "init": "random",  # or "pca": the first layer starts as the PCA of the features
+            "activation": "relu",
+            "dropout": 0.0,  # on the input of every dense layer
+            "norm": "none",  # none, batch, layer
+            "signed_sqrt": False,
+            "centre": False,
+            "normalize": True,
+        }
+    )
+
+
+def linear_head(width: int = 512) -> ConfigDict:
+    """One dense layer that starts as the PCA of centred, square-rooted features."""
+    config = head()
+    config.update(layers=(width,), init="pca", dropout=0.3, signed_sqrt=True, centre=True)
+    return config
+
+
+def optim() -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 3e-4,
+            "schedule": "cosine",  # constant, cosine, linear
+            "warmup_steps": 20,
+            "weight_decay": 1e-4,
+            "clip_norm": 0.0,  # of the trainable leaves' gradient; 0 for no limit
+            "loss_lr_scale": 1.0,  # factor on the learning rate of the loss's own parameters
+        }
+    )
+
+
+def train() -> ConfigDict:
+    return ConfigDict(
+        {
+            "steps": 600,
+            "log_every": 10,
+            "eval_every": 200,
+            "checkpoint_every": 100,
+            "max_to_keep": 2,
+        }
+    )

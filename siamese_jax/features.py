@@ -1,0 +1,186 @@
+"""Embed a data set, with a cache on disk: what has been computed for an image is never again.
+
+A cached vector is found by the fingerprint of the function (weights, preprocessing, size, options)
+and the content of the image, so it cannot be stale: touch an image or an option and the key is
+another one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from siamese_jax.errors import UserError
+from siamese_jax.vectors import VectorStore
+
+if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
+    from siamese_jax.encoder import Encoder
+
+Batch = dict[str, np.ndarray]
+
+
+class Embedded(NamedTuple):
+    """The embeddings of a folder of images, one row an image."""
+
+    vectors: np.ndarray  # float32 [n, d]
+    ids: np.ndarray  # int32 [n]
+    labels: np.ndarray  # int32 [n] (or bool [n, c]); -1 where unknown
+    paths: np.ndarray  # str [n]
+    records: "Records"
+
+
+def fingerprint(**parts: Any) -> str:
+    """32 hexadecimal digits of anything that JSON can hold.
+
+    >>> fingerprint(size=128, weights="ab") == fingerprint(weights="ab", size=128)
+    True
+    """
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class CachedVectors:
+    """What `compute` gives for each record, by way of a store on disk.
+
+    Args:
+      store: where vectors are kept.
+      batches: rows -> batches of those records, as `siamese_jax.data.pipeline` makes them; the
+        "id" of a batch's row is the record's.
+      compute: uint8 [b, h, w, 3] -> float32 [b, *store.shape].
+    """
+
+    def __init__(
+        self,
+        store: VectorStore,
+        batches: Callable[[np.ndarray], Iterable[Batch]],
+        compute: Callable[[np.ndarray], np.ndarray],
+    ):
+        self.store, self.batches, self.compute = store, batches, compute
+
+    def rows(self, ids: np.ndarray, keys: list[bytes], *, describe: str = "") -> np.ndarray:
+        """Computes what is missing, block by block, then returns each record's row in the store.
+
+        Args:
+          ids: int [n], ids of the records.
+          keys: the n keys.
+          describe: title of the progress bar; nothing is shown where nothing is missing.
+
+        Returns:
+          int64 [n] into `store.vectors()`; -1 for images that cannot be read.
+        """
+        missing = self.store.rows(keys) < 0
+        # Two copies of one image have one key, and are computed once.
+        first = {key: i for i, key in enumerate(keys) if missing[i]}
+        todo = np.array(sorted(first.values()), np.int64)
+        if len(todo):
+            key_of = {int(ids[i]): keys[i] for i in todo}
+            with tqdm(total=len(todo), desc=describe, unit="image", smoothing=0.05) as bar:
+                for batch in self.batches(todo):
+                    good = np.asarray(batch["mask"])
+                    vectors = np.asarray(self.compute(batch["image"]))[good]
+                    self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
+                    bar.update(min(len(good), len(todo) - bar.n))
+        return self.store.rows(keys)
+
+
+def feature_batches(
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    sample: Callable[[int], np.ndarray],
+    *,
+    seed: int,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """Training batches of cached features; the view of each item is drawn from (seed, step).
+
+    Args:
+      vectors: float32 [r, ...], the store's memory map.
+      rows: int64 [views, n], row of each view of each record, -1 where it has none.
+      labels, ids: of the n records.
+      sample: a sampler: step -> indices into the records.
+      seed: of the views.
+      start_step: the first step to give.
+    """
+    step = start_step
+    while True:
+        chosen = sample(step)
+        view = np.random.default_rng((seed, step)).integers(0, len(rows), len(chosen))
+        row = rows[view, chosen]
+        yield {
+            "feature": np.asarray(vectors[np.maximum(row, 0)]),
+            "label": labels[chosen],
+            "id": ids[chosen],
+            "mask": row >= 0,
+        }
+        step += 1
+
+
+def embed_records(
+    encoder: "Encoder",
+    records: "Records",
+    *,
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> Embedded:
+    """Embeds every image of a data set; images that cannot be read are left out and listed.
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      records: of `siamese_jax.data.sources.load_records`.
+      batch_size: images in memory at a time.
+      cache_dir: where embeddings are kept; $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax by default.
+      strict: a broken image raises UserError.
+
+    Returns:
+      Embedded, in the order of the records.
+
+    Raises:
+      UserError: no image could be read, or one could not under `strict`.
+    """
+    from siamese_jax.data.cache import cache_root
+    from siamese_jax.data.pipeline import eval_batches
+    from siamese_jax.data.records import content_keys
+
+    root = Path(cache_dir) if cache_dir else cache_root()
+    store = VectorStore(root / "embeddings" / encoder.fingerprint, (encoder.embedding_dim,))
+
+    def batches(rows: np.ndarray) -> Iterable[Batch]:
+        return eval_batches(
+            records.select(rows),
+            image_size=encoder.image_size,
+            batch_size=batch_size,
+            strict=strict,
+        )
+
+    cached = CachedVectors(store, batches, encoder)
+    rows = cached.rows(records.id, content_keys(records), describe="embedding")
+    good = rows >= 0
+    if not good.any():
+        raise UserError(f"{records.root}: none of the {len(records)} images can be read")
+    kept = records.select(good)
+    vectors = np.asarray(store.vectors()[rows[good]])
+    return Embedded(vectors, kept.id, kept.label, kept.path, kept)
+
+
+def embed_folder(
+    encoder: "Encoder", folder: str | os.PathLike[str], **options: Any
+) -> Embedded:
+    """Embeds the images of a folder: class folders give labels, a flat folder has none (-1).
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      folder: read as it is, without a split.
+      **options: of `embed_records`.
+    """
+    from siamese_jax.data.sources import load_images
+
+    return embed_records(encoder, load_images(folder), **options)
