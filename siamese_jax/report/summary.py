@@ -45,7 +45,9 @@ def _row(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
         bars = {stage: v for stage, v in measures.items() if stage in ("before", "after")}
         gain = measures["after"] - measures["before"] if len(bars) == 2 else 0.0
         style = "up" if gain > 0 else "down" if gain < 0 else ""
-        cells.append(f'<td class="number gain {style}">{f"{gain:+.4f}" if gain else ""}</td>')
+        cells.append(
+            f'<td class="number gain {style}">{f"{gain:+.4f}" if len(bars) == 2 else ""}</td>'
+        )
     return f'<tr>{"".join(cells)}<td class="bar">{_bars(bars)}</td></tr>'
 
 
