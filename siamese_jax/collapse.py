@@ -11,7 +11,6 @@ from jax import Array, lax
 
 from siamese_jax import distances, miners
 from siamese_jax.losses.core import ratio
-from siamese_jax.losses.triplet import active_counts
 
 POINT = 0.05
 LINE = 0.9
@@ -45,7 +44,12 @@ def embedding_statistics(
     positive, negative = miners.relations(labels, mask, None)
     d = distances.pairwise(u, u, "euclidean")
     pairs = positive | negative
-    active = jnp.sum(active_counts(d, positive, negative, margin)[0], axis=1)
+
+    def count_active(p, has, total):
+        reach = jnp.take_along_axis(d, p[:, None], axis=1) + margin
+        return total + jnp.sum(has[:, None] & negative & (d < reach), axis=1, dtype=jnp.int32)
+
+    active = miners.in_turn(count_active, positive, jnp.zeros(len(x), jnp.int32))
     triplets = jnp.sum(positive, axis=1) * jnp.sum(negative, axis=1)
     return {
         "mean_distance": ratio(jnp.sum(jnp.where(pairs, d, 0)), jnp.sum(pairs).astype(jnp.float32)),

@@ -20,7 +20,7 @@ its own positive. `mask` is bool [n]: a masked row is neither an anchor nor a ca
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,7 @@ def every() -> Miner:
     def mine(embeddings, labels, mask=None, key=None, *, references=None):
         return relations(labels, mask, references)
 
-    return mine
+    return jax.jit(mine)
 
 
 def hard(*, distance: str = "euclidean", normalize: bool = True) -> Miner:
@@ -171,17 +171,15 @@ def semi_hard(margin: float = 0.2, *, distance: str = "euclidean", normalize: bo
 
     def mine(embeddings, labels, mask=None, key=None, *, references=None):
         d, pairs = _measure(embeddings, labels, mask, references, distance, normalize)
-        far = jnp.where(pairs.negative, d, jnp.inf)
-        order = jnp.argsort(far, axis=1)
-        ascending = jnp.take_along_axis(far, order, axis=1)
-        # The position of the first negative that is strictly farther than each candidate.
-        rank = jax.vmap(lambda s, v: jnp.searchsorted(s, v, side="right"))(ascending, d)
-        rank = jnp.minimum(rank, d.shape[1] - 1)
-        nearest = jnp.take_along_axis(ascending, rank, axis=1)
-        found = (nearest > d) & (nearest < d + margin)
-        return _grid(jnp.take_along_axis(order, rank, axis=1), pairs.positive & found)
 
-    return mine
+        def nearest_farther(p, has):
+            d_ap = _at(d, p)
+            allowed = pairs.negative & (d > d_ap) & (d < d_ap + margin) & has[:, None]
+            return jnp.argmin(jnp.where(allowed, d, jnp.inf), axis=1), jnp.any(allowed, axis=1)
+
+        return _one_negative_each(nearest_farther, pairs.positive)
+
+    return jax.jit(mine)
 
 
 _CHOICES = ("easy", "semi_hard", "hard", "all")
@@ -235,7 +233,7 @@ def easy_hard(
         rows = jnp.arange(d.shape[0], dtype=jnp.int32)
         return Triplets(rows, p, n, jnp.any(pos, axis=1) & jnp.any(neg, axis=1))
 
-    return mine
+    return jax.jit(mine)
 
 
 def distance_weighted(cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> Miner:
@@ -265,12 +263,16 @@ def distance_weighted(cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> 
         weight = jnp.exp(log_weight - jnp.where(jnp.isfinite(top), top, 0))
         # Inverse of the cumulative distribution: the first column whose sum exceeds the draw.
         cumulative = jnp.cumsum(weight, axis=1)
-        draw = jax.random.uniform(key, d.shape, d.dtype) * cumulative[:, -1:]
-        drawn = jax.vmap(lambda c, v: jnp.searchsorted(c, v, side="right"))(cumulative, draw)
-        drawn = jnp.minimum(drawn, d.shape[1] - 1)
-        return _grid(drawn, pairs.positive & jnp.take_along_axis(allowed, drawn, axis=1))
+        draws = jax.random.uniform(key, d.shape, d.dtype) * cumulative[:, -1:]
 
-    return mine
+        def drawn(p, has):
+            n = jnp.sum(cumulative <= _at(draws, p), axis=1)
+            n = jnp.minimum(n, d.shape[1] - 1)
+            return n, has & _at(allowed, n)[:, 0]
+
+        return _one_negative_each(drawn, pairs.positive)
+
+    return jax.jit(mine)
 
 
 def multi_similarity(epsilon: float = 0.1) -> Miner:
@@ -288,7 +290,7 @@ def multi_similarity(epsilon: float = 0.1) -> Miner:
         hardest_negative = jnp.max(jnp.where(neg, s, -jnp.inf), axis=1, keepdims=True)
         return Pairs(pos & (s < hardest_negative + epsilon), neg & (s > hardest_positive - epsilon))
 
-    return mine
+    return jax.jit(mine)
 
 
 def pair_margin(
@@ -305,7 +307,7 @@ def pair_margin(
         d, (pos, neg) = _measure(embeddings, labels, mask, references, distance, normalize)
         return Pairs(pos & (d > positive_margin), neg & (d < negative_margin))
 
-    return mine
+    return jax.jit(mine)
 
 
 def angular(angle: float = 20.0) -> Miner:
@@ -328,19 +330,19 @@ def angular(angle: float = 20.0) -> Miner:
         pairs = relations(labels, mask, references)
         squared = distances.pairwise(y, y, "sqeuclidean")
 
-        def widest(row):
-            from_anchor, negative = row
-            four_centre = 2 * from_anchor[None, :] + 2 * squared - from_anchor[:, None]
-            four_centre = jnp.where(negative[None, :], four_centre, jnp.inf)
-            n = jnp.argmin(four_centre, axis=1)
-            wide = from_anchor > tangent**2 * jnp.maximum(jnp.min(four_centre, axis=1), 0)
-            return n, wide & jnp.any(negative)
+        rows = embeddings.shape[0]
 
-        n = embeddings.shape[0]
-        negative, wide = lax.map(widest, (squared[:n], pairs.negative))
-        return _grid(negative, pairs.positive & wide)
+        def widest(p, has):
+            from_anchor, apart = squared[:rows], _at(squared[:rows], p)
+            four_centre = 2 * from_anchor + 2 * squared[p] - apart
+            four_centre = jnp.where(pairs.negative, four_centre, jnp.inf)
+            nearest = jnp.maximum(jnp.min(four_centre, axis=1), 0)
+            wide = apart[:, 0] > tangent**2 * nearest
+            return jnp.argmin(four_centre, axis=1), has & wide & jnp.any(pairs.negative, axis=1)
 
-    return mine
+        return _one_negative_each(widest, pairs.positive)
+
+    return jax.jit(mine)
 
 
 def _choose(
@@ -361,12 +363,56 @@ def _at(d: Array, index: Array) -> Array:
     return jnp.take_along_axis(d, index[:, None], axis=1)
 
 
-def _grid(negative: Array, mask: Array) -> Triplets:
-    """Triplets (a, p, negative[a, p]) of all pairs (a, p) in row order."""
-    rows, columns = mask.shape
-    anchor = jnp.repeat(jnp.arange(rows, dtype=jnp.int32), columns)
-    positive = jnp.tile(jnp.arange(columns, dtype=jnp.int32), rows)
-    return Triplets(anchor, positive, negative.astype(jnp.int32).ravel(), mask.ravel())
+def _one_negative_each(choose: Callable[..., tuple[Array, Array]], positive: Array) -> Triplets:
+    """Triplets of all pairs (a, p) in row order; choose(p, has) gives (n, valid), [n] each."""
+    rows, columns = positive.shape
+    anchor = jnp.arange(rows)
+
+    def fill(p, has, found):
+        n, valid = choose(p, has)
+        # Anchors that have had all their positives write beyond the end, where it is lost.
+        p = jnp.where(has, p, columns)
+        n = n.astype(jnp.int32)
+        return (
+            found[0].at[anchor, p].set(n, mode="drop"),
+            found[1].at[anchor, p].set(valid, mode="drop"),
+        )
+
+    nothing = jnp.zeros(positive.shape, jnp.int32), jnp.zeros(positive.shape, bool)
+    negative, mask = in_turn(fill, positive, nothing)
+    return Triplets(
+        jnp.repeat(jnp.arange(rows, dtype=jnp.int32), columns),
+        jnp.tile(jnp.arange(columns, dtype=jnp.int32), rows),
+        negative.ravel(),
+        mask.ravel(),
+    )
+
+
+def in_turn(body: Callable[..., Any], positive: Array, carry: Any) -> Any:
+    """Calls body(p, has, carry) with every anchor's next positive, until none is left.
+
+    What belongs to a positive pair and all the anchor's candidates is an array [n, m, m], of which
+    all but a few slices are empty when a class has few items in the batch. So it is made slice by
+    slice: as many as the anchor with most positives has. Shapes stay fixed, the number of turns
+    does not; hence no gradient passes through (but see `losses.core.sum_over_positives`).
+
+    Args:
+      positive: bool [n, m].
+      body: (p int32 [n], has bool [n], carry) -> carry. `has` is false for an anchor that has had
+        its turns; its p is then 0.
+      carry: a tree of arrays, as it is before the first turn.
+
+    Returns:
+      The carry after the last turn.
+    """
+    rows = jnp.arange(positive.shape[0])
+
+    def turn(state):
+        left, carry = state
+        p, has = jnp.argmax(left, axis=1), jnp.any(left, axis=1)
+        return left.at[rows, p].set(False), body(p, has, carry)
+
+    return lax.while_loop(lambda state: jnp.any(state[0]), turn, (positive, carry))[1]
 
 
 MINERS: dict[str, Callable[..., Miner]] = {

@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from siamese_jax import distances
+from siamese_jax import distances, miners
 from siamese_jax.losses.core import (
     Loss,
     as_weights,
@@ -12,6 +11,7 @@ from siamese_jax.losses.core import (
     no_params,
     ratio,
     similarity,
+    sum_over_positives,
     view,
 )
 
@@ -43,7 +43,7 @@ def fast_ap(bins: int = 10) -> Loss:
         values = 1 - ratio(jnp.sum(h_positive * precision, axis=1), count)
         return jnp.where(count > 0, values, 0), as_weights(count > 0, d)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))
 
 
 def smooth_ap(temperature: float = 0.01) -> Loss:
@@ -53,28 +53,28 @@ def smooth_ap(temperature: float = 0.01) -> Loss:
         l_a = 1 - 1/|P| sum_(i in P) (1 + R_P(i)) / (1 + R_P(i) + R_N(i))
 
     Brown et al.: Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval (2020). Values
-    [n]; the loss is the mean over the anchors that have positives. Anchors are taken one after
-    another and recomputed in the backward pass: memory n^2, not n^3.
+    [n]; the loss is the mean over the anchors that have positives. Memory n^2: positives
+    are taken in turn, and again in the backward pass.
 
     Defined values: 0 with weight 0 for an anchor without positives, 0 for one without negatives.
     """
     check_positive("smooth_ap", temperature=temperature)
 
-    @jax.checkpoint
-    def one(row):
-        s, positive, negative = row
-        above = jax.nn.sigmoid((s[None, :] - s[:, None]) / temperature)
-        others = positive[None, :] & ~jnp.eye(s.shape[0], dtype=bool)
-        among_positives = 1 + jnp.sum(jnp.where(others, above, 0), axis=1)
-        among_all = among_positives + jnp.sum(jnp.where(negative[None, :], above, 0), axis=1)
-        total = jnp.sum(jnp.where(positive, among_positives / among_all, 0))
-        return ratio(total, as_weights(jnp.sum(positive), s))
+    def precision(p, has, s, pairs):
+        """The smooth precision of each anchor at its positive p: [n]."""
+        here = jax.nn.one_hot(p, s.shape[1], dtype=bool)
+        s_p = jnp.take_along_axis(s, p[:, None], axis=1)
+        above = jax.nn.sigmoid((s - s_p) / temperature)
+        r_p = 1 + jnp.sum(jnp.where(pairs.positive & ~here, above, 0), axis=1)
+        r_n = jnp.sum(jnp.where(pairs.negative, above, 0), axis=1)
+        return jnp.where(has, r_p / (r_p + r_n), 0)
 
     def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
         v = view(embeddings, labels, mask, mined, references, normalize=True)
         s = similarity(v.x, v.y, "cosine")
-        some = jnp.any(v.positive, axis=1)
-        values = jnp.where(some, 1 - lax.map(one, (s, v.positive, v.negative)), 0)
-        return values, as_weights(some, s)
+        pairs = miners.Pairs(v.positive, v.negative)
+        total = sum_over_positives(precision, v.positive, s, pairs)
+        count = as_weights(jnp.sum(v.positive, axis=1), s)
+        return jnp.where(count > 0, 1 - ratio(total, count), 0), as_weights(count > 0, s)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))

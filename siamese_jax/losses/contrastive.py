@@ -1,5 +1,6 @@
 """The contrastive loss, on explicit pairs or on all pairs of a batch."""
 
+import jax
 import jax.numpy as jnp
 
 from siamese_jax import distances, miners
@@ -77,4 +78,4 @@ def contrastive(
         share += ratio(jnp.sum(repel, axis=1), as_weights(jnp.sum(repel > 0), repel))
         return jnp.sum(weights) * share, weights
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))

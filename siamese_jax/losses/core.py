@@ -1,6 +1,7 @@
 """What the losses share: the `Loss` pair, the reduction, and sums that survive empty sets."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ class Loss(NamedTuple):
         mask: bool [n]; a row that is false counts for nothing, whatever it holds.
         mined: `Pairs` or `Triplets` of a miner, to look at these only.
         references: more candidates (see `siamese_jax.miners`).
-        Weights carry no gradient, and are 0 for a term that is not defined.
+        Weights carry no gradient, and are 0 for a term that is not defined. Jitted.
     """
 
     init: Callable[..., Params]
@@ -109,6 +110,46 @@ def pair_counts(mined: Pairs | Triplets, shape: tuple[int, ...]) -> tuple[Array,
         nothing.at[mined.anchor, mined.positive].add(keep),
         nothing.at[mined.anchor, mined.negative].add(keep),
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def sum_over_positives(term: Callable[..., Any], positive: Array, floats: Any, fixed: Any) -> Any:
+    """The sum over each anchor's positives of term(p [n], has [n], floats, fixed).
+
+    The memory of a single term is enough, for the gradient too: the backward pass computes the
+    terms anew. See `miners.in_turn`.
+
+    Args:
+      term: gives a tree of [n] floats, 0 where `has` is false; it closes over no array.
+      positive: bool [n, m].
+      floats: a tree of arrays that receive a gradient.
+      fixed: a tree of arrays that do not.
+    """
+    start = jnp.zeros(positive.shape[0], jnp.int32), jnp.zeros(positive.shape[0], bool)
+    shapes = jax.eval_shape(term, *start, floats, fixed)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(p, has, total):
+        return jax.tree.map(jnp.add, total, term(p, has, floats, fixed))
+
+    return miners.in_turn(add, positive, zeros)
+
+
+def _sum_forward(term, positive, floats, fixed):
+    return sum_over_positives(term, positive, floats, fixed), (positive, floats, fixed)
+
+
+def _sum_backward(term, kept, cotangent):
+    positive, floats, fixed = kept
+
+    def add(p, has, gradient):
+        _, pull = jax.vjp(lambda floats: term(p, has, floats, fixed), floats)
+        return jax.tree.map(jnp.add, gradient, pull(cotangent)[0])
+
+    return None, miners.in_turn(add, positive, jax.tree.map(jnp.zeros_like, floats)), None
+
+
+sum_over_positives.defvjp(_sum_forward, _sum_backward)
 
 
 def similarity(x: Array, y: Array, distance: str) -> Array:

@@ -58,7 +58,7 @@ def n_pairs(*, l2: float = 0.0, distance: str = "dot") -> Loss:
         matches = jnp.diagonal(positive[0:n:2, 1:n:2])
         return values, as_weights(matches, values)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))
 
 
 def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
@@ -85,7 +85,7 @@ def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
         count = as_weights(jnp.sum(v.positive, axis=1), terms)
         return ratio(jnp.sum(terms, axis=1), count), count
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))
 
 
 def sup_con(temperature: float = 0.1, *, distance: str = "cosine") -> Loss:
@@ -110,4 +110,4 @@ def sup_con(temperature: float = 0.1, *, distance: str = "cosine") -> Loss:
         values = ratio(jnp.sum(terms, axis=1), count)
         return values, as_weights((count > 0) & (values > 0), values)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))

@@ -1,5 +1,6 @@
 """The margin loss: one boundary between positive and negative distances, learned if asked."""
 
+import jax
 import jax.numpy as jnp
 
 from siamese_jax import distances, miners
@@ -72,4 +73,4 @@ def margin(
         active = jnp.sum(w_attract + w_repel, axis=1)
         return ratio(total, active) + nu * b[:, 0], active
 
-    return Loss(init, apply)
+    return Loss(init, jax.jit(apply))

@@ -42,7 +42,7 @@ def multi_similarity(
         values += log_one_plus_sum_exp(beta * (s - base), v.negative) / beta
         return values, as_weights(v.present, values)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))
 
 
 def circle(margin: float = 0.4, scale: float = 80.0) -> Loss:
@@ -67,7 +67,7 @@ def circle(margin: float = 0.4, scale: float = 80.0) -> Loss:
         values = jax.nn.softplus(log_sum_exp(attract, v.positive) + log_sum_exp(repel, v.negative))
         return values, as_weights(v.present & (values > 0), values)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))
 
 
 def lifted_structure(
@@ -96,4 +96,4 @@ def lifted_structure(
         valid = jnp.any(v.positive, axis=1) & jnp.any(v.negative, axis=1)
         return jnp.maximum(values, 0), as_weights(valid, values)
 
-    return Loss(no_params, apply)
+    return Loss(no_params, jax.jit(apply))

@@ -60,7 +60,7 @@ def proxy_nca(scale: float = 1.0, *, own_in_denominator: bool = True) -> Loss:
         terms = jnp.where(targets & valid[:, None], others - logits, 0)
         return ratio(jnp.sum(terms, axis=1), count), as_weights(valid, logits)
 
-    return Loss(init_proxies, apply)
+    return Loss(init_proxies, jax.jit(apply))
 
 
 def proxy_anchor(margin: float = 0.1, alpha: float = 32.0) -> Loss:
@@ -91,4 +91,4 @@ def proxy_anchor(margin: float = 0.1, alpha: float = 32.0) -> Loss:
         factor = ratio(jnp.full_like(classes_present, proxies.shape[0]), classes_present)
         return attract * factor + repel, jnp.ones_like(repel)
 
-    return Loss(init_proxies, apply)
+    return Loss(init_proxies, jax.jit(apply))

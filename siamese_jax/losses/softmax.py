@@ -44,7 +44,7 @@ def softmax() -> Loss:
         logits = jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + bias[None, :]
         return cross_entropy(logits, class_targets(labels, kernel.shape[1]), mask)
 
-    return Loss(init, apply)
+    return Loss(init, jax.jit(apply))
 
 
 def normalized_softmax(temperature: float = 0.05) -> Loss:
@@ -191,4 +191,4 @@ def _on_sphere(
             values = values + penalty(flat.reshape(proxies.shape))
         return values, as_weights(weights, values)
 
-    return Loss(init, apply)
+    return Loss(init, jax.jit(apply))

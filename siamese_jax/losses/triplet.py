@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
 
 from siamese_jax import distances, miners
 from siamese_jax.errors import UserError
@@ -13,6 +12,7 @@ from siamese_jax.losses.core import (
     no_params,
     ratio,
     refuse,
+    sum_over_positives,
     view,
 )
 from siamese_jax.miners import Triplets
@@ -56,8 +56,8 @@ def triplet(
 
     `mined` restricts "all" to the mined `Pairs` (all their triplets) or `Triplets` (values [t]).
 
-    No triplet with a hinge needs n^3 numbers: what is active is counted after sorting each row.
-    With soft or swap, anchors are taken one after another and recomputed in the backward pass.
+    "all" never holds n^3 numbers: the anchors' positives are taken in turn, and again in the
+    backward pass.
 
     Defined values: 0 where there is no triplet. Equal points have distance 0 with gradient 0, a
     zero vector stays 0 when normalised.
@@ -101,14 +101,19 @@ def triplet(
             negative = jnp.minimum(negative, among[mined.positive, mined.negative])
         return weigh(term(d[mined.anchor, mined.positive], negative), mined.mask)
 
+    def of_positive(p, has, floats, negative):
+        """The sum, and number above 0, of each anchor's terms with its positive p: [n] each."""
+        d, among = floats
+        d_an = d if among is None else jnp.minimum(d, among[p])
+        d_ap = jnp.take_along_axis(d, p[:, None], axis=1)
+        values = jnp.where(has[:, None] & negative, term(d_ap, d_an), 0)
+        return jnp.sum(values, axis=1), jnp.sum(values > 0, axis=1).astype(d.dtype)
+
     def every(v):
         d = distances.pairwise(v.x, v.y, distance)
         triplets = jnp.sum(v.positive, axis=1) * jnp.sum(v.negative, axis=1)
-        if soft or swap:
-            among = distances.pairwise(v.y, v.y, distance) if swap else None
-            total, active = _sum_one_by_one(term, d, among, v.positive, v.negative)
-        else:
-            total, active = _sum_of_hinges(d, v.positive, v.negative, margin)
+        among = distances.pairwise(v.y, v.y, distance) if swap else None
+        total, active = sum_over_positives(of_positive, v.positive, (d, among), v.negative)
         count = active if average == "active" else triplets
         count = as_weights(count, d)
         return ratio(total, count), count
@@ -124,58 +129,4 @@ def triplet(
         v = view(embeddings, labels, mask, restrict, references, normalize=normalize)
         return listed(v, mined) if isinstance(mined, Triplets) else every(v)
 
-    return Loss(no_params, apply)
-
-
-def active_counts(d: Array, positive: Array, negative: Array, margin: float) -> tuple[Array, Array]:
-    """In how many active triplets (d_ap + margin > d_an) each pair takes part.
-
-    Args:
-      d: [n, m] distances; positive, negative: bool [n, m].
-
-    Returns:
-      int32 [n, m] for the pair as (a, p), and as (a, n); 0 for other pairs. Found by sorting, in
-      O(m log m) an anchor.
-    """
-    reach = d + margin
-
-    def one(d, reach, positive, negative):
-        negatives = jnp.sort(jnp.where(negative, d, jnp.inf))
-        below = jnp.searchsorted(negatives, reach, side="left")
-        reaches = jnp.sort(jnp.where(positive, reach, -jnp.inf))
-        above = d.shape[0] - jnp.searchsorted(reaches, d, side="right")
-        return jnp.where(positive, below, 0), jnp.where(negative, above, 0)
-
-    return jax.vmap(one)(d, reach, positive, negative)
-
-
-def _sum_of_hinges(
-    d: Array, positive: Array, negative: Array, margin: float
-) -> tuple[Array, Array]:
-    """Per anchor, the sum of [d_ap - d_an + margin]_+ over all its triplets, and how many are > 0.
-
-    Each active triplet adds d_ap + margin - d_an, so with k the number of active triplets of a
-    pair, the sum is linear in the distances: sum_p k_ap (d_ap + margin) - sum_n k_an d_an. Its
-    gradient is that of the hinges. As many are added as taken away, so all distances may be
-    measured from the anchor's mean one, which keeps the two sums small.
-    """
-    as_p, as_n = active_counts(lax.stop_gradient(d), positive, negative, margin)
-    active = jnp.sum(as_p, axis=1)
-    origin = lax.stop_gradient(jnp.mean(d, axis=1, keepdims=True))
-    signed = (as_p - as_n).astype(d.dtype)
-    total = jnp.sum(signed * (d - origin), axis=1) + margin * active.astype(d.dtype)
-    return total, active
-
-
-def _sum_one_by_one(term, d, among, positive, negative) -> tuple[Array, Array]:
-    """As `_sum_of_hinges`, for any term: anchor by anchor, recomputed in the backward pass."""
-
-    @jax.checkpoint
-    def one(row):
-        d, positive, negative = row
-        farther = d[None, :] if among is None else jnp.minimum(d[None, :], among)
-        valid = positive[:, None] & negative[None, :]
-        values = jnp.where(valid, term(d[:, None], farther), 0)
-        return jnp.sum(values), jnp.sum(values > 0)
-
-    return lax.map(one, (d, positive, negative))
+    return Loss(no_params, jax.jit(apply))
