@@ -1,7 +1,7 @@
-"""The table of a run's metrics: every stage's value, the gain, and both as bars."""
+"""The table of a run's metrics: every stage's value and the gain, for the page and the terminal."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from siamese_jax.report.page import escape, is_number, number
@@ -13,6 +13,10 @@ def _columns(block: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The columns of a table of metrics: before and after, or the one that there is."""
     nested = {name: column for name, column in block.items() if isinstance(column, Mapping)}
     return nested if nested else {"value": block}
+
+
+def _names(columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(n for c in columns.values() for n, v in c.items() if is_number(v)))
 
 
 def is_metrics(block: object) -> bool:
@@ -54,11 +58,53 @@ def _row(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
 def metrics_table(block: Mapping[str, Any]) -> str:
     """One row a metric. `block` is {"before": {...}, "after": {...}}, or one column of metrics."""
     columns = _columns(block)
-    names = dict.fromkeys(n for c in columns.values() for n, v in c.items() if is_number(v))
     numbers = [*columns, *(["gain"] if "before" in columns and "after" in columns else [])]
     heading = "".join(f'<th class="number">{escape(text)}</th>' for text in numbers)
-    rows = "".join(_row(name, columns) for name in names)
+    rows = "".join(_row(name, columns) for name in _names(columns))
     return (
         f'<table class="wide"><thead><tr><th>metric</th>{heading}<th></th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
+
+
+def aligned(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows of values as columns of text, the first one to the left, the others to the right.
+
+    >>> print(aligned([("metric", "value"), ("recall@1", 0.5)]))
+    metric     value
+    recall@1  0.5000
+    """
+    cells = [[number(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        first, *others = zip(row, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]).rstrip()
+
+    return "\n".join(line(row) for row in cells)
+
+
+def text_table(results: Mapping[str, Any]) -> str:
+    """Every block of metrics in results.json as text, each stage a column, and the gain.
+
+    >>> print(text_table({"test": {"before": {"recall@1": 0.25}, "after": {"recall@1": 0.5}}}))
+    test      before   after     gain
+    recall@1  0.2500  0.5000  +0.2500
+    """
+    tables = []
+    for title, block in results.items():
+        if not is_metrics(block):
+            continue
+        columns = _columns(block)
+        pair = "before" in columns and "after" in columns
+        rows = [(title, *columns, *(["gain"] if pair else []))]
+        for name in _names(columns):
+            values = {stage: column.get(name, "") for stage, column in columns.items()}
+            gain = []
+            if pair:
+                before, after = values["before"], values["after"]
+                both = isinstance(before, float) and isinstance(after, float)
+                gain = [f"{after - before:+.4f}" if both else ""]
+            rows.append((name, *values.values(), *gain))
+        tables.append(aligned(rows))
+    return "\n\n".join(tables)
