@@ -1,16 +1,25 @@
-"""rank(): the exact k nearest gallery items of every query, in bounded memory."""
+"""rank(): the exact k nearest gallery items of every query, in bounded memory.
 
-from functools import partial
-from typing import NamedTuple
+How: `siamese_jax.search`. What is promised: `siamese_jax.search.exact`.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from numpy.typing import ArrayLike
 
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
+from siamese_jax.gallery import Gallery, Predicate
+from siamese_jax.search import bounds, exact, scan
+from siamese_jax.search.bounds import Frame
+from siamese_jax.search.sources import Rows, as_rows
+
+MEMORY_LIMIT = 256 * 2**20
 
 
 class Ranking(NamedTuple):
@@ -25,88 +34,361 @@ class Ranking(NamedTuple):
     distances: np.ndarray
 
 
+class Neighbours(NamedTuple):
+    """The gallery items within a radius, nearest first, of all queries one after another.
+
+    Those of query i are at limits[i] : limits[i + 1].
+
+    Attributes:
+      limits: int64 [q + 1].
+      indices: int32 [limits[-1]], rows of the gallery.
+      distances: float32 [limits[-1]].
+    """
+
+    limits: np.ndarray
+    indices: np.ndarray
+    distances: np.ndarray
+
+
 def rank(
     queries: ArrayLike,
-    gallery: ArrayLike,
-    k: int,
+    gallery: Any,
+    k: int | ArrayLike,
     *,
     distance: str = "euclidean",
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
-    memory_limit: int = 256 * 2**20,
+    keep: ArrayLike | Predicate | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    precision: str = "auto",
 ) -> Ranking:
     """The k nearest gallery items of every query, exactly.
 
+    Distances are correctly rounded from the float32 vectors (`siamese_jax.search.exact`), and
+    equal ones are in ascending order of the gallery's rows. Neither `memory_limit` nor
+    `precision` nor how queries are batched changes an answer.
+
     Args:
-      queries: [q, d] real.
-      gallery: [g, d] real.
-      k: how many to return, at least 1.
-      distance: "euclidean", "sqeuclidean", "cosine" or "dot".
-      query_ids: int [q]; a gallery item with the query's own id is left out.
-      gallery_ids: int [g], needed with `query_ids`.
-      memory_limit: bytes of working memory.
+      queries: [q, d] real; taken as float32.
+      gallery: [g, d] real: a NumPy array, a memory map, a JAX array, a list of such shards
+        (rows are numbered through), or a `Gallery`.
+      k: how many items to return, at least 1; or int [q], one number for each query, whose row
+        then ends in -1 and +inf.
+      distance: "euclidean", "sqeuclidean", "cosine" (1 - cos; 1 for a zero vector) or "dot"
+        (negated).
+      query_ids: int or str [q]; a gallery item with the query's own id is left out before the
+        k nearest are taken.
+      gallery_ids: int or str [g]; needed with `query_ids`, unless `gallery` is a `Gallery`.
+      keep: bool [g], or a function from the gallery's ids to that; other items are left out.
+      memory_limit: bytes of working memory, beyond the arguments and the answer.
+      precision: of the matrix product that finds candidates: "float32", "tf32", "bfloat16", or
+        "auto": bfloat16 on processors that have it, else float32.
 
     Returns:
-      A `Ranking`. Equal distances are in ascending order of the gallery's rows.
+      A `Ranking` of q rows and max(k) columns.
 
     Raises:
-      UserError: unknown distance, shapes that do not match, or rows that are not finite.
+      UserError: an unknown name, shapes that do not match, or a row that is not finite.
 
     >>> rank([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], k=2)
     Ranking(indices=array([[1, 2]], dtype=int32), distances=array([[1., 1.]], dtype=float32))
     """
-    check(distance)
-    queries, gallery = np.asarray(queries), np.asarray(gallery)
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise UserError(
-            f"queries {queries.shape} and gallery {gallery.shape} are not [q, d], [g, d]"
-        )
-    q, g = len(queries), len(gallery)
-    if (query_ids is None) != (gallery_ids is None):
-        raise UserError("give both query_ids and gallery_ids, or neither")
-    own = np.full(q, -1) if query_ids is None else np.asarray(query_ids)
-    ids = np.full(g, -2) if gallery_ids is None else np.asarray(gallery_ids)
-    _, codes = np.unique(np.concatenate([own, ids]), return_inverse=True)
-    own, ids = np.split(codes.astype(np.int32), [q])
-    found = []
-    size_q, size_g = 256, 4096
-    for i in range(0, q, size_q):
-        x = jnp.asarray(queries[i : i + size_q], jnp.float32)
-        best = Ranking(
-            jnp.full((len(x), k), -1, jnp.int32), jnp.full((len(x), k), jnp.inf, jnp.float32)
-        )
-        for j in range(0, g, size_g):
-            y = jnp.asarray(gallery[j : j + size_g], jnp.float32)
-            best = _merge(
-                best, x, y, own[i : i + size_q], ids[j : j + size_g], j, distance
+    search = _Search(queries, gallery, distance, query_ids, gallery_ids, keep, memory_limit)
+    wanted = _counts(k, len(search.queries))
+    columns = int(wanted.max(initial=0)) if np.ndim(k) else int(np.max(k))
+    found = Ranking(
+        np.full((len(wanted), columns), -1, np.int32),
+        np.full((len(wanted), columns), np.inf, np.float32),
+    )
+    for i, place, j, away in search.nearest(wanted, columns, _precision(precision, search)):
+        found.indices[i, place] = j
+        found.distances[i, place] = away
+    return found
+
+
+def range_search(
+    queries: ArrayLike,
+    gallery: Any,
+    radius: float | ArrayLike,
+    *,
+    distance: str = "euclidean",
+    query_ids: ArrayLike | None = None,
+    gallery_ids: ArrayLike | None = None,
+    keep: ArrayLike | Predicate | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    precision: str = "auto",
+) -> Neighbours:
+    """All gallery items at most `radius` away from each query, exactly, nearest first.
+
+    Args:
+      radius: in units of the distance; one number, or float [q].
+      Others: as for `rank`. The memory limit does not hold for the answer, which can be any size.
+
+    >>> found = range_search([[0.0], [9.0]], [[1.0], [0.0], [2.0]], radius=1.0)
+    >>> found.limits.tolist(), found.indices.tolist(), found.distances.tolist()
+    ([0, 2, 2], [1, 0], [0.0, 1.0])
+    """
+    search = _Search(queries, gallery, distance, query_ids, gallery_ids, keep, memory_limit)
+    q = len(search.queries)
+    reach = np.asarray(radius, np.float64)
+    if reach.shape not in ((), (q,)) or np.isnan(reach).any():
+        raise UserError(f"radius must be a number or [{q}] of them, without NaN")
+    reach = np.broadcast_to(reach, (q,))
+    count = np.zeros(q + 1, np.int64)
+    parts = []
+    for i, j, away in search.within(reach, _precision(precision, search)):
+        count[1:] += np.bincount(i, minlength=q)
+        parts.append((j, away))
+    indices = [j for j, _ in parts] or [np.empty(0, np.int32)]
+    distances = [away for _, away in parts] or [np.empty(0, np.float32)]
+    return Neighbours(np.cumsum(count), np.concatenate(indices), np.concatenate(distances))
+
+
+def pairwise_distances(
+    queries: ArrayLike, gallery: Any, *, distance: str = "euclidean"
+) -> np.ndarray:
+    """Every query's distance from every gallery item, float32 [q, g]: the values `rank` returns.
+
+    >>> pairwise_distances([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0]])
+    array([[5., 1.]], dtype=float32)
+    """
+    search = _Search(queries, gallery, distance, None, None, None, MEMORY_LIMIT)
+    x, rows = search.queries, search.gallery.rows
+    frame = search.frame("float32")
+    list(search.sides(frame, 1024))
+    for _ in scan.Blocks(rows, None, None, frame, 4096):
+        pass
+    found = np.empty((len(x), len(rows)), np.float32)
+    every = np.arange(len(rows), dtype=np.int32)
+    for i in range(len(x)):
+        own = np.zeros(len(rows), np.int32)
+        found[i] = exact.pair_distances(x[i : i + 1], rows.take, own, every, distance)
+    return found
+
+
+class _Search:
+    """The arguments of a search, checked, and the ways to carry it out."""
+
+    def __init__(
+        self,
+        queries: ArrayLike,
+        gallery: Any,
+        distance: str,
+        query_ids: ArrayLike | None,
+        gallery_ids: ArrayLike | None,
+        keep: ArrayLike | Predicate | None,
+        memory_limit: int,
+    ):
+        self.distance = check(distance)
+        self.rows = as_rows(queries, "queries")
+        if isinstance(gallery, Gallery):
+            if gallery_ids is not None:
+                raise UserError("a Gallery has its own ids: leave gallery_ids out")
+            self.gallery = gallery
+        else:
+            if query_ids is not None and gallery_ids is None:
+                raise UserError("query_ids need gallery_ids to compare with")
+            self.gallery = Gallery(gallery, gallery_ids, resident=False)
+        if self.rows.width != self.gallery.rows.width:
+            raise UserError(
+                f"queries have {self.rows.width} columns, the gallery {self.gallery.rows.width}"
             )
-        found.append(best)
-    return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
+        if memory_limit < 1 << 20:
+            raise UserError(f"memory_limit={memory_limit} is less than 1 MiB (2**20 bytes)")
+        self.memory_limit = memory_limit
+        self.codes = self.gallery.codes(query_ids, len(self.rows))
+        self.there = _kept(keep, self.gallery)
+
+    @functools.cached_property
+    def queries(self) -> np.ndarray:
+        """float32 [q, d]."""
+        whole = self.rows.view(0, len(self.rows)) if len(self.rows) else None
+        if whole is None:
+            whole = np.zeros((len(self.rows), self.rows.width), np.float32)
+            with np.errstate(over="ignore"):
+                self.rows.read(0, whole)
+        return whole
+
+    def frame(self, precision: str) -> Frame:
+        return _frame(self.gallery.rows, self.distance, precision)
+
+    def sides(self, frame: Frame, size: int, start: int = 0, stop: int | None = None) -> Iterator:
+        """(first query, how many, their side of the product), a chunk at a time."""
+        stop = len(self.queries) if stop is None else stop
+        rows = Rows([self.queries], "queries")
+        code = None if self.codes is None else self.codes[0]
+        for at in range(start, stop, size):
+            yield (
+                at,
+                min(size, stop - at),
+                scan.prepare_rows(rows, at, size, None, code, frame, is_query=True),
+            )
+
+    def nearest(self, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
+        """Yields (i, place, j, distance) arrays, in parts that are whole queries."""
+        q, g = len(self.queries), len(self.gallery.rows)
+        k = min(k, g)
+        if not q or not k:
+            return
+        frame, sizes, blocks = self._prepare(precision, k)
+        for start in range(0, q, sizes.state):
+            stop = min(q, start + sizes.state)
+            chunks = []
+            for at, count, side in self.sides(frame, sizes.chunk, start, stop):
+                settle = functools.partial(self._settle, at, wanted[at : at + count])
+                floor = scan.lowest(side, count)
+                floor[np.asarray(side.zero)] = np.inf
+                chunks.append((at, count, side, scan.Chunk(side, k, floor, settle, sizes.pairs)))
+            scan.run(
+                [chunk for *_, chunk in chunks],
+                blocks,
+                frame,
+                sizes,
+                exclude=self.codes is not None,
+            )
+            for at, count, side, chunk in chunks:
+                i, j = self._with_zeros(at, count, side, blocks, k, *chunk.pairs())
+                away = self._away(at, i, j)
+                i, place, which = exact.first(i, j, away, wanted[at : at + count])
+                yield i + at, place, j[which], away[which]
+
+    def within(self, reach: np.ndarray, precision: str) -> Iterator[tuple]:
+        """Yields (i, j, distance) arrays in the order (i, distance, j)."""
+        if not len(self.queries) or not len(self.gallery.rows):
+            return
+        frame, sizes, blocks = self._prepare(precision, 1)
+        for at, count, side in self.sides(frame, sizes.chunk):
+            here = slice(at, at + count)
+            square = bounds.true_square(self.queries[here], frame)
+            least = bounds.score_of(reach[here], square, self.distance)
+            floor = scan.lowest(side, count)
+            # The interval of a score has room for the rounding of its floor, a step downwards.
+            low, high = np.finfo(np.float32).min, np.finfo(np.float32).max
+            floor[:count] = np.nextafter(
+                np.clip(least, low, high).astype(np.float32), np.float32(-np.inf)
+            )
+            if self.distance == "euclidean":
+                floor[:count][reach[here] < 0] = np.inf
+            floor[:count] = np.maximum(floor[:count], low)
+            floor[np.asarray(side.zero)] = np.inf
+            chunk = scan.Chunk(side, None, floor, lambda i, j: (i, j), sizes.pairs)
+            scan.run([chunk], blocks, frame, sizes, exclude=self.codes is not None)
+            i, j = self._with_zeros(at, count, side, blocks, len(self.gallery.rows), *chunk.pairs())
+            away = self._away(at, i, j)
+            near = away <= reach[here][i]
+            i, j, away = i[near], j[near], away[near]
+            whole = np.full(count, len(self.gallery.rows))
+            i, _, which = exact.first(i, j, away, whole)
+            yield i + at, j[which], away[which]
+
+    def _prepare(self, precision: str, k: int) -> tuple[Frame, scan.Plan, scan.Blocks]:
+        q, (g, d) = len(self.queries), (len(self.gallery.rows), self.rows.width)
+        frame = self.frame(precision)
+        sizes = scan.plan(q, g, d, k, precision, self.memory_limit)
+        if self.gallery.keeps(frame):
+            sizes = sizes._replace(keep_blocks=True, state=q)
+        blocks = self.gallery.blocks(frame, self.there, sizes.block, self.codes is not None)
+        return frame, sizes, blocks.keep() if sizes.keep_blocks else blocks
+
+    def _away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        own = self.queries[at : at + int(i.max(initial=0)) + 1]
+        return exact.pair_distances(own, self.gallery.rows.take, i, j, self.distance)
+
+    def _settle(
+        self, at: int, wanted: np.ndarray, i: np.ndarray, j: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Each query's first pairs among (i, j)."""
+        i, _, which = exact.first(i, j, self._away(at, i, j), wanted)
+        return i.astype(np.int32), j[which]
+
+    def _with_zeros(
+        self,
+        at: int,
+        count: int,
+        side: bounds.Side,
+        blocks: scan.Blocks,
+        k: int,
+        i: np.ndarray,
+        j: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds the pairs of zero rows under cosine, which are all at distance 1 and so in the
+        order of their rows: a zero item's with every query, a zero query's with every item."""
+        if self.distance != "cosine":
+            return i, j
+        zeros = np.concatenate([np.empty(0, np.int64), *blocks.zeros])
+        lost = np.flatnonzero(np.asarray(side.zero)[:count])
+        for who, items in (
+            (np.setdiff1d(np.arange(count), lost), zeros),
+            (lost, None),
+        ):
+            if not len(who):
+                continue
+            if items is None:
+                items = np.arange(len(self.gallery.rows))
+                items = items if self.there is None else items[self.there]
+            for one in who if len(items) else ():
+                mine = items
+                if self.codes is not None:
+                    # Enough for k that are not the query's own.
+                    mine = items[self.codes[1][items] != self.codes[0][at + one]]
+                mine = mine[:k]
+                i = np.concatenate([i, np.full(len(mine), one, i.dtype)])
+                j = np.concatenate([j, mine.astype(j.dtype)])
+        return i, j
 
 
-@partial(jax.jit, static_argnames="distance")
-def _merge(best: Ranking, x: Array, y: Array, own: Array, ids: Array, start: int, distance: str):
-    scores = _scores(x, y, distance)
-    scores = jnp.where(own[:, None] == ids[None, :], jnp.inf, scores)
-    rows = start + jnp.broadcast_to(jnp.arange(len(y), dtype=jnp.int32)[None, :], scores.shape)
-    scores = jnp.concatenate([best.distances, scores], axis=1)
-    rows = jnp.concatenate([best.indices, rows], axis=1)
-    k = best.indices.shape[1]
-    top, places = jax.lax.top_k(-scores, k)
-    rows = jnp.take_along_axis(rows, places, axis=1)
-    return Ranking(jnp.where(top == -jnp.inf, -1, rows), -top)
+def _frame(rows: Rows, distance: str, precision: str) -> Frame:
+    """The origin is the mean of up to 1024 rows, spread evenly over the gallery."""
+    d = rows.width
+    origin = np.zeros(bounds.padded_width(d), np.float32)
+    if len(rows):
+        sample = np.unique(np.linspace(0, len(rows) - 1, min(1024, len(rows))).astype(np.int64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = rows.take(sample).astype(np.float64)
+            if distance == "cosine":
+                norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
+                x = x / np.where(norm > 0, norm, 1)
+            mean = x.mean(axis=0)
+        # A row that is not finite is reported by its number when its block is read.
+        if np.isfinite(mean).all() and np.abs(mean).max(initial=0) <= bounds.largest(d):
+            origin[:d] = mean
+    return Frame(distance, precision, d, origin)
 
 
-def _scores(x: Array, y: Array, distance: str) -> Array:
-    """Distances [q, g] from the differences themselves, so that equal rows are at exactly 0."""
-    if distance == "dot":
-        return -jnp.matmul(x, y.T, precision="highest")
-    if distance == "cosine":
-        x, y = _unit(x), _unit(y)
-    squared = jnp.sum((x[:, None, :] - y[None, :, :]) ** 2, axis=2)
-    return {"euclidean": jnp.sqrt(squared), "sqeuclidean": squared, "cosine": squared / 2}[distance]
+def _counts(k: int | ArrayLike, q: int) -> np.ndarray:
+    wanted = np.asarray(k)
+    if wanted.dtype.kind not in "iu" or wanted.shape not in ((), (q,)):
+        raise UserError(f"k must be an integer or int [{q}], not {k!r:.60}")
+    if (wanted < 1).any():
+        raise UserError(f"k must be at least 1, not {int(wanted.min())}")
+    return np.broadcast_to(wanted, (q,)).astype(np.int64)
 
 
-def _unit(x: Array) -> Array:
-    norm = jnp.sqrt(jnp.sum(x * x, axis=1, keepdims=True))
-    return x / jnp.where(norm > 0, norm, 1)
+def _kept(keep: ArrayLike | Predicate | None, gallery: Gallery) -> np.ndarray | None:
+    if keep is None:
+        return gallery.there
+    kept = np.asarray(keep(gallery.ids) if callable(keep) else keep)
+    if kept.dtype != bool or kept.shape != (len(gallery.rows),):
+        raise UserError(
+            f"keep must give bool [{len(gallery.rows)}], not {kept.dtype} {list(kept.shape)}"
+        )
+    return kept if gallery.there is None else kept & gallery.there
+
+
+def _precision(precision: str, search: _Search) -> str:
+    if precision not in bounds.PRECISIONS:
+        raise UserError(f"precision={precision!r} is unknown: use one of {bounds.PRECISIONS}")
+    if precision != "auto":
+        return precision
+    large = len(search.queries) >= 64 and search.rows.width >= 64
+    return "bfloat16" if large and _has_bfloat16() else "float32"
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32, and XLA makes use of it."""
+    if jax.default_backend() != "cpu" or not os.path.exists("/proc/cpuinfo"):
+        return False
+    with open("/proc/cpuinfo") as file:
+        flags = next((line for line in file if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags

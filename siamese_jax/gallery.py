@@ -1,0 +1,240 @@
+"""A gallery that is searched more than once: prepared, grown, thinned out, saved."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from siamese_jax.errors import UserError
+from siamese_jax.search import bounds
+from siamese_jax.search.bounds import Frame
+from siamese_jax.search.scan import Blocks
+from siamese_jax.search.sources import Rows, as_rows
+
+_FORMAT = 1
+# Prepared copies larger than this are made anew for every search instead of being kept.
+_RESIDENT = 2 * 2**30
+
+
+class Gallery:
+    """Vectors with ids, prepared once for all the searches to come.
+
+    `rank` and `range_search` take it where they take an array. Row numbers never change while
+    the object lives: `add` appends rows, `remove` leaves them out of all answers but keeps their
+    number, so `gallery.ids[ranking.indices]` is always right. `save` drops removed rows.
+
+    Args:
+      vectors: [g, d] real: a NumPy array, a memory map, a JAX array, or a list of such shards.
+        They are not copied, and must not be changed afterwards.
+      ids: [g] integers or strings, row numbers by default.
+      resident: whether the prepared copy (centred, as the matrix product takes it) stays in
+        memory; by default where it has at most 2 GiB.
+
+    Raises:
+      UserError: shapes do not match, or an id is not an integer or a string.
+
+    >>> gallery = Gallery([[0.0, 1.0], [2.0, 0.0]], ids=[70, 71])
+    >>> gallery.add([[0.0, 3.0]], ids=[72])
+    >>> gallery.remove([71])
+    1
+    >>> from siamese_jax import rank
+    >>> gallery.ids[rank([[2.0, 0.0]], gallery, k=1).indices].tolist()
+    [[70]]
+    """
+
+    def __init__(self, vectors: Any, ids: ArrayLike | None = None, *, resident: bool | None = None):
+        self.rows = as_rows(vectors, "gallery")
+        self.ids = _ids(ids, len(self.rows), 0)
+        self.there: np.ndarray | None = None
+        self.resident = resident
+        self._forget()
+
+    def _forget(self) -> None:
+        self._blocks: dict[tuple, Blocks] = {}
+        self._codes: tuple[np.ndarray | None, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """How many rows there are to be found."""
+        return len(self.rows) if self.there is None else int(self.there.sum())
+
+    def add(self, vectors: Any, ids: ArrayLike | None = None) -> None:
+        """Appends rows [n, d]; their ids are the row numbers by default."""
+        new = as_rows(vectors, "gallery")
+        if new.width != self.rows.width:
+            raise UserError(f"rows of width {new.width} do not fit a gallery of {self.rows.width}")
+        start = len(self.rows)
+        added = _ids(ids, len(new), start)
+        if added.dtype.kind != self.ids.dtype.kind:
+            raise UserError(
+                f"ids of {added.dtype} do not fit a gallery with ids of {self.ids.dtype}"
+            )
+        self.ids = np.concatenate([self.ids, added])
+        if self.there is not None:
+            self.there = np.concatenate([self.there, np.ones(len(new), bool)])
+        self.rows = Rows([*self.rows.shards, *new.shards], "gallery")
+        self._forget()
+
+    def remove(self, ids: ArrayLike) -> int:
+        """Leaves out all rows with one of these ids, and returns how many there were.
+
+        Raises:
+          UserError: an id is not in the gallery.
+        """
+        ids = np.atleast_1d(np.asarray(ids))
+        there = np.ones(len(self.rows), bool) if self.there is None else self.there
+        gone = np.isin(self.ids, ids) & there
+        missing = ids[~np.isin(ids, self.ids[gone])]
+        if len(missing):
+            raise UserError(f"id {missing[0]!r} is not in the gallery")
+        self.there = there & ~gone
+        self._forget()
+        return int(gone.sum())
+
+    def codes(self, query_ids: ArrayLike | None, q: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """int32 codes of queries [q] and rows [g], equal where the ids are."""
+        if query_ids is None:
+            return None
+        own = np.asarray(query_ids)
+        if own.shape != (q,):
+            raise UserError(f"query_ids must be [{q}], not of shape {own.shape}")
+        if own.dtype.kind not in "iuUS" or (own.dtype.kind in "iu") != (
+            self.ids.dtype.kind in "iu"
+        ):
+            raise UserError(
+                f"query_ids of {own.dtype} do not match gallery ids of {self.ids.dtype}"
+            )
+        if self._codes is None:
+            if self.ids.dtype.kind in "iu" and _fits(self.ids):
+                self._codes = None, self.ids.astype(np.int32)
+            else:
+                names, code = np.unique(self.ids, return_inverse=True)
+                self._codes = names, code.astype(np.int32)
+        names, code = self._codes
+        if names is None and _fits(own):
+            return own.astype(np.int32), code
+        if names is None:
+            names, code = np.unique(self.ids, return_inverse=True)
+            self._codes = names, code.astype(np.int32)
+            self._blocks = {}
+        place = np.minimum(np.searchsorted(names, own), max(0, len(names) - 1))
+        known = names[place] == own if len(names) else np.zeros(q, bool)
+        return np.where(known, place, -2).astype(np.int32), self._codes[1]
+
+    def blocks(self, frame: Frame, there: np.ndarray | None, size: int, exclude: bool) -> Blocks:
+        """The gallery's side of the product, prepared before where that is kept."""
+        code = self._codes[1] if exclude and self._codes else None
+        if not self.keeps(frame) or there is not self.there:
+            return Blocks(self.rows, there, code, frame, size)
+        key = (frame.distance, frame.precision, size, exclude)
+        if key not in self._blocks:
+            self._blocks[key] = Blocks(self.rows, there, code, frame, size)
+        return self._blocks[key].keep()
+
+    def keeps(self, frame: Frame) -> bool:
+        """Whether the prepared copy stays in memory."""
+        size = 2 if frame.precision == "bfloat16" else 4
+        if self.resident is None:
+            return len(self.rows) * bounds.padded_width(frame.width) * size <= _RESIDENT
+        return self.resident
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes `vectors.npy`, `ids.npy` and `manifest.json` into a folder, all or nothing.
+
+        Removed rows are left out; the vectors are written as float32, a block at a time.
+
+        Raises:
+          UserError: the folder exists and holds something else than a gallery.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+            raise UserError(f"{folder} is not empty and holds no gallery: give another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        alive = np.arange(len(self.rows)) if self.there is None else np.flatnonzero(self.there)
+        vectors = np.lib.format.open_memmap(
+            part / "vectors.npy", mode="w+", dtype=np.float32, shape=(len(alive), self.rows.width)
+        )
+        step = max(1, 2**24 // max(4, 4 * self.rows.width))
+        for at in range(0, len(alive), step):
+            vectors[at : at + step] = self.rows.take(alive[at : at + step])
+        vectors.flush()
+        del vectors
+        np.save(part / "ids.npy", self.ids[alive])
+        manifest = {
+            "format": _FORMAT,
+            "rows": len(alive),
+            "width": self.rows.width,
+            "dtype": "float32",
+            "sha256": {name: _sha256(part / name) for name in ("vectors.npy", "ids.npy")},
+        }
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike, *, resident: bool | None = None, verify: bool = False
+    ) -> "Gallery":
+        """Opens what `save` wrote, as a memory map.
+
+        Args:
+          folder: the folder.
+          resident: as for `Gallery`.
+          verify: whether to compare the files' sha256 with the manifest.
+
+        Raises:
+          UserError: a file is missing, or is not what the manifest says.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+            ids = np.load(folder / "ids.npy", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no readable gallery: {error}") from error
+        if manifest.get("format") != _FORMAT:
+            raise UserError(f"{folder} has gallery format {manifest.get('format')}, not {_FORMAT}")
+        shape = (manifest["rows"], manifest["width"])
+        if vectors.shape != shape or ids.shape != shape[:1]:
+            raise UserError(
+                f"{folder} holds vectors {vectors.shape} and ids {ids.shape}, but its manifest "
+                f"says {shape}: save it again"
+            )
+        for name, value in manifest["sha256"].items() if verify else ():
+            if _sha256(folder / name) != value:
+                raise UserError(
+                    f"{folder / name} is not the file its manifest names: save it again"
+                )
+        return cls(vectors, ids, resident=resident)
+
+
+Predicate = Callable[[np.ndarray], ArrayLike]
+
+
+def _ids(ids: ArrayLike | None, n: int, start: int) -> np.ndarray:
+    if ids is None:
+        return np.arange(start, start + n, dtype=np.int64)
+    ids = np.asarray(ids)
+    if ids.shape != (n,):
+        raise UserError(f"gallery_ids must be [{n}], not of shape {ids.shape}")
+    if ids.dtype.kind not in "iuUS":
+        raise UserError(f"gallery_ids must be integers or strings, not {ids.dtype}")
+    return ids
+
+
+def _fits(ids: np.ndarray) -> bool:
+    limits = np.iinfo(np.int32)
+    return not len(ids) or bool(ids.min() >= limits.min and ids.max() <= limits.max)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

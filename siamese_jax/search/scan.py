@@ -1,0 +1,289 @@
+"""Which pairs can be among the answers: one pass over the gallery, in bounded memory.
+
+Queries are taken in chunks, items in blocks. Of each product the best score of every group of
+items is kept as an interval; the k-th best lower end so far is a floor that every answer's upper
+end must reach, so most groups are never looked at again. What does reach it is scored exactly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from siamese_jax.errors import UserError
+from siamese_jax.search import bounds, exact
+from siamese_jax.search.bounds import Frame, Side
+from siamese_jax.search.sources import Rows
+
+_LOWEST = np.float32(np.finfo(np.float32).min)
+
+
+class Plan(NamedTuple):
+    """The sizes of a search, from the sizes of the problem and the memory limit.
+
+    Attributes:
+      chunk: queries at a time.
+      block: gallery rows at a time.
+      hold: how many blocks' scores are kept until candidates are taken from them.
+      group: items in a group.
+      keep_blocks: whether the prepared gallery stays in memory.
+      state: how many queries are carried through one pass over the gallery.
+      pairs: how many candidate pairs may wait to be scored exactly.
+    """
+
+    chunk: int
+    block: int
+    hold: int
+    group: int
+    keep_blocks: bool
+    state: int
+    pairs: int
+
+
+def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> Plan:
+    """Sizes from a few fixed steps, so that other shapes find their programs compiled."""
+    d = bounds.padded_width(d)
+    share = memory_limit // 4
+    # A block: as read, centred, and as the product takes it; its scores twice, as the next
+    # product runs while the host looks at the last one.
+    block = next((b for b in (512, 4096) if b >= g), 4096)
+    if q <= 8:
+        block = next((b for b in (512, 4096, 32768) if b >= g), 32768)
+    while block > 128 and 16 * block * d > share:
+        block //= 2
+    chunk = next((c for c in (8, 64, 256, 1024) if c >= q), 1024)
+    while chunk > 8 and 8 * chunk * block > share:
+        chunk //= 2
+    size = 2 if precision == "bfloat16" else 4
+    keep_blocks = -(-g // block) * block * d * size <= 2 * share
+    hold = max(1, min(share // (8 * chunk * block), -(-g // block)))
+    group = 32 if k * 64 > g or k > 32 else 64
+    state = q if keep_blocks else max(chunk, share // (24 * k + 16) // chunk * chunk)
+    return Plan(chunk, block, hold, group, keep_blocks, state, max(1 << 12, share // 64))
+
+
+class Item(NamedTuple):
+    """A block of the gallery: its first row and its prepared side."""
+
+    start: int
+    side: Side
+
+
+class Blocks:
+    """The gallery as prepared blocks, made on the way or kept."""
+
+    def __init__(
+        self, rows: Rows, there: np.ndarray | None, code: np.ndarray | None, frame: Frame, size: int
+    ):
+        self.rows, self.there, self.code, self.frame, self.size = rows, there, code, frame, size
+        self.zeros: list[np.ndarray] = []
+        self.kept: list[Item] | None = None
+
+    def __iter__(self) -> Iterator[Item]:
+        if self.kept is not None:
+            return iter(self.kept)
+        self.zeros = []
+        return (self._prepare(start) for start in range(0, len(self.rows), self.size))
+
+    def keep(self) -> "Blocks":
+        if self.kept is None:
+            self.kept = list(self)
+        return self
+
+    def _prepare(self, start: int) -> Item:
+        side = prepare_rows(
+            self.rows, start, self.size, self.there, self.code, self.frame, is_query=False
+        )
+        if self.frame.distance == "cosine":
+            zero = np.flatnonzero(np.asarray(side.zero)) + start
+            zero = zero[zero < len(self.rows)]
+            self.zeros.append(zero if self.there is None else zero[self.there[zero]])
+        return Item(start, side)
+
+
+def prepare_rows(
+    rows: Rows,
+    start: int,
+    size: int,
+    there: np.ndarray | None,
+    code: np.ndarray | None,
+    frame: Frame,
+    *,
+    is_query: bool,
+) -> Side:
+    """Rows start : start + size of an array, padded, checked, as one side of the product."""
+    count = min(size, len(rows) - start)
+    wide = bounds.padded_width(frame.width)
+    block = rows.view(start, size) if wide == frame.width and count == size else None
+    if block is None:
+        block = np.zeros((size, wide), np.float32)
+        with np.errstate(over="ignore"):
+            rows.read(start, block)
+    here = np.zeros(size, bool)
+    here[:count] = True if there is None else there[start : start + count]
+    codes = np.full(size, -2 if is_query else -1, np.int32)
+    if code is not None:
+        codes[:count] = code[start : start + count]
+    side = bounds.prepare(
+        block,
+        here,
+        codes,
+        frame.origin,
+        distance=frame.distance,
+        precision=frame.precision,
+        width=frame.width,
+        is_query=is_query,
+    )
+    bad = int(side.bad)
+    if bad < count:
+        raise UserError(_complaint(rows, start + bad, frame.width))
+    return side
+
+
+def _complaint(rows: Rows, row: int, width: int) -> str:
+    with np.errstate(over="ignore"):
+        values = rows.take(np.array([row]))[0]
+    if np.isfinite(values).all():
+        return (
+            f"{rows.name} row {row} has entries beyond {bounds.largest(width):.1e}, whose "
+            "squared distances overflow float32: scale the vectors down"
+        )
+    return f"{rows.name} row {row} is not finite: remove it or mend what computed it"
+
+
+class Chunk:
+    """Some queries on their way through the gallery.
+
+    Args:
+      side: their side of the product.
+      queries: float32 [n, d], the same queries.
+      k: int [n], how many answers each wants; None to take all above the floor.
+      floor: float32 [padded n], the score that an answer's upper end must reach.
+      settle: scores pairs exactly and keeps each query's k first.
+      limit: how many pairs may wait.
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        k: int | None,
+        floor: np.ndarray,
+        settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+        limit: int,
+    ):
+        self.side, self.k, self.floor, self.settle, self.limit = side, k, floor, settle, limit
+        self.best = np.empty((len(floor), 0), np.float32)
+        self.i: list[np.ndarray] = []
+        self.j: list[np.ndarray] = []
+        self.high: list[np.ndarray] = []
+        self.waiting = 0
+
+    def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
+        """Takes the candidates out of some blocks' (s, low, high)."""
+        if self.k is not None:
+            best = np.concatenate([self.best, *(low for _, low, _ in held)], axis=1)
+            if best.shape[1] > self.k:
+                best = np.partition(best, best.shape[1] - self.k, axis=1)[:, -self.k :]
+            if best.shape[1] == self.k:
+                self.floor = np.maximum(self.floor, best.min(axis=1))
+            self.best = best
+        for start, (s, low, high) in zip(starts, held, strict=True):
+            self._take(start, s, low, high)
+
+    def _take(self, start: int, s: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        groups = high.shape[1]
+        group = s.shape[1] // groups
+        hit = np.flatnonzero(high >= self.floor[:, None])
+        if not len(hit):
+            return
+        error = (high.ravel()[hit] - low.ravel()[hit]) / 2
+        i = (hit // groups).astype(np.int32)
+        upper = s.reshape(-1, group)[hit] + error[:, None]
+        inside = np.flatnonzero(upper >= self.floor[i][:, None])
+        which = inside // group
+        j = start + (hit % groups)[which] * group + inside % group
+        self.i.append(i[which])
+        self.j.append(j.astype(np.int32))
+        self.high.append(upper.ravel()[inside])
+        self.waiting += len(inside)
+        if self.waiting > self.limit:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Drops what the floor has passed; if that is not enough, settles what is left."""
+        i, j, high = (np.concatenate(v) for v in (self.i, self.j, self.high))
+        reach = high >= self.floor[i]
+        i, j, high = i[reach], j[reach], high[reach]
+        if len(i) > self.limit // 2 and self.k is not None:
+            i, j = self.settle(i, j)
+            high = np.full(len(i), np.inf, np.float32)
+        self.i, self.j, self.high, self.waiting = [i], [j], [high], len(i)
+        # Where few can be dropped, wait longer before trying again.
+        self.limit = max(self.limit, 2 * len(i))
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """All candidates, as (i, j) int32 [n] each."""
+        if not self.i:
+            return np.empty(0, np.int32), np.empty(0, np.int32)
+        i, j, high = (np.concatenate(v) for v in (self.i, self.j, self.high))
+        reach = high >= self.floor[i]
+        return i[reach], j[reach]
+
+
+def run(
+    chunks: Sequence[Chunk], blocks: Iterable[Item], frame: Frame, sizes: Plan, *, exclude: bool
+) -> None:
+    """Leads the chunks past the blocks. The next product runs while the last one is read."""
+    length = np.float32(np.linalg.norm(frame.origin))
+    jobs = _jobs(chunks, blocks, sizes)
+    ahead: list[tuple[Chunk, list[int], list[tuple[jax.Array, ...]]]] = []
+    for chunk, items in jobs:
+        held = [
+            bounds.scores(
+                chunk.side,
+                item.side,
+                length,
+                distance=frame.distance,
+                precision=frame.precision,
+                width=frame.width,
+                group=sizes.group,
+                exclude=exclude,
+            )
+            for item in items
+        ]
+        ahead.append((chunk, [item.start for item in items], held))
+        if len(ahead) == 2:
+            _read(ahead.pop(0))
+    while ahead:
+        _read(ahead.pop(0))
+
+
+def _read(job: tuple[Chunk, list[int], list[tuple[jax.Array, ...]]]) -> None:
+    chunk, starts, held = job
+    chunk.feed(starts, [tuple(np.asarray(a) for a in arrays) for arrays in held])
+
+
+def _jobs(
+    chunks: Sequence[Chunk], blocks: Iterable[Item], sizes: Plan
+) -> Iterator[tuple[Chunk, list[Item]]]:
+    """(chunk, blocks) for every chunk and block, `hold` blocks at a time."""
+    if sizes.keep_blocks:
+        items = list(blocks)
+        for chunk in chunks:
+            for n in range(0, len(items), sizes.hold):
+                yield chunk, items[n : n + sizes.hold]
+        return
+    for item in blocks:
+        for chunk in chunks:
+            yield chunk, [item]
+
+
+def lowest(side: Side, count: int) -> np.ndarray:
+    """A floor below all scores; above all for padding rows, which so find nothing."""
+    floor = np.full(len(side.code), np.inf, np.float32)
+    floor[:count] = _LOWEST
+    return floor
+
+
+__all__ = ["Blocks", "Chunk", "Plan", "exact", "lowest", "plan", "prepare_rows", "run"]

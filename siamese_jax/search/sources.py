@@ -1,0 +1,85 @@
+"""Rows of arrays, memory maps, device arrays and lists of them, read as one gallery."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from siamese_jax.errors import UserError
+
+
+class Rows:
+    """The rows of one array, or of several one after another, as float32.
+
+    Nothing is copied here: memory maps stay on the disk, device arrays on their device.
+
+    Args:
+      shards: arrays [n_s, d] with one d.
+      name: how messages call it.
+
+    Raises:
+      UserError: a shard is not a matrix of real numbers, or the widths differ.
+    """
+
+    def __init__(self, shards: Sequence[Any], name: str):
+        self.name = name
+        self.shards = [_matrix(shard, name) for shard in shards]
+        widths = {shard.shape[1] for shard in self.shards}
+        if len(widths) > 1:
+            raise UserError(f"the {name} has shards of different widths: {sorted(widths)}")
+        self.width: int = widths.pop() if widths else 0
+        self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, start: int, out: np.ndarray) -> int:
+        """Copies rows from `start` on into out [n, >= d]; returns how many there were."""
+        stop = min(start + len(out), len(self))
+        for shard, at in zip(self.shards, self.starts[:-1], strict=True):
+            low, high = max(start, at), min(stop, at + len(shard))
+            if low < high:
+                out[low - start : high - start, : self.width] = shard[low - at : high - at]
+        return stop - start
+
+    def view(self, start: int, size: int) -> np.ndarray | None:
+        """Rows start : start + size without a copy, or None where they are not float32 as such."""
+        s = int(np.searchsorted(self.starts, start, side="right")) - 1
+        low = start - int(self.starts[s])
+        shard = self.shards[s]
+        plain = shard.dtype == np.float32 and shard.flags.c_contiguous
+        return shard[low : low + size] if plain and low + size <= len(shard) else None
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, d] for int [n]."""
+        if len(self.shards) == 1:
+            return np.take(self.shards[0], rows, axis=0).astype(np.float32, copy=False)
+        found = np.empty((len(rows), self.width), np.float32)
+        where = np.searchsorted(self.starts, rows, side="right") - 1
+        for s in np.unique(where):
+            here = where == s
+            found[here] = self.shards[s][rows[here] - self.starts[s]]
+        return found
+
+
+def as_rows(x: Any, name: str) -> Rows:
+    """One array, or a list or tuple of two-dimensional ones, as `Rows`."""
+    if isinstance(x, Rows):
+        return x
+    shards = isinstance(x, (list, tuple)) and all(getattr(s, "ndim", 0) == 2 for s in x)
+    return Rows(list(x) if shards and len(x) else [x], name)
+
+
+def _matrix(x: Any, name: str) -> np.ndarray:
+    # A JAX array on the CPU is seen through NumPy without a copy.
+    x = x if isinstance(x, np.ndarray) else np.asarray(x)
+    if x.ndim != 2:
+        raise UserError(f"{name} must be [n, d], not of shape {x.shape}")
+    if x.dtype == object or not (
+        jax.numpy.issubdtype(x.dtype, np.floating)
+        or jax.numpy.issubdtype(x.dtype, np.integer)
+        or x.dtype == bool
+    ):
+        raise UserError(f"{name} must hold real numbers, not {x.dtype}")
+    return x
