@@ -9,7 +9,7 @@ counted   for queries with few relevant items. A matrix product gives scores in 
 
           whose error is at most e. An item with s < t - e is closer than a relevant item of score
           t, one with s > t + e is not; the few in between are compared by their distances in
-          float64. The passes over a block of scores cost less than the product that made it.
+          float64. One pass over a block of scores compares it with every t.
 sorted    for queries with many: the same scores in float64, sorted. Runs of items whose scores
           differ by less than their error are put in order by their distances.
 
@@ -110,41 +110,46 @@ def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
       chunk: gallery rows to score at a time; a block of scores is [chunk, len(rows)].
 
     Returns:
-      int64 [h], 1 is the nearest.
+      int64 [h], 1 is the nearest. At most 127 items may be relevant to a query.
     """
     owner, item = found.lists(rows)
+    exact = space.exact(rows[owner], item)
+    # Each query's relevant items, the farthest first, in a column; sizes are rounded up to powers
+    # of two, so that few shapes are ever compiled.
+    farthest = np.lexsort((-exact, owner))
     size = np.bincount(owner, minlength=len(rows))
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
-    # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
+    place = np.empty_like(owner)
+    place[farthest] = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
     shape, chunk = (_power(size.max()), _power(len(rows))), _power(min(chunk, len(space.gallery)))
     limit, at = np.full(shape, -np.inf), np.full(shape, -1)
-    limit[place, owner], at[place, owner] = space.exact(rows[owner], item), item
+    limit[place, owner], at[place, owner] = exact, item
 
     x = np.zeros((shape[1], space.gallery.shape[1]))
     x[: len(rows)] = space.rows(space.queries[rows])
     norms = np.sqrt((x * x).sum(1))
     # t from the distance: |x - y|^2 - |x|^2; 1 - <x, y> less 1; -<x, y>.
-    ours = {"dot": 0.0, "cosine": 1.0}.get(space.distance, norms**2)
-    x32, own = jnp.asarray(x, jnp.float32), _codes(found.query_ids, rows, shape[1], -1)
+    middle = limit - {"dot": 0.0, "cosine": 1.0}.get(space.distance, norms**2)
+    x32 = jnp.asarray(x, jnp.float32)
+    query, own = found.own(rows)
     before = np.zeros(shape, np.int64)
     for start in range(0, len(space.gallery), chunk):
         y = space.rows(space.gallery[start : start + chunk])
-        ids = _codes(found.gallery_ids, np.arange(start, start + len(y)), chunk, -2)
-        offset, spare = space.offsets(y), chunk - len(y)
         e = space.error(norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24)
-        low, high = (limit - ours - e).astype(np.float32), (limit - ours + e).astype(np.float32)
-        scores, closer, unsure = _count(
+        low, high = (middle - e).astype(np.float32), (middle + e).astype(np.float32)
+        spare = chunk - len(y)
+        scores, codes = _compare(
             x32,
             jnp.asarray(np.pad(y, ((0, spare), (0, 0))), jnp.float32),
-            jnp.asarray(np.pad(offset, (0, spare), constant_values=np.inf), jnp.float32),
-            own,
-            ids,
+            jnp.asarray(np.pad(space.offsets(y), (0, spare), constant_values=np.inf), jnp.float32),
             low,
             high,
             space.scale,
         )
-        before += np.asarray(closer)
-        j, b = np.divmod(_flatnonzero(np.asarray(unsure)), shape[1])
+        codes, mine = np.array(codes), (own >= start) & (own < start + len(y))
+        codes[own[mine] - start, query[mine]] = 0
+        j, b = np.divmod(_flatnonzero(codes & _UNSURE), shape[1])
+        codes &= ~_UNSURE
+        before += _totals(codes, shape[0])
         s, exact = np.asarray(scores)[j, b], space.exact(rows[b], start + j)
         nearer = (exact < limit[:, b]) | ((exact == limit[:, b]) & (start + j < at[:, b]))
         nearer &= (low[:, b] <= s) & (s <= high[:, b])
@@ -153,37 +158,44 @@ def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
     return before[place, owner] + 1
 
 
+_UNSURE = np.uint8(128)
+
+
 @partial(jax.jit, static_argnames="scale")
-def _count(
-    x: Array, y: Array, offset: Array, own: Array, ids: Array, low: Array, high: Array, scale: int
-) -> tuple[Array, Array, Array]:
-    """Scores [c, b], how many lie below each limit [r, b], and which are near any limit [c, b]."""
+def _compare(
+    x: Array, y: Array, offset: Array, low: Array, high: Array, scale: int
+) -> tuple[Array, Array]:
+    """Scores [c, b], and below how many limits each lies, uint8; plus 128 if it is near one.
+
+    The limits [r, b] descend, so a score below n of them is below the first n.
+    """
     scores = offset[:, None] - scale * jnp.matmul(y, x.T, precision=lax.Precision.HIGHEST)
-    scores = jnp.where(ids[:, None] == own[None, :], jnp.inf, scores)
-
-    def one(unsure: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds[0][None, :], bounds[1][None, :]
-        return unsure | ((scores >= low) & (scores <= high)), jnp.sum(scores < low, axis=0)
-
-    unsure, closer = lax.scan(one, jnp.zeros(scores.shape, bool), (low, high))
-    return scores, closer, unsure
+    below, unsure = jnp.zeros(scores.shape, jnp.uint8), jnp.zeros(scores.shape, bool)
+    for r in range(len(low)):  # unrolled into a single pass over the scores
+        below += (scores < low[r][None, :]).astype(jnp.uint8)
+        unsure |= (scores >= low[r][None, :]) & (scores <= high[r][None, :])
+    return scores, below | (unsure.astype(jnp.uint8) << 7)
 
 
-def _flatnonzero(mask: np.ndarray) -> np.ndarray:
-    """np.flatnonzero of a mask that is almost empty: skips eight at a time."""
-    flat = mask.reshape(-1)
+def _totals(codes: np.ndarray, limits: int) -> np.ndarray:
+    """How many scores of each column [c, b] lie below each limit, int64 [limits, b].
+
+    Sums of up to 128 ones fit a byte, which NumPy adds by the vector.
+    """
+    totals = np.empty((limits, codes.shape[1]), np.int64)
+    for r in range(limits):
+        bits = (codes > r).view(np.uint8).reshape(-1, min(128, len(codes)), codes.shape[1])
+        totals[r] = bits.sum(1, dtype=np.uint8).sum(0, dtype=np.int64)
+    return totals
+
+
+def _flatnonzero(codes: np.ndarray) -> np.ndarray:
+    """np.flatnonzero of bytes that are almost all zero: skips eight at a time."""
+    flat = codes.reshape(-1)
     if flat.size % 8:
         return np.flatnonzero(flat)
     eights = np.flatnonzero(flat.view(np.uint64))
-    return (eights[:, None] * 8 + np.arange(8))[flat.reshape(-1, 8)[eights]]
-
-
-def _codes(ids: np.ndarray | None, rows: np.ndarray, size: int, missing: int) -> np.ndarray:
-    """The ids of some rows, int32 [size]; `missing` where there is none."""
-    padded = np.full(size, missing, np.int32)
-    if ids is not None:
-        padded[: len(rows)] = ids[rows]
-    return padded
+    return (eights[:, None] * 8 + np.arange(8))[flat.reshape(-1, 8)[eights] > 0]
 
 
 def _power(n: int) -> int:
