@@ -8,7 +8,8 @@ from siamese_jax.data.records import Records, make_records
 from siamese_jax.errors import UserError
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
+    f".{name}"
+    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 )
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -30,6 +31,11 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
             if not f.startswith(".") and os.path.splitext(f)[1].lower() in SUFFIXES
         ]
     return sorted(found)
+
+
+def is_flat(root: str | os.PathLike[str]) -> bool:
+    """True for a folder whose images lie in it directly, without subfolders of images."""
+    return not any(list_images(entry.path) for entry in _subfolders(root))
 
 
 def from_images(root: str | os.PathLike[str]) -> Records:

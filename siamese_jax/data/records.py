@@ -30,6 +30,7 @@ class Records:
       root: the folder that paths are relative to in a fingerprint.
       box: int32 [n, 4] as left, upper, right, lower, the part of each picture that counts; rows of
         zeros and None mean the whole picture.
+      super_label: int32 [n], the super-class of each image, or None.
       notes: what the user should hear about this data set, a line each.
     """
 
@@ -42,6 +43,7 @@ class Records:
     class_names: tuple[str, ...]
     root: str = ""
     box: np.ndarray | None = None
+    super_label: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -79,6 +81,7 @@ def make_records(
     is_query: Sequence[bool] | None = None,
     is_gallery: Sequence[bool] | None = None,
     box: np.ndarray | None = None,
+    super_classes: Sequence[str] | None = None,
 ) -> Records:
     """Records of images with one class name each; labels follow the sorted names.
 
@@ -98,6 +101,9 @@ def make_records(
         class_names=tuple(names),
         root=str(root),
         box=box,
+        super_label=None
+        if super_classes is None
+        else np.unique(super_classes, return_inverse=True)[1].astype(np.int32),
     )
 
 

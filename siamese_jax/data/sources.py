@@ -7,11 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from siamese_jax.data import folders
+from siamese_jax.data.csv_file import from_csv
 from siamese_jax.data.emoji import emoji_folder
 from siamese_jax.data.records import Records, content_keys, fingerprint, split_by_class
 from siamese_jax.errors import UserError
 
-__all__ = ["SOURCES", "Records", "content_keys", "fingerprint", "load_records", "split_by_class"]
+__all__ = [
+    "SOURCES",
+    "Records",
+    "content_keys",
+    "fingerprint",
+    "load_images",
+    "load_records",
+    "split_by_class",
+]
 
 
 def _emoji(root: str | None) -> Records:
@@ -24,6 +33,7 @@ SOURCES = {
     "query_gallery": folders.from_query_gallery,
     "anchor_positive": folders.from_anchor_positive,
     "images": folders.from_images,
+    "csv": from_csv,
 }
 
 
@@ -64,6 +74,18 @@ def load_records(
     if fractions is not None and (resplit or not (records.split != "").any()):
         records = split_by_class(records, seed=seed, fractions=fractions)
     return _only_answerable(records) if (records.label >= 0).all() else records
+
+
+def load_images(path: str | os.PathLike[str]) -> Records:
+    """Images to embed or to search, without a split: a folder, a CSV file or one image.
+
+    Class folders give labels; a flat folder and a single image have none (-1).
+    """
+    if os.path.isfile(path):
+        return from_csv(path) if str(path).lower().endswith(".csv") else folders.from_images(path)
+    if folders.is_flat(path):
+        return folders.from_images(path)
+    return folders.from_folder(path)
 
 
 def _only_answerable(records: Records) -> Records:

@@ -1,0 +1,132 @@
+"""A CSV file as records, with the columns that open-metric-learning uses.
+
+`label` and `path` must be there. `split` (train, validation, test), `is_query` and `is_gallery` may
+be left out, as may the box `x_1,y_1,x_2,y_2` (pixels; empty for the whole picture) and `category`,
+the super-class. Other columns are passed over.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from siamese_jax.data.records import Records, make_records
+from siamese_jax.errors import UserError
+
+_BOX = ("x_1", "y_1", "x_2", "y_2")
+_SPLIT = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "": "",
+}
+_FLAG = {
+    **dict.fromkeys(("true", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "", "nan", "none"), False),
+}
+
+
+def from_csv(path: str | os.PathLike[str], *, images: str | None = None) -> Records:
+    """Reads a CSV file of images.
+
+    Args:
+      path: of the file.
+      images: the folder that relative paths start from; None for the folder of the file.
+
+    Returns:
+      Records; without `is_query` (`is_gallery`) every image is asked (searched), and without
+      `split` there is none yet. With `split`, a training image's empty flags are no.
+
+    Raises:
+      UserError: no such file, a missing column, an unreadable value (with its line), or images
+        that are not there.
+    """
+    columns, lines = _read(path)
+    for name in ("label", "path"):
+        if name not in columns:
+            raise UserError(
+                f"{path} has no column '{name}' (it has: {', '.join(columns) or 'none'})"
+            )
+    if not lines:
+        raise UserError(f"{path} has no rows under its header")
+    base = Path(images) if images is not None else Path(path).parent
+    files = [str(base / p) for p in columns["path"]]
+    absent = [i for i, file in enumerate(files) if not os.path.isfile(file)]
+    if absent:
+        raise UserError(
+            f"{path}: {len(absent)} of {len(files)} images do not exist, the first is "
+            f"{files[absent[0]]} (line {lines[absent[0]]}); paths start from {base}"
+        )
+
+    def parse(name: str, table: dict) -> list | None:
+        if name not in columns:
+            return None
+        for value, line in zip(columns[name], lines, strict=True):
+            if value.lower() not in table:
+                known = ", ".join(k for k in table if k)
+                raise UserError(f"{path}, line {line}: {name} '{value}' is none of {known}")
+        return [table[v.lower()] for v in columns[name]]
+
+    if empty := [i for i, label in enumerate(columns["label"]) if not label]:
+        raise UserError(f"{path}, line {lines[empty[0]]}: the label is empty")
+    return make_records(
+        files,
+        columns["label"],
+        root=str(base),
+        split=parse("split", _SPLIT),
+        is_query=parse("is_query", _FLAG),
+        is_gallery=parse("is_gallery", _FLAG),
+        box=_boxes(path, columns, lines),
+        super_classes=columns.get("category"),
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], list[int]]:
+    """The columns by name, stripped, and the line number of each row."""
+    if not os.path.isfile(path):
+        raise UserError(f"the CSV file {path} does not exist; data.root must name the file")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            rows, lines = [], []
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(row)} values under a header of "
+                        f"{len(header)} columns"
+                    )
+                rows.append([value.strip() for value in row])
+                lines.append(reader.line_num)
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"{path} is not a CSV file in UTF-8: {e}") from e
+    cells = zip(*rows, strict=True) if rows else ((),) * len(header)
+    return {name: list(c) for name, c in zip(header, cells, strict=True)}, lines
+
+
+def _boxes(
+    path: str | os.PathLike[str], columns: dict[str, list[str]], lines: list[int]
+) -> np.ndarray | None:
+    present = [name for name in _BOX if name in columns]
+    if not present:
+        return None
+    if len(present) < len(_BOX):
+        raise UserError(f"{path}: a box needs {', '.join(_BOX)}; there is only {present}")
+    boxes = np.zeros((len(lines), 4), np.int32)
+    for i, values in enumerate(zip(*(columns[name] for name in _BOX), strict=True)):
+        if all(v.lower() in ("", "nan", "none") for v in values):
+            continue
+        try:
+            left, upper, right, lower = boxes[i] = [int(float(v)) for v in values]
+        except (ValueError, OverflowError):
+            raise UserError(f"{path}, line {lines[i]}: the box {values} is not numbers") from None
+        if not (0 <= left < right and 0 <= upper < lower):
+            raise UserError(
+                f"{path}, line {lines[i]}: the box {values} needs 0 <= x_1 < x_2, 0 <= y_1 < y_2"
+            )
+    return boxes

@@ -1,0 +1,238 @@
+"""Records to batches: tf.data reads, resizes and augments images in parallel, ahead of the step.
+
+Only indices and random numbers go in, and one batch of uint8 pixels comes out: memory does not
+depend on the size of the data set.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from siamese_jax.data.augment import (
+    Augment,
+    apply,
+    colour,
+    crop_region,
+    erase_box,
+    make_augment,
+    uniforms,
+)
+from siamese_jax.data.preprocess import FITS, read_image
+from siamese_jax.data.records import Records
+from siamese_jax.data.tf import tensorflow
+from siamese_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+Plan = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> rows [b] (-1: padding), u [b, 16]
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over batches that remembers which images could not be read.
+
+    Attributes:
+      broken: path -> what is wrong, of all images met so far (read-ahead included).
+      steps: how many batches there are in all, None for no end.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        dataset: Any,
+        *,
+        steps: int | None,
+        broken: dict[str, str],
+        strict: bool,
+        needs_one: bool,
+    ):
+        self.steps, self.broken = steps, broken
+        self._records, self._strict, self._needs_one = records, strict, needs_one
+        self._batches = dataset.as_numpy_iterator()
+        self._told: set[str] = set()
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        row, image, good = next(self._batches)
+        here = row >= 0
+        bad = [str(p) for p in self._records.path[row[here & ~good]]]
+        for path in bad:
+            if self._strict:
+                raise UserError(f"{self.broken[path]}; mend or remove it, or set data.strict=False")
+            if path not in self._told:
+                self._told.add(path)
+                log.warning("skipped %s", self.broken[path])
+        if self._needs_one and not good.any():
+            raise UserError(
+                f"not one image of a batch of {len(row)} can be read: {self.broken[bad[0]]}"
+            )
+        label, ids = self._records.label[row], self._records.id[row]
+        label[~here], ids[~here] = (False if label.ndim == 2 else -1), -1
+        return {"image": image, "label": label, "id": ids, "mask": good}
+
+
+def train_batches(
+    records: Records,
+    sample: Callable[[int], np.ndarray],
+    *,
+    image_size: int | tuple[int, int],
+    augment: Augment | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    start_step: int = 0,
+    steps: int | None = None,
+    fit: str = "squash",
+    strict: bool = False,
+    workers: int | None = None,
+) -> Batches:
+    """Training batches, one a step, each a pure function of (seed, step).
+
+    Args:
+      records: what `sample` indexes, n rows.
+      sample: step -> indices [b]; see `siamese_jax.data.samplers`.
+      image_size: height and width in pixels.
+      augment: an Augment, a mapping of its fields, or None.
+      seed: of the augmentation.
+      start_step: the first step to give.
+      steps: how many batches to give; None for no end.
+      fit: how a picture becomes `image_size`; see `read_image`.
+      strict: an image that cannot be read raises UserError; else it is a row of zeros with the mask
+        False, listed in `.broken` and logged once.
+      workers: images read at a time; None for the number of cores.
+
+    Returns:
+      An iterator of {"image": uint8 [b, h, w, 3], "label": int32 [b] or bool [b, c],
+      "id": int32 [b], "mask": bool [b]}.
+
+    Raises:
+      UserError: at once, for a wrong option; later, under `strict`, or if no image of a batch can
+        be read.
+    """
+    augment = make_augment(augment)
+
+    def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.asarray(sample(step), np.int64)
+        return rows, uniforms(seed, step, 0, len(rows))
+
+    batch_size = len(sample(start_step))
+    stop = None if steps is None else start_step + steps
+    return _batches(
+        records, plan, start_step, stop, batch_size, image_size, augment, fit, strict, workers, True
+    )
+
+
+def eval_batches(
+    records: Records,
+    *,
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    augment: Augment | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    view: int = 0,
+    fit: str = "squash",
+    strict: bool = False,
+    workers: int | None = None,
+) -> Batches:
+    """Every record once, in order; the last batch is padded with the mask False, label and id -1.
+
+    Args:
+      augment: for views to be cached; None leaves images as they are. What happens to an image
+        depends on (seed, view, its id) alone.
+      view: the number of the augmented view.
+      (others): as for `train_batches`.
+    """
+    augment = make_augment(augment)
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size}: must be 1 or more")
+
+    def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+        rows[rows >= len(records)] = -1
+        ids = np.where(rows < 0, 0, records.id[rows])
+        return rows, np.concatenate([uniforms(seed, view, int(i), 1) for i in ids])
+
+    stop = -(-len(records) // batch_size)
+    return _batches(
+        records, plan, 0, stop, batch_size, image_size, augment, fit, strict, workers, False
+    )
+
+
+def _batches(
+    records: Records,
+    plan: Plan,
+    start: int,
+    stop: int | None,
+    batch_size: int,
+    image_size: int | tuple[int, int],
+    augment: Augment,
+    fit: str,
+    strict: bool,
+    workers: int | None,
+    needs_one: bool,
+) -> Batches:
+    tf = tensorflow()
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if fit not in FITS:
+        raise UserError(f"unknown fit '{fit}'; use {', '.join(FITS)}")
+    if min(height, width) < 1:
+        raise UserError(f"image_size {image_size}: must be 1 or more")
+    broken: dict[str, str] = {}
+    workers = workers or os.cpu_count() or 1
+
+    def planned(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows, u = plan(int(step))
+        matrix, k = colour(augment, u)
+        return rows, u, u[:, 4] < 0.5, matrix, k, erase_box(augment, u, height, width)
+
+    def read(row: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.bool_]:
+        if row >= 0:
+            box = None if records.box is None else records.box[row]
+            path = str(records.path[row])
+            try:
+                region = crop_region(augment, u)
+                image = read_image(path, (height, width), fit=fit, box=box, region=region)
+                return image, np.True_
+            except UserError as e:
+                broken[path] = str(e)
+        return np.zeros((height, width, 3), np.uint8), np.False_
+
+    def numbers(step: Any) -> Any:
+        types = (tf.int64, tf.float64, tf.bool, tf.float32, tf.float32, tf.int32)
+        shapes = ((), (16,), (), (3, 3), (), (5,))
+        columns = tf.numpy_function(planned, [step], types, stateful=False)
+        return tuple(
+            tf.ensure_shape(c, (batch_size, *s)) for c, s in zip(columns, shapes, strict=True)
+        )
+
+    def load(row: Any, u: Any, flip: Any, *change: Any) -> Any:
+        image, good = tf.numpy_function(read, [row, u], (tf.uint8, tf.bool), stateful=False)
+        image = tf.ensure_shape(image, (height, width, 3))
+        good = tf.ensure_shape(good, ())
+        changed = apply(augment, image, flip, *change)
+        return row, tf.where(good, changed, image), good
+
+    plain = tf.autograph.experimental.do_not_convert  # the functions are graphs as they stand
+    data = tf.data.Dataset
+    steps = data.counter(start) if stop is None else data.range(start, stop)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = workers + 1  # one for the plan of the next step
+    options.deterministic = True
+    dataset = (
+        steps.map(plain(numbers))
+        .unbatch()
+        .map(plain(load), num_parallel_calls=workers)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(2)
+        .with_options(options)
+    )
+    return Batches(
+        records,
+        dataset,
+        steps=None if stop is None else stop - start,
+        broken=broken,
+        strict=strict,
+        needs_one=needs_one,
+    )
