@@ -116,4 +116,5 @@ def _draw_share(twemoji: Path, openmoji: Path, out: Path, share: int, shares: in
 
 
 if __name__ == "__main__":
-    _draw_share(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:6]))
+    _first, _second, _out = map(Path, sys.argv[1:4])
+    _draw_share(_first, _second, _out, int(sys.argv[4]), int(sys.argv[5]))

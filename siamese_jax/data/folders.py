@@ -90,8 +90,8 @@ def from_anchor_positive(root: str | os.PathLike[str]) -> Records:
         files = _some(list_images(folder), folder)
         sides[side] = {os.path.splitext(os.path.relpath(f, folder))[0]: f for f in files}
         if len(sides[side]) < len(files):
-            names = Counter(os.path.splitext(os.path.relpath(f, folder))[0] for f in files)
-            raise UserError(f"{folder}: two files are named '{names.most_common(1)[0][0]}'")
+            stems = Counter(os.path.splitext(os.path.relpath(f, folder))[0] for f in files)
+            raise UserError(f"{folder}: two files are named '{stems.most_common(1)[0][0]}'")
     alone = sorted(sides["anchor"].keys() ^ sides["positive"].keys())
     if alone:
         raise UserError(

@@ -25,11 +25,11 @@ Weights = str | Sequence[float] | np.ndarray
 
 
 class Groups(NamedTuple):
-    """Items sorted into groups: group g is `items[start[g] : start[g] + count[g]]`."""
+    """Items sorted into groups: group g is `items[start[g] : start[g] + sizes[g]]`."""
 
     items: np.ndarray
     start: np.ndarray
-    count: np.ndarray
+    sizes: np.ndarray
 
 
 def group(key: np.ndarray) -> tuple[np.ndarray, Groups]:
@@ -44,7 +44,7 @@ def draw(rng: Generator, groups: Groups, which: np.ndarray, k: int) -> np.ndarra
     Without replacement where a group has k items; a smaller group of n gives each of its items
     floor(k / n) or ceil(k / n) times, in cycles of one random order.
     """
-    n = groups.count[which][:, None]
+    n = groups.sizes[which][:, None]
     # Floyd's algorithm, all groups at a time: k distinct numbers below n in k rounds.
     picked = np.full((len(which), k), -1, np.int64)
     for r in range(k):
@@ -140,10 +140,10 @@ def hierarchical(
     cells = _Cells(labels, domain, min_images)
     _, by_class = group(labels)
     super_of = super_labels[by_class.items[by_class.start]]
-    if not (np.repeat(super_of, by_class.count) == super_labels[by_class.items]).all():
+    if not (np.repeat(super_of, by_class.sizes) == super_labels[by_class.items]).all():
         raise UserError("hierarchical sampler: a class lies in two super-classes")
     _, supers = group(super_of[cells.rank])
-    usable = supers.count >= per_super
+    usable = supers.sizes >= per_super
     if usable.sum() < number:
         raise UserError(
             f"a batch of {batch_size} needs {number} super-classes with {per_super} classes each; "

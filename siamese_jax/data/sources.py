@@ -1,15 +1,20 @@
 """One door to every data set: `load_records("folder" | "csv" | "tfds:NAME" | "emoji" | ...)`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import numpy as np
 
 from siamese_jax.data import folders
 from siamese_jax.data.csv_file import from_csv
 from siamese_jax.data.emoji import emoji_folder
+from siamese_jax.data.protocols import PROTOCOLS, load_protocol
 from siamese_jax.data.records import Records, content_keys, fingerprint, split_by_class
+from siamese_jax.data.tfds_source import from_tfds
 from siamese_jax.errors import UserError
 
 __all__ = [
@@ -23,12 +28,7 @@ __all__ = [
 ]
 
 
-def _emoji(root: str | None) -> Records:
-    return folders.from_query_gallery(emoji_folder(root))
-
-
-SOURCES = {
-    "emoji": _emoji,
+SOURCES: dict[str, Callable[..., Records]] = {
     "folder": folders.from_folder,
     "query_gallery": folders.from_query_gallery,
     "anchor_positive": folders.from_anchor_positive,
@@ -44,36 +44,63 @@ def load_records(
     seed: int = 0,
     fractions: Sequence[float] | None = (0.5, 0.0, 0.5),
     resplit: bool = False,
-    **options: object,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
 ) -> Records:
     """Reads a data set's records.
 
     Args:
-      source: "folder" (class folders, `query/` + `gallery/`, or `anchor/` + `positive/`, whichever
-        it is), "query_gallery", "anchor_positive", "images" (no labels), "csv", "tfds:NAME" or
-        "emoji".
-      root: the folder or the CSV file; for "emoji" and TFDS the cache folder, or None.
+      source: "folder" (class folders, `query/` + `gallery/`, `anchor/` + `positive/`, or `train/` +
+        `test/`, whichever it is), "query_gallery", "anchor_positive", "images" (no labels), "csv",
+        "tfds:NAME", "emoji", or a standard protocol: "cub", "cars", "sop", "inshop".
+      root: the folder or the CSV file. "emoji" has none; for "tfds:NAME" it is TFDS's own data
+        folder, and a protocol without one comes from TFDS.
       seed: of the split by class, for a data set that brings no split.
       fractions: train, validation and test share of the classes for such a data set. None leaves
         it without a split.
       resplit: split by class even what brings a split.
-      **options: of the source.
+      cache_dir: where "emoji" and TFDS images are written; None for `cache_root()`.
+      **options: of the source; see `from_csv`, `from_tfds`, `load_protocol`.
 
     Returns:
       Records whose classes are split, and whose queries all have an answer: a query whose class has
       no other gallery image in its split stays in the gallery if it was there, and is not asked.
+      `notes` says how many.
 
     Raises:
-      UserError: an unknown source, or a data set that cannot be read.
+      UserError: an unknown source or option, or a data set that cannot be read.
     """
-    if source not in SOURCES:
-        raise UserError(f"unknown data source '{source}'; known: {', '.join(SOURCES)}")
-    if root is None and source != "emoji":
-        raise UserError(f"the data source '{source}' needs a root: the path of the data set")
-    records = SOURCES[source](root, **options)  # type: ignore[operator]
+    records = _open(source, root, cache_dir, options)
     if fractions is not None and (resplit or not (records.split != "").any()):
         records = split_by_class(records, seed=seed, fractions=fractions)
     return _only_answerable(records) if (records.label >= 0).all() else records
+
+
+def _open(
+    source: str,
+    root: str | os.PathLike[str] | None,
+    cache_dir: str | os.PathLike[str] | None,
+    options: dict[str, Any],
+) -> Records:
+    if source == "emoji":
+        if root is not None:
+            raise UserError("the emoji have no data.root; data.cache_dir says where they are drawn")
+        read = partial(folders.from_query_gallery, emoji_folder(cache_dir))
+    elif source.startswith("tfds:"):
+        read = partial(from_tfds, source.removeprefix("tfds:"), root, cache_dir=cache_dir)
+    elif source in PROTOCOLS:
+        read = partial(load_protocol, source, root, cache_dir=cache_dir)
+    elif source in SOURCES:
+        if root is None:
+            raise UserError(f"the data source '{source}' needs data.root, the path of the data set")
+        read = partial(SOURCES[source], root)
+    else:
+        known = ", ".join((*SOURCES, *PROTOCOLS, "emoji", "tfds:NAME"))
+        raise UserError(f"unknown data source '{source}'; known: {known}")
+    unknown = options.keys() - signature(read).parameters.keys()
+    if unknown:
+        raise UserError(f"the data source '{source}' has no option '{min(unknown)}'")
+    return read(**options)
 
 
 def load_images(path: str | os.PathLike[str]) -> Records:
