@@ -1,0 +1,56 @@
+"""The command line: `python -m siamese_jax embed | rank | evaluate | compare | diff | weights`.
+
+A tool is a module with `main(argv)`; only the one that is asked for is imported.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from siamese_jax.errors import UserError
+
+TOOLS = {
+    "embed": ("siamese_jax.tools.embed", "the embeddings of a folder of images, as a file"),
+    "rank": ("siamese_jax.tools.rank", "for every query, its nearest images of a gallery"),
+    "evaluate": (
+        "siamese_jax.tools.evaluate",
+        "retrieval metrics of an encoder on labelled images",
+    ),
+    "compare": (
+        "siamese_jax.tools.compare",
+        "trunks x heads x losses, trained and put in one table",
+    ),
+    "diff": ("siamese_jax.tools.diff", "the difference of two runs, with its interval"),
+    "weights": ("siamese_jax.weights.tool", "list, fetch, convert or verify trunk weights"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{what}" for name, (_, what) in TOOLS.items()]
+    return "\n".join(["usage: python -m siamese_jax TOOL [options], or TOOL --help", "", *lines])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a tool and returns the exit code: 2, after one line, for a mistake of the user's."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    name, *rest = argv
+    try:
+        if name not in TOOLS:
+            raise UserError(f"there is no tool {name!r}; choose from {', '.join(TOOLS)}")
+        importlib.import_module(TOOLS[name][0]).main(rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `... | head` has seen enough.
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

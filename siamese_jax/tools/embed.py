@@ -1,0 +1,87 @@
+"""`embed`: the embeddings of images, as a file that NumPy or a spreadsheet reads.
+
+    python -m siamese_jax embed --encoder=resnet50 --images=photos/ --out=photos.npz
+
+.npz holds vectors float32 [n, d], paths, labels (class names, empty where unknown) and provenance
+(JSON); .npy the vectors alone, with the paths beside them in .npy.csv; .csv path, label and d
+columns.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siamese_jax.tools import cli, search, sides
+
+SUFFIXES = (".npz", ".npy", ".csv")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.Parser("embed", __doc__)
+    cli.add_encoder(parser)
+    parser.add_argument("--images", required=True, help=cli.PLACES)
+    sides.add_split(parser)
+    cli.add_outputs(parser, SUFFIXES)
+    args = parser.parse_args(argv)
+    if not args.out:
+        parser.error("give a file to write: --out=vectors.npz")
+    cli.check_outputs(args.out, SUFFIXES)
+
+    records = sides.read_records(args.images, split=args.split, labels=args.labels)
+    encoder = cli.open_encoder(args)
+    side = sides.embed_side(
+        encoder, records, args.images, batch_size=args.batch_size, cache_dir=args.cache_dir
+    )
+    facts = sides.provenance(encoder, side.facts, split=args.split, labels=args.labels)
+    for path in args.out:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[Path(path).suffix.lower()](path, side, facts)
+        n, d = side.vectors.shape
+        print(f"wrote {path}: {n} vectors of {d}")
+
+
+def _labels(side: sides.Side) -> list[str]:
+    shown = sides.shown_labels(side)
+    return [label if known else "" for label, known in zip(shown, side.labelled, strict=True)]
+
+
+def _write_npz(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
+    np.savez(
+        path,
+        vectors=side.vectors,
+        paths=side.records.path,
+        labels=np.array(_labels(side), dtype=np.str_),
+        provenance=np.array(json.dumps(facts, default=str)),
+    )
+
+
+def _write_npy(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
+    np.save(path, side.vectors)
+    _write_table(f"{path}.csv", side, ["path", "label"], [[]] * len(side.vectors))
+    search.write_provenance(path, facts)
+
+
+def _write_csv(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
+    names = ["path", "label", *(f"v{i}" for i in range(side.vectors.shape[1]))]
+    # NumPy's repr of a float32 is the shortest decimal that reads back as the same number.
+    _write_table(path, side, names, ([str(x) for x in row] for row in side.vectors))
+    search.write_provenance(path, facts)
+
+
+def _write_table(path: str, side: sides.Side, names: Sequence[str], rows: Any) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for image, label, row in zip(side.records.path, _labels(side), rows, strict=True):
+            writer.writerow([image, label, *row])
+
+
+WRITERS: dict[str, Callable[[str, sides.Side, dict[str, Any]], None]] = {
+    ".npz": _write_npz,
+    ".npy": _write_npy,
+    ".csv": _write_csv,
+}

@@ -1,0 +1,189 @@
+"""`rank`: for every query, its nearest images of a gallery, as CSV, HTML, JSON or JSON lines.
+
+    python -m siamese_jax rank --encoder=runs/emoji --query=photos/ --gallery=shop/ -k 10 \\
+        --out=found.csv --out=found.html
+
+Where labels are known on both sides, the metrics are printed too and stand in the HTML and JSON.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siamese_jax.tools import cli, search, sides
+
+if TYPE_CHECKING:
+    from siamese_jax.ranking import Ranking
+    from siamese_jax.report import Tile
+
+SUFFIXES = (".csv", ".html", ".json", ".jsonl")
+COLUMNS = ("query", "rank", "gallery", "distance", "query_label", "gallery_label", "correct")
+SHOWN = 5  # queries printed on the terminal where no file is asked for
+
+
+class Found:
+    """A ranking with the names of everything in it."""
+
+    def __init__(self, pair: search.Pair, ranking: "Ranking") -> None:
+        self.pair, self.indices = pair, np.asarray(ranking.indices)
+        self.distances = np.asarray(ranking.distances)
+        self.query_labels = sides.shown_labels(pair.query)
+        self.gallery_labels = sides.shown_labels(pair.gallery)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def correct(self, row: int) -> list[bool | None]:
+        """Whether each neighbour of a query shares its label; None where that is not known."""
+        query, gallery = self.pair.query, self.pair.gallery
+        answers: list[bool | None] = []
+        for j in self.indices[row]:
+            if j < 0 or not query.labelled[row] or not gallery.labelled[j]:
+                answers.append(None)
+            else:
+                same = query.labels[row] == gallery.labels[j]
+                shared = query.labels[row] & gallery.labels[j] if query.labels.ndim == 2 else same
+                answers.append(bool(np.any(shared)))
+        return answers
+
+    def neighbours(self, row: int) -> Iterator[tuple[int, int, float, bool | None]]:
+        """(rank from 1, gallery row, distance, correct) of a query, as many as there are."""
+        correct = self.correct(row)
+        for c, j in enumerate(self.indices[row]):
+            if j >= 0:
+                yield c + 1, int(j), float(self.distances[row, c]), correct[c]
+
+    def as_dict(self, row: int) -> dict[str, Any]:
+        return {
+            "query": str(self.pair.query.records.path[row]),
+            "label": self.query_labels[row] if self.pair.query.labelled[row] else None,
+            "neighbours": [
+                {
+                    "rank": place,
+                    "path": str(self.pair.gallery.records.path[j]),
+                    "label": self.gallery_labels[j] if self.pair.gallery.labelled[j] else None,
+                    "distance": distance,
+                    "correct": correct,
+                }
+                for place, j, distance, correct in self.neighbours(row)
+            ],
+        }
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.Parser("rank", __doc__)
+    search.add_arguments(parser)
+    parser.add_argument("-k", type=cli.count, default=10, help="neighbours a query (%(default)s)")
+    parser.add_argument(
+        "--show", type=cli.count, default=100, help="queries in the HTML (%(default)s)"
+    )
+    cli.add_outputs(parser, SUFFIXES)
+    args = parser.parse_args(argv)
+    cli.check_outputs(args.out, SUFFIXES)
+
+    from siamese_jax.ranking import rank
+
+    pair = search.open_pair(args)
+    found = Found(
+        pair,
+        rank(
+            pair.query.vectors,
+            pair.gallery.vectors,
+            args.k,
+            distance=pair.distance,
+            query_ids=pair.query_ids,
+            gallery_ids=pair.gallery_ids,
+        ),
+    )
+    metrics = search.summary(pair, search.measure(pair, args.ks)) if pair.labelled else {}
+    for path in args.out:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[Path(path).suffix.lower()](path, found, metrics, args)
+        print(f"wrote {path}")
+    if not args.out:
+        print_some(found)
+    if metrics:
+        from siamese_jax.report.summary import text_table
+
+        print(text_table({"retrieval": metrics}))
+
+
+def print_some(found: Found) -> None:
+    for row in range(min(SHOWN, len(found))):
+        print(found.pair.query.records.path[row])
+        for place, j, distance, correct in found.neighbours(row):
+            sign = {True: "right", False: "wrong", None: ""}[correct]
+            print(f"  {place:>3}  {distance:.4f}  {found.pair.gallery.records.path[j]}  {sign}")
+    if len(found) > SHOWN:
+        print(f"... and {len(found) - SHOWN} queries more: --out=found.csv holds them all")
+
+
+def _write_csv(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in range(len(found)):
+            one = found.as_dict(row)
+            for n in one["neighbours"]:
+                # An unknown label or verdict is an empty cell.
+                cells = [one["query"], n["rank"], n["path"], n["distance"], one["label"]]
+                verdict = None if n["correct"] is None else int(n["correct"])
+                writer.writerow([*cells, n["label"], verdict])
+    search.write_provenance(path, {**found.pair.provenance, "metrics": metrics})
+
+
+def _write_json(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
+    rows = [found.as_dict(row) for row in range(len(found))]
+    content = {"metrics": metrics, "queries": rows, "provenance": found.pair.provenance}
+    search.write_json(path, content)
+
+
+def _write_lines(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for row in range(len(found)):
+            file.write(json.dumps(found.as_dict(row)) + "\n")
+    search.write_provenance(path, {**found.pair.provenance, "metrics": metrics})
+
+
+def _write_html(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
+    from siamese_jax.report import Example, Tile, choose_examples, write_report
+    from siamese_jax.report.tiles import SELECTION
+
+    pair = found.pair
+
+    def tile(side: sides.Side, labels: list[str], row: int, *facts: Any) -> "Tile":
+        return Tile(str(side.records.path[row]), labels[row], *facts)
+
+    verdicts = np.array([[c is True for c in found.correct(row)] for row in range(len(found))])
+    rows = choose_examples(found.indices, verdicts, n=args.show)
+    examples = [
+        Example(
+            tile(pair.query, found.query_labels, row),
+            [
+                tile(pair.gallery, found.gallery_labels, j, distance, correct)
+                for _, j, distance, correct in found.neighbours(row)
+            ],
+        )
+        for row in rows
+    ]
+    write_report(
+        path,
+        title=f"{args.encoder}: {len(found)} queries, {len(pair.gallery.vectors)} gallery images",
+        results={"these queries": metrics} if metrics else {},
+        run=pair.provenance,
+        curves={},
+        examples=examples,
+        note=SELECTION if len(rows) < len(found) else "All queries are shown.",
+    )
+
+
+WRITERS: dict[str, Callable[[str, Found, dict[str, Any], Any], None]] = {
+    ".csv": _write_csv,
+    ".html": _write_html,
+    ".json": _write_json,
+    ".jsonl": _write_lines,
+}

@@ -1,0 +1,139 @@
+"""A search from the command line: both sides embedded, the gallery ranked, the metrics taken."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli, sides
+from siamese_jax.tools.sides import Side
+
+if TYPE_CHECKING:
+    from siamese_jax.metrics import PerQuery
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both sides of a search, and what they are compared by.
+
+    Attributes:
+      query, gallery: embedded.
+      query_ids, gallery_ids: int64 [q], [g].
+      distance: one of `siamese_jax.distances.DISTANCES`.
+      provenance: of everything that the results depend on.
+    """
+
+    query: Side
+    gallery: Side
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    distance: str
+    provenance: dict[str, Any]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any query has a label: without one there is nothing to measure."""
+        return bool(self.query.labelled.any() and self.gallery.labelled.any())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add_encoder(parser)
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--query",
+        help=f"{cli.PLACES}. Default, for a run: the test split that it was trained beside",
+    )
+    group.add_argument("--gallery", help="likewise. Default: the gallery of --query, or itself")
+    sides.add_split(parser)
+    parser.add_argument(
+        "--distance", help="euclidean, sqeuclidean, cosine or dot; default: the encoder's own"
+    )
+    parser.add_argument("--ks", type=cli.counts, default=(1, 5, 10), help="depths of the metrics")
+
+
+def open_pair(args: argparse.Namespace) -> Pair:
+    """Everything that the options name, embedded.
+
+    Raises:
+      UserError: an unknown distance, a place without images, an encoder that cannot be had.
+    """
+    from siamese_jax import distances
+
+    if args.distance is not None:
+        distances.check(args.distance)
+    asked, searched, where = _records(args)
+    encoder = cli.open_encoder(args)
+    options = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
+    query = sides.embed_side(encoder, asked, where[0], **options)
+    gallery = sides.embed_side(encoder, searched, where[1], **options)
+    query, gallery = sides.align_classes(query, gallery)
+    distance = args.distance or encoder.distance
+    facts = sides.provenance(
+        encoder,
+        {"query": query.facts, "gallery": gallery.facts},
+        distance=distance,
+        split=args.split,
+        labels=args.labels,
+    )
+    return Pair(query, gallery, *sides.integer_ids(query, gallery), distance, facts)
+
+
+def _records(args: argparse.Namespace) -> tuple[Any, Any, tuple[str, str]]:
+    if args.query is not None:
+        asked, searched = sides.read_sides(
+            args.query, args.gallery, split=args.split, labels=args.labels
+        )
+        return asked, searched, (args.query, args.gallery or args.query)
+    if not Path(args.encoder).is_dir():
+        raise UserError(f"{args.encoder} is no run with data of its own: give --query=DIR")
+    split = args.split or "test"
+    own = sides.run_records(Path(args.encoder)).where(split)
+    where = f"{args.encoder} ({split})"
+    searched = own if args.gallery is None else sides.read_records(args.gallery, labels=args.labels)
+    return (
+        own.select(own.is_query),
+        searched.select(searched.is_gallery),
+        (where, args.gallery or where),
+    )
+
+
+def measure(pair: Pair, ks: Sequence[int], metrics: Sequence[str] | None = None) -> "PerQuery":
+    """The metrics of every query, over the whole gallery."""
+    from siamese_jax.metrics import DEFAULT, per_query
+
+    return per_query(
+        pair.query.vectors,
+        pair.query.labels,
+        pair.gallery.vectors,
+        pair.gallery.labels,
+        query_ids=pair.query_ids,
+        gallery_ids=pair.gallery_ids,
+        distance=pair.distance,
+        ks=ks,
+        metrics=DEFAULT if metrics is None else metrics,
+    )
+
+
+def summary(pair: Pair, values: "PerQuery") -> dict[str, Any]:
+    """The means, with the counts behind them."""
+    return values.means() | {
+        "queries": int((values.relevant > 0).sum()),
+        "lone_queries": values.lone,
+        "gallery": len(pair.gallery.vectors),
+    }
+
+
+def write_json(path: str, value: Any) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def write_provenance(path: str, facts: dict[str, Any]) -> None:
+    """`results.csv` has no room for where it came from, so `results.csv.run.json` tells."""
+    write_json(f"{path}.run.json", facts)

@@ -1,0 +1,215 @@
+"""Queries and gallery as users point at them, turned into vectors, class names and ids."""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siamese_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
+    from siamese_jax.encoder import Encoder
+
+LABELS = ("folder", "stem", "none")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a search.
+
+    Attributes:
+      vectors: float32 [n, d].
+      records: the n images.
+      labels: str [n] class names, or bool [n, c] where an image may have several; an unlabelled
+        image has a class of its own.
+      ids: str [n]; the same file has the same id on both sides, so it is never its own answer.
+      labelled: bool [n].
+      facts: where the images are from, how many, their fingerprint, for the provenance.
+    """
+
+    vectors: np.ndarray
+    records: "Records"
+    labels: np.ndarray
+    ids: np.ndarray
+    labelled: np.ndarray
+    facts: dict[str, Any]
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split", help="only this split of a data set that has splits: train, validation, test"
+    )
+    parser.add_argument(
+        "--labels",
+        choices=LABELS,
+        default="folder",
+        help="labels of a folder's images: its class folders, the file names' stems, or none",
+    )
+
+
+def read_records(where: str, *, split: str | None = None, labels: str = "folder") -> "Records":
+    """The images at a place, all of them or one split; nothing is split here.
+
+    Args:
+      where: a folder in any known layout, an image file, a CSV file, or a data set's name.
+      split: "train", "validation" or "test", of a data set that brings splits.
+      labels: as in `LABELS`; of folders without class folders only stems can give any.
+
+    Raises:
+      UserError: nothing is there, or not that split.
+    """
+    from siamese_jax.data import folders
+    from siamese_jax.data.sources import load_records
+
+    path = Path(where)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        records = load_records("csv", where, fractions=None)
+    elif path.is_file() or (path.is_dir() and labels != "folder"):
+        records = folders.from_images(where)
+    elif path.is_dir():
+        with_classes = any(entry.is_dir() and entry.name[0] != "." for entry in path.iterdir())
+        records = folders.from_folder(where) if with_classes else folders.from_images(where)
+    elif where == "emoji" or where.startswith("tfds:"):
+        records = load_records(where, None, fractions=None)
+    else:
+        raise UserError(
+            f"{where} does not exist; give a folder, an image, a CSV file, emoji or tfds:NAME"
+        )
+    if labels == "stem" and path.is_dir():
+        records = _labelled_by_stem(records)
+    return records if split is None else records.where(split)
+
+
+def _labelled_by_stem(records: "Records") -> "Records":
+    names, label = np.unique([Path(p).stem for p in records.path], return_inverse=True)
+    return replace(
+        records, label=label.astype(np.int32), class_names=tuple(str(name) for name in names)
+    )
+
+
+def read_sides(
+    query: str, gallery: str | None, *, split: str | None, labels: str
+) -> tuple["Records", "Records"]:
+    """The images that are asked and those that are searched.
+
+    With one place, its own marks decide (`query/` and `gallery/`, a CSV's is_query and is_gallery);
+    a set without marks searches itself. With two places, each gives what is marked for its part.
+
+    Raises:
+      UserError: a side without images.
+    """
+    asked = read_records(query, split=split, labels=labels)
+    # Image folders have no splits of their own, so --split is for the data sets that do.
+    searched = asked if gallery is None else read_records(gallery, split=split, labels=labels)
+    asked, searched = asked.select(asked.is_query), searched.select(searched.is_gallery)
+    for side, name, where in ((asked, "query", query), (searched, "gallery", gallery or query)):
+        if not len(side):
+            raise UserError(f"{where}: no image is marked as {name}")
+    return asked, searched
+
+
+def run_records(run: Path) -> "Records":
+    """The data set of a run, split as it was, checked to be unchanged.
+
+    Raises:
+      UserError: the folder is no run, or its images are others now.
+    """
+    from ml_collections import ConfigDict
+
+    from siamese_jax import run_folder
+    from siamese_jax.train import load_data
+
+    for name in ("config.json", "run.json"):
+        if not (run / name).exists():
+            raise UserError(f"{run} is not a run: it has no {name}")
+    config = ConfigDict(run_folder.read_json(run / "config.json"))
+    return load_data(config, run_folder.read_json(run / "run.json"))[0]
+
+
+def embed_side(
+    encoder: "Encoder", records: "Records", where: str, *, batch_size: int, cache_dir: str | None
+) -> Side:
+    """Embeds a side's images, those that were not embedded before."""
+    from siamese_jax.data.records import fingerprint
+    from siamese_jax.features import embed_records
+
+    found = embed_records(encoder, records, batch_size=batch_size, cache_dir=cache_dir)
+    kept = found.records
+    ids = np.array([str(Path(path).resolve()) for path in found.paths], dtype=np.str_)
+    if kept.box is not None:  # Several things in one picture are several items.
+        boxed = [f"{i}#{tuple(b)}" if b.any() else i for i, b in zip(ids, kept.box, strict=True)]
+        ids = np.array(boxed, dtype=np.str_)
+    labels, labelled = _class_names(kept, ids)
+    facts = {
+        "from": where,
+        "images": len(kept),
+        "unreadable": len(records) - len(kept),
+        "classes": len(np.unique(labels[labelled])) if labels.ndim == 1 else labels.shape[1],
+        "fingerprint": fingerprint(records),
+    }
+    return Side(found.vectors, kept, labels, ids, labelled, facts)
+
+
+def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that mean the same on both sides: names, or multi-hot rows; and which are known."""
+    label = records.label
+    if label.ndim == 2:
+        return label, label.any(1)
+    known: np.ndarray = np.greater_equal(label, 0)
+    names = np.array(records.class_names, dtype=np.str_)[np.maximum(label, 0)]
+    # No two unlabelled images are relevant to each other.
+    return np.where(known, names, np.char.add("\0", ids)), known
+
+
+def align_classes(query: Side, gallery: Side) -> tuple[Side, Side]:
+    """Multi-hot columns of both sides brought to one order of classes; names are so already."""
+    if query.labels.ndim == gallery.labels.ndim == 1:
+        return query, gallery
+    if query.labels.ndim != gallery.labels.ndim:
+        raise UserError(
+            "one side has several labels an image and the other has one; use equal CSVs"
+        )
+    sides = (query, gallery)
+    classes = sorted({name for side in sides for name in side.records.class_names})
+
+    def brought(side: Side) -> Side:
+        labels = np.zeros((len(side.labels), len(classes)), bool)
+        labels[:, np.searchsorted(classes, side.records.class_names)] = side.labels
+        return replace(side, labels=labels)
+
+    return brought(query), brought(gallery)
+
+
+def integer_ids(query: Side, gallery: Side) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of both sides as int64 [q], [g], equal where the strings are."""
+    codes = np.unique(np.concatenate([query.ids, gallery.ids]), return_inverse=True)[1]
+    first, second = np.split(codes.astype(np.int64), [len(query.ids)])
+    return first, second
+
+
+def shown_labels(side: Side) -> list[str]:
+    """What to write beside each image: its class or classes, or the file's name without one."""
+    names = np.array(side.records.class_names, dtype=np.str_)
+    return [
+        (", ".join(names[label]) if side.labels.ndim == 2 else str(names[label]))
+        if known
+        else Path(path).stem
+        for label, known, path in zip(
+            side.records.label, side.labelled, side.records.path, strict=True
+        )
+    ]
+
+
+def provenance(encoder: "Encoder", facts: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What the numbers came from: encoder, weights, data, versions, device."""
+    from siamese_jax.run_folder import environment
+
+    described = dict(encoder.provenance) | {
+        "fingerprint": encoder.fingerprint,
+        "image_size": encoder.image_size,
+        "width": encoder.embedding_dim,
+    }
+    return {"encoder": described, "data": facts, **more, **environment()}
