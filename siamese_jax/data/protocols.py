@@ -10,10 +10,10 @@ A root is the folder of the original download; without one, TFDS provides all bu
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,7 +124,7 @@ def _sop(root: Path, counts: Counts) -> Records:
 def _inshop(root: Path, counts: Counts) -> Records:
     lists = [root / "Eval" / "list_eval_partition.txt", root / "list_eval_partition.txt"]
     file = next((f for f in lists if f.is_file()), lists[0])
-    rows = [row for row in _rows(file, 3, skip=1)][1:]
+    rows = list(_rows(file, 3, skip=1))[1:]
     roles = [role for _, _, role in rows]
     if unknown := set(roles) - {"train", "query", "gallery"}:
         raise UserError(f"{file}: unknown evaluation status '{unknown.pop()}'")
@@ -143,7 +143,8 @@ def _inshop_image(root: Path, path: str) -> Path:
     return root / "Img" / path if (root / "Img").is_dir() else root / path
 
 
-def _rows(file: Path, columns: int, skip: int = 0) -> Iterable[tuple[str, ...]]:
+def _rows(file: Path, columns: int, skip: int = 0) -> Iterator[Any]:
+    """The lines of a list as tuples of that many words."""
     with open(_existing(file), encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             values = line.split()
