@@ -40,6 +40,7 @@ def data() -> ConfigDict:
             "split_seed": -1,  # seed of the split by class; -1 takes `seed`
             "test_fraction": 0.5,  # of the classes, where the source brings no split
             "validation_fraction": 0.0,  # of the classes; picks the best checkpoint
+            "fit": "squash",  # how a picture becomes a square: squash, crop or pad
             "strict": False,  # a broken image stops the run instead of being skipped and listed
             "cache_dir": placeholder(str),  # default: $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax
         }

@@ -8,6 +8,7 @@ A checkpoint is trusted only if its leaves have the digest written beside them.
 """
 
 import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,18 @@ def steps(folder: str | Path) -> list[int]:
     folder = Path(folder)
     names = (p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ()
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def best_step(folder: str | Path, metric: str) -> int | None:
+    """The step with the largest value of a metric, the earliest of equals; None where none has it."""
+    values = {}
+    for step in reversed(steps(folder)):
+        path = Path(folder) / str(step) / "metrics" / "metrics"
+        if path.exists():
+            found = json.loads(path.read_text())
+            if metric in found:
+                values[step] = found[metric]
+    return max(values, key=lambda step: values[step]) if values else None
 
 
 def save_leaves(path: Path, leaves: Leaves) -> None:

@@ -172,6 +172,7 @@ class Encoder:
       model: what is computed.
       params, batch_stats: {"trunk": ..., "head": ...}.
       image_size: the side, in pixels, that images are brought to by `embed_folder`.
+      fit: how they are brought there: "squash", "crop" or "pad".
       distance: what the embeddings are compared by.
       provenance: where trunk and weights came from, as `run.json` holds it.
     """
@@ -180,6 +181,7 @@ class Encoder:
     params: Any
     batch_stats: Any
     image_size: int
+    fit: str = "squash"
     distance: str = "cosine"
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -201,7 +203,9 @@ class Encoder:
                 f"an encoder takes uint8 images [n, h, w, 3], not {images.dtype} "
                 f"{list(images.shape)}"
             )
-        return in_blocks(self._embed_block, images, block_size(), self.embedding_dim)
+        if not len(images):
+            return np.zeros((0, self.embedding_dim), np.float32)
+        return in_blocks(self._embed_block, images, block_size())
 
     def _embed_block(self, images: np.ndarray) -> Array:
         return _embed_jit(self.model, self.params, self.batch_stats, images)
@@ -221,12 +225,13 @@ class Encoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """32 hexadecimal digits of all that an embedding depends on beside the image."""
-        return model_fingerprint(self.model, (self.params, self.batch_stats), self.image_size)
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        return model_fingerprint(self.model, variables, self.image_size, self.fit)
 
 
-def model_fingerprint(model: Model, variables: Any, image_size: int) -> str:
-    """BLAKE2b of a model's options, its image size and the bytes of its parameters."""
-    text = repr((model.trunk, model.head, model.preprocessing, model.stage, model.pool, image_size))
+def model_fingerprint(model: Model, variables: Any, *reading: Any) -> str:
+    """BLAKE2b of a model's options, of how images are read, and of the bytes of its parameters."""
+    text = repr((model.trunk, model.head, model.preprocessing, model.stage, model.pool, reading))
     return hashlib.blake2b(
         (text + checkpoint.digest(checkpoint.flatten(variables))).encode(), digest_size=16
     ).hexdigest()
@@ -237,14 +242,12 @@ def block_size() -> int:
     return 16 if jax.default_backend() == "cpu" else 256
 
 
-def in_blocks(
-    compute: Callable[[np.ndarray], Array], images: np.ndarray, size: int, width: int
-) -> np.ndarray:
-    """compute() over blocks of `size` rows, the last one padded: [n, ...] -> float32 [n, width]."""
-    blocks = [np.zeros((0, width), np.float32)]
-    for start in range(0, len(images), size):
-        block = images[start : start + size]
-        pad = [(0, size - len(block))] + [(0, 0)] * (images.ndim - 1)
+def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: int) -> np.ndarray:
+    """compute() over blocks of `size` rows, the last one padded: [n, ...] -> [n, ...], n >= 1."""
+    blocks = []
+    for start in range(0, len(inputs), size):
+        block = inputs[start : start + size]
+        pad = [(0, size - len(block))] + [(0, 0)] * (inputs.ndim - 1)
         blocks.append(np.asarray(compute(np.pad(block, pad)))[: len(block)])
     return np.concatenate(blocks)
 
@@ -259,6 +262,11 @@ def make_encoder(
 ) -> Encoder:
     """An encoder for inference."""
     return Encoder(model._replace(train_stages=()), params, batch_stats, **options)
+
+
+def inference_trunk(model: Model, trunk_variables: Any) -> tuple[Model, Any]:
+    """The model and the trunk's variables in the form that is fastest without training."""
+    return model._replace(train_stages=()), trunk_variables
 
 
 def load_encoder(
@@ -359,6 +367,7 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
             "head": checkpoint.nest(leaves, "batch_stats/head/"),
         },
         image_size=image_size or config["trunk"]["image_size"],
+        fit=config["data"]["fit"],
         distance=config["distance"],
         provenance={"run": str(folder), "step": found[0], **run["trunk"]},
     )

@@ -8,7 +8,7 @@ another one.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,8 +90,7 @@ class CachedVectors:
 
 
 def feature_batches(
-    vectors: np.ndarray,
-    rows: np.ndarray,
+    views: Sequence[tuple[np.ndarray, np.ndarray]],
     labels: np.ndarray,
     ids: np.ndarray,
     sample: Callable[[int], np.ndarray],
@@ -102,24 +101,22 @@ def feature_batches(
     """Training batches of cached features; the view of each item is drawn from (seed, step).
 
     Args:
-      vectors: float32 [r, ...], the store's memory map.
-      rows: int64 [views, n], row of each view of each record, -1 where it has none.
+      views: (vectors float32 [r, ...], row int64 [n] of each record in them, -1 for none) a view.
       labels, ids: of the n records.
       sample: a sampler: step -> indices into the records.
-      seed: of the views.
+      seed: of the draw.
       start_step: the first step to give.
     """
     step = start_step
     while True:
         chosen = sample(step)
-        view = np.random.default_rng((seed, step)).integers(0, len(rows), len(chosen))
-        row = rows[view, chosen]
-        yield {
-            "feature": np.asarray(vectors[np.maximum(row, 0)]),
-            "label": labels[chosen],
-            "id": ids[chosen],
-            "mask": row >= 0,
-        }
+        drawn = np.random.default_rng((seed, step)).integers(0, len(views), len(chosen))
+        feature = np.zeros((len(chosen), *views[0][0].shape[1:]), np.float32)
+        mask = np.zeros(len(chosen), bool)
+        for view, (vectors, rows) in enumerate(views):
+            here = (drawn == view) & (rows[chosen] >= 0)
+            feature[here], mask[here] = vectors[rows[chosen[here]]], True
+        yield {"feature": feature, "label": labels[chosen], "id": ids[chosen], "mask": mask}
         step += 1
 
 
@@ -157,6 +154,7 @@ def embed_records(
         return eval_batches(
             records.select(rows),
             image_size=encoder.image_size,
+            fit=encoder.fit,
             batch_size=batch_size,
             strict=strict,
         )
@@ -181,6 +179,6 @@ def embed_folder(
       folder: read as it is, without a split.
       **options: of `embed_records`.
     """
-    from siamese_jax.data.sources import load_images
+    from siamese_jax.data.folders import load_folder
 
-    return embed_records(encoder, load_images(folder), **options)
+    return embed_records(encoder, load_folder(folder), **options)

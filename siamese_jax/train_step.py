@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from siamese_jax import memory as memory_bank
-from siamese_jax.collapse import embedding_statistics
 from siamese_jax.losses import Loss
 from siamese_jax.optim import merge, select
 
@@ -69,8 +68,8 @@ def make_train_step(
     Returns:
       step(state, batch) -> (state, metrics). The batch holds "image" uint8 [n, h, w, 3] or
       "feature" float [n, ...], "label" int32 [n] or bool [n, c], "mask" bool [n]; the metrics are
-      float32 scalars: loss, grad_norm, active (share of terms with a loss), and the statistics of
-      `siamese_jax.collapse`.
+      float32 scalars loss, grad_norm and active (the share of the loss's terms above 0), and
+      "embeddings" float32 [n, d], for the statistics of `siamese_jax.collapse`.
     """
 
     def compute_loss(moving: Tree, state: TrainState, batch: Batch):
@@ -85,8 +84,10 @@ def make_train_step(
             key=dropout_key,
         )
         labels, mask = batch["label"], batch["mask"]
-        mined = None if miner is None else miner(embeddings, labels, mask, miner_key)
         references = memory_bank.references(state.memory) if state.memory != () else None
+        mined = None
+        if miner is not None:
+            mined = miner(embeddings, labels, mask, miner_key, references=references)
         values, weights = loss.apply(
             params["loss"], embeddings, labels, mask, mined=mined, references=references
         )
@@ -114,7 +115,7 @@ def make_train_step(
             "loss": value,
             "grad_norm": optax.global_norm(grads),
             "active": active,
-            **embedding_statistics(embeddings, batch["label"], batch["mask"]),
+            "embeddings": embeddings,
         }
         state = state.replace(
             step=state.step + 1,

@@ -1,0 +1,84 @@
+"""One experiment from a config: train (or resume), evaluate, report.
+
+The file is short because there is nothing to decide here: the config says what to do, and
+`siamese_jax.train` reads top to bottom. Tools on finished runs: `python -m siamese_jax`.
+
+    python main.py --config=configs/resnet_triplet.py --workdir=runs/emoji --config.seed=1
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+# TensorFlow only reads images here; its start-up messages would bury ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from siamese_jax.compilation_cache import enable_compilation_cache
+from siamese_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder, made or resumed. Default: runs/<config>-<hash of it>."
+)
+
+
+def default_workdir(config_file: str, config: object) -> Path:
+    """runs/<name of the config>-<8 digits that change with any of its fields>."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    digits = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return Path("runs") / f"{Path(config_file).stem}-{digits}"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unknown arguments {' '.join(argv[1:])}; see --help")
+    if CONFIG.value is None:
+        raise UserError("give an experiment: --config=configs/resnet_triplet.py")
+    from siamese_jax.evaluation import results_table
+    from siamese_jax.train import train
+
+    enable_compilation_cache()
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(WORKDIR.value or default_workdir(config_file, CONFIG.value.to_dict()))
+    results = train(CONFIG.value, workdir)
+    print(results_table(results))
+    print(f"report: {workdir / 'report' / 'index.html'}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags as absl reads them; a mistake in one is the user's."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from None
+
+
+def log_plainly() -> None:
+    """This package's messages as lines of text; of the libraries', only warnings."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    ours = logging.getLogger("siamese_jax")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def run() -> None:
+    log_plainly()
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,123 @@
+"""Evaluate embeddings of a data set's split, and keep what the report and `diff` need of it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siamese_jax.data.records import Records
+from siamese_jax.metrics import PerQuery, per_query
+from siamese_jax.ranking import rank
+from siamese_jax.report import Example, Tile, choose_examples
+
+METRICS = ("recall@k", "precision@k", "map@r", "r_precision", "mrr")
+
+
+def evaluate_split(
+    vectors: np.ndarray, records: Records, *, distance: str, ks: tuple[int, ...]
+) -> PerQuery:
+    """The metrics of every query of these records against their gallery, own image left out.
+
+    Args:
+      vectors: float32 [n, d].
+      records: n of them, with `is_query` and `is_gallery`.
+      distance: one of `siamese_jax.distances.DISTANCES`.
+      ks: depths of recall@k and precision@k.
+
+    Raises:
+      UserError: there is no query with an answer.
+    """
+    q, g = records.is_query, records.is_gallery
+    return per_query(
+        vectors[q],
+        records.label[q],
+        vectors[g],
+        records.label[g],
+        query_ids=records.id[q],
+        gallery_ids=records.id[g],
+        ks=ks,
+        metrics=METRICS,
+        distance=distance,
+    )
+
+
+def summary(values: PerQuery, records: Records) -> dict[str, Any]:
+    """The means, with the counts behind them."""
+    return {
+        **values.means(),
+        "queries": int((values.relevant > 0).sum()),
+        "lone_queries": values.lone,
+        "gallery": int(records.is_gallery.sum()),
+    }
+
+
+def save_per_query(path: Path, values: PerQuery, records: Records) -> None:
+    """One row a query: its id, its metrics, how many relevant items there are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path, id=records.id[records.is_query], relevant=values.relevant, **values.values
+    )
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The metrics of every split before and after training, as text."""
+    lines = []
+    for split in ("validation", "test"):
+        if split not in results:
+            continue
+        before, after = results[split]["before"], results[split]["after"]
+        lines.append(
+            f"{split}: {after['queries']} queries, {after['gallery']} gallery images, "
+            f"{after['lone_queries']} queries without an answer left out"
+        )
+        lines.append(f"{'':16}{'before':>9}{'after':>9}{'gain':>9}")
+        for name, value in after.items():
+            if isinstance(value, float):
+                gain = value - before[name]
+                lines.append(f"{name:16}{before[name]:9.4f}{value:9.4f}{gain:+9.4f}")
+    return "\n".join(lines)
+
+
+def examples(
+    vectors: np.ndarray, records: Records, *, distance: str, n: int = 24, k: int = 10, seed: int = 0
+) -> list[Example]:
+    """Some queries, drawn honestly, with their k nearest gallery images."""
+    q, g = np.flatnonzero(records.is_query), np.flatnonzero(records.is_gallery)
+    ranking = rank(
+        vectors[q],
+        vectors[g],
+        k,
+        distance=distance,
+        query_ids=records.id[q],
+        gallery_ids=records.id[g],
+    )
+    indices = np.asarray(ranking.indices)
+    shared = _relevant(records.label[q], records.label[g], indices)
+    result = []
+    for i in choose_examples(indices, shared, n=n, seed=seed):
+        neighbours = [
+            _tile(records, g[j], float(ranking.distances[i, c]), bool(shared[i, c]))
+            for c, j in enumerate(indices[i])
+            if j >= 0
+        ]
+        result.append(Example(_tile(records, q[i]), neighbours))
+    return result
+
+
+def _relevant(queries: np.ndarray, gallery: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """bool [q, k]: whether each neighbour shares a label with its query; padding does not."""
+    found = gallery[np.maximum(indices, 0)]
+    same = (
+        found == queries[:, None] if found.ndim == 2 else (found & queries[:, None]).any(axis=-1)
+    )
+    return same & (indices >= 0)
+
+
+def _tile(
+    records: Records, row: int, distance: float | None = None, correct: bool | None = None
+) -> Tile:
+    label = records.label[row]
+    names = [records.class_names[j] for j in np.flatnonzero(label)] if np.ndim(label) else (
+        [records.class_names[label]] if label >= 0 else []
+    )
+    return Tile(str(records.path[row]), ", ".join(names), distance, correct)

@@ -1,0 +1,132 @@
+"""A run's folder: what is written there, and what is checked when a run comes back to it.
+
+    config.json     the config, whole
+    run.json        versions, device, trunk and weights really used, data fingerprint, warnings
+    metrics.jsonl   a line per logged step
+    events/         the same for TensorBoard
+    checkpoints/    see checkpoint.py
+    report/         index.html, and per_query.npz behind its numbers
+    results.json    written last: a run that has it is finished
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from siamese_jax.errors import UserError
+
+PACKAGES = ("siamese-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes to a temporary file and renames it: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file; UserError where it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); choose another --workdir") from None
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes the folder this config's, or makes sure that it already is.
+
+    Raises:
+      UserError: the folder holds a run of another config; the message names the fields.
+    """
+    config = json.loads(json.dumps(config, default=_plain))
+    path = workdir / "config.json"
+    if path.exists():
+        before = read_json(path)
+        changed = [
+            f"{name} ({old.get(name)!r} there, {new.get(name)!r} now)"
+            for old, new in [(_flat(before), _flat(config))]
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run of another config: {'; '.join(changed[:5])}"
+                f"{' and more' if len(changed) > 5 else ''}. Choose another --workdir"
+            )
+    elif workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; choose another --workdir")
+    else:
+        write_json(path, config)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def environment() -> dict[str, Any]:
+    """Versions and device, for run.json."""
+    device = jax.devices()[0]
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+    }
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events; lines after `step` are of a run that was cut off."""
+
+    def __init__(self, workdir: Path, step: int):
+        import tensorflow as tf
+
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _step(line) <= step]
+            self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = open(self._path, "a")  # noqa: SIM115  (closed by close)
+        self._events = tf.summary.create_file_writer(str(workdir / "events"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        import tensorflow as tf
+
+        # Python writes the shortest decimal that reads back as the same float: nothing is lost.
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        with self._events.as_default():
+            for name, value in values.items():
+                tf.summary.scalar(name, value, step=step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # A line that was cut off in the middle.

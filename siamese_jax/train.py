@@ -1,0 +1,500 @@
+"""One experiment, read top to bottom: data, trunk, cache, head, steps, evaluation, report."""
+
+import functools
+import inspect
+import logging
+import time
+import warnings as python_warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from siamese_jax import checkpoint, distances, encoder, evaluation, optim, run_folder, weights
+from siamese_jax import memory as memory_bank
+from siamese_jax.collapse import collapse_warning, embedding_statistics
+from siamese_jax.data.cache import cache_root
+from siamese_jax.data.records import Records, content_keys, fingerprint
+from siamese_jax.data.samplers import SAMPLERS
+from siamese_jax.data.sources import load_records
+from siamese_jax.encoder import Model, TrunkWeights
+from siamese_jax.errors import UserError
+from siamese_jax.head import fit_head
+from siamese_jax.inputs import Inputs, Reading, cached_inputs, image_inputs, train_labels
+from siamese_jax.losses import LOSSES, Loss
+from siamese_jax.miners import MINERS
+from siamese_jax.report import read_curves, write_report
+from siamese_jax.train_step import TrainState, init_state, make_train_step
+
+log = logging.getLogger(__name__)
+Step = Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains, or goes on training, and evaluates before and after.
+
+    Args:
+      config: as `configs/common.py` lays it out.
+      workdir: the run's folder; one that holds checkpoints of this config is resumed, and one that
+        is finished returns its results at once.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      UserError: what the user can mend: a path, a field, weights that cannot be had, a loss that
+        is not finite.
+    """
+    workdir, began = Path(workdir), time.monotonic()
+    distances.check(config.distance)
+    run_folder.claim(workdir, config.to_dict())
+    if (workdir / "results.json").exists():
+        log.info("%s is finished; its results stand", workdir)
+        return run_folder.read_json(workdir / "results.json")
+    found = checkpoint.load_newest(workdir / "checkpoints")
+    run = run_folder.read_json(workdir / "run.json") if found else {"warnings": []}
+
+    records, keys = load_data(config, run)
+    trunk = load_trunk(config, run, found)
+    model = encoder.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
+    inputs = make_inputs(config, model, trunk, records, keys)
+    if "before" not in run:
+        run = describe(config, run, trunk, inputs.records, keys)
+        run["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
+        run_folder.write_json(workdir / "run.json", run)
+
+    loss, miner, sampler = make_loss(config), make_miner(config), make_sampler(config, inputs)
+    params, batch_stats = initial_parameters(config, model, trunk, inputs, loss)
+    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
+    tx = make_optimizer(config, params, freeze)
+    memory = make_memory(config, model, params, inputs)
+    state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
+    if found:
+        state = checkpoint.unflatten(found[1], state)
+        log.info("resumed at step %d", found[0])
+    moving = optim.trainable(params, freeze)
+    step = make_train_step(
+        apply_fn=functools.partial(encoder.embed, model),
+        loss=loss,
+        tx=tx,
+        miner=miner,
+        trainable=moving,
+    )
+    state, chosen_step = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
+
+    results = finish(config, workdir, state, chosen_step, model, inputs, run)
+    results["seconds"] = round(time.monotonic() - began, 1)
+    run_folder.write_json(workdir / "results.json", results)
+    return results
+
+
+# Data and trunk -----------------------------------------------------------------------------
+
+
+def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
+    """The records and the keys of their contents. UserError where a resumed run's data changed."""
+    data = config.data
+    held_out = data.validation_fraction + data.test_fraction
+    if not 0 <= held_out < 1:
+        raise UserError(
+            f"data.test_fraction + data.validation_fraction = {held_out:g} leaves no class to "
+            "train on; their sum must be below 1"
+        )
+    records = load_records(
+        data.source,
+        data.root,
+        seed=config.seed if data.split_seed < 0 else data.split_seed,
+        fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
+    )
+    keys = content_keys(records)
+    if "data" in run and run["data"]["fingerprint"] != fingerprint(records, keys):
+        raise UserError(
+            f"the images of {data.root or data.source} have changed since this run began; "
+            "choose another --workdir"
+        )
+    for note in records.notes:
+        log.warning("%s", note)
+    return records, keys
+
+
+def load_trunk(config: ConfigDict, run: Mapping[str, Any], found: Any) -> TrunkWeights:
+    """The trunk's weights: those in the run's own checkpoint, or from where the config says."""
+    if found:
+        return encoder.stored_weights(run, found[1])
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always")
+        trunk = weights.load(
+            config.trunk.name,
+            config.trunk.weights,
+            offline_fallback=config.trunk.offline_fallback or None,
+            key=jax.random.key(config.seed),
+            cache_dir=config.data.cache_dir,
+        )
+    for warning in caught:
+        log.warning("%s", warning.message)
+        run["warnings"].append(str(warning.message))
+    return trunk
+
+
+def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
+    """The stages whose BatchNorm uses batch statistics: those with nothing frozen, if asked."""
+    if config.trunk.batch_norm not in ("frozen", "train"):
+        raise UserError(f"trunk.batch_norm={config.trunk.batch_norm!r}; choose frozen or train")
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    whole = [stage for stage, leaves in moving.items() if all(jax.tree.leaves(leaves))]
+    return tuple(whole) if config.trunk.batch_norm == "train" else ()
+
+
+def make_inputs(
+    config: ConfigDict, model: Model, trunk: TrunkWeights, records: Records, keys: list[bytes]
+) -> Inputs:
+    """Cached features where the whole trunk is frozen and the cache is on; images otherwise."""
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    reading = Reading(
+        image_size=config.trunk.image_size,
+        fit=config.data.fit,
+        augment=config.augment.to_dict(),
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+        strict=config.data.strict,
+    )
+    if any(jax.tree.leaves(moving)) or not config.cache.enabled:
+        return image_inputs(model, trunk.variables, records, reading)
+    folder = Path(config.data.cache_dir or cache_root()) / "features"
+    return cached_inputs(
+        model, trunk.variables, records, keys, reading, views=config.cache.views, folder=folder
+    )
+
+
+def evaluated(records: Records) -> list[str]:
+    """The splits there are to evaluate."""
+    return [s for s in ("validation", "test") if (records.is_query & (records.split == s)).any()]
+
+
+def bare_metrics(config: ConfigDict, inputs: Inputs, split: str) -> dict[str, Any]:
+    """How well the trunk's features do as they are: average-pooled, by cosine."""
+    vectors, records = inputs.features(inputs.records.where(split))
+    vectors = vectors.mean(axis=tuple(range(1, vectors.ndim - 1)))
+    values = evaluation.evaluate_split(
+        vectors, records, distance="cosine", ks=tuple(config.eval.ks)
+    )
+    return evaluation.summary(values, records)
+
+
+def describe(
+    config: ConfigDict, run: dict[str, Any], trunk: TrunkWeights, records: Records, keys: list
+) -> dict[str, Any]:
+    """The content of run.json: all that the numbers depend on."""
+    splits = {str(s): records.select(records.split == s) for s in np.unique(records.split)}
+    return {
+        **run,
+        **run_folder.environment(),
+        "seed": config.seed,
+        "trunk": trunk.describe() | {"requested": config.trunk.name},
+        "data": {
+            "source": config.data.source,
+            "root": config.data.root,
+            "fingerprint": fingerprint(records, keys),
+            "notes": list(records.notes),
+            "images": len(records),
+        },
+        "split": {
+            name: {
+                "images": len(part),
+                "classes": len(np.unique(part.label, axis=0)),
+                "queries": int(part.is_query.sum()),
+                "gallery": int(part.is_gallery.sum()),
+            }
+            for name, part in splits.items()
+        },
+    }
+
+
+# The parts of a step ------------------------------------------------------------------------
+
+
+def _from_table(
+    table: Mapping[str, Callable[..., Any]], section: str, options: ConfigDict, **given: Any
+) -> Any:
+    """table[options.name](**the other options, **given); UserError on a name or option unknown."""
+    chosen = {k: v for k, v in options.to_dict().items() if k != "name"}
+    if options.name not in table:
+        raise UserError(f"{section}.name={options.name!r}; choose one of {', '.join(table)}")
+    factory = table[options.name]
+    known = inspect.signature(factory).parameters
+    for name in chosen:
+        if name not in known:
+            raise UserError(
+                f"{section}.{name}: {options.name} has no such option; it has "
+                f"{', '.join(n for n in known if n not in given) or 'none'}"
+            )
+    return factory(**{k: v for k, v in given.items() if k in known} | chosen)
+
+
+def make_loss(config: ConfigDict) -> Loss:
+    return _from_table(LOSSES, "loss", config.loss, distance=config.distance)
+
+
+def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
+    if config.miner.name == "none":
+        return None
+    return _from_table(MINERS, "miner", config.miner, distance=config.distance)
+
+
+def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
+    train = inputs.records.where("train")
+    domain = train.domain if len(np.unique(train.domain)) > 1 else None
+    return _from_table(
+        SAMPLERS, "sampler", config.sampler, labels=train.label, seed=config.seed, domain=domain
+    )
+
+
+def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
+    options = config.optim
+    schedule = optim.warmup_schedule(
+        options.learning_rate,
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        total_steps=config.train.steps,
+    )
+    return optim.make_optimizer(
+        params,
+        name=options.name,
+        learning_rate=schedule,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm or None,
+        freeze=freeze,
+        lr_scale=[("loss/", options.loss_lr_scale)] if params["loss"] else [],
+    )
+
+
+def make_memory(config: ConfigDict, model: Model, params: Any, inputs: Inputs) -> Any:
+    if not config.memory.size:
+        return ()
+    shape = inputs.records.label.shape[1:]
+    return memory_bank.init(config.memory.size, embedding_width(config, inputs), shape)
+
+
+def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
+    if config.head.layers:
+        return config.head.layers[-1]
+    return inputs.features(inputs.records.select(slice(0, 1)))[0].shape[-1]
+
+
+def initial_parameters(
+    config: ConfigDict, model: Model, trunk: TrunkWeights, inputs: Inputs, loss: Loss
+) -> tuple[Any, Any]:
+    """Pretrained trunk, fresh or fitted head, fresh loss parameters."""
+    if config.head.init not in ("random", "pca"):
+        raise UserError(f"head.init={config.head.init!r}; choose random or pca")
+    head_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    shape = encoder.feature_shape(model, trunk.variables, config.trunk.image_size)
+    head = encoder.init_head(model, shape, head_key)
+    pca = config.head.init == "pca" and bool(config.head.layers)
+    if pca or config.head.centre:
+        features, _ = inputs.features(inputs.records.where("train"))
+        head = fit_head(model.head, head, features, pca=pca)
+    labels = train_labels(inputs.records)
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    params = {
+        "trunk": trunk.variables["params"],
+        "head": head["params"],
+        "loss": loss.init(loss_key, embedding_width(config, inputs), classes),
+    }
+    # A copy, because the step donates its buffers and the trunk is in use elsewhere.
+    return jax.tree.map(jnp.array, (params, {
+        "trunk": trunk.variables["batch_stats"], "head": head["batch_stats"],
+    }))  # fmt: skip
+
+
+# The loop -----------------------------------------------------------------------------------
+
+
+def run_steps(
+    config: ConfigDict,
+    workdir: Path,
+    state: TrainState,
+    step: Step,
+    sampler: Callable[[int], np.ndarray],
+    inputs: Inputs,
+    moving: Any,
+    run: dict[str, Any],
+) -> tuple[TrainState, int]:
+    """Runs to the last step, or returns at once where it is done.
+
+    Returns:
+      The state to use, and the step it is of: the best on validation where there is such a
+      split, else the last.
+    """
+    options, start, total = config.train, int(state.step), config.train.steps
+    splits = evaluated(inputs.records)
+    best = f"validation/recall@{config.eval.ks[0]}" if "validation" in splits else None
+    still = frozen_names(state, moving)
+    checkpoints = checkpoint.Checkpoints(
+        workdir / "checkpoints", frozen=still, max_to_keep=options.max_to_keep, best_metric=best
+    )
+    metrics_log = run_folder.MetricsLog(workdir, start)
+    statistics = jax.jit(embedding_statistics)
+    batches = inputs.batches(sampler, start)
+    latest: dict[str, float] = {}
+    pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
+    try:
+        with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
+            for i in range(start, total):
+                batch = next(batches)
+                state, metrics = step(state, {k: v for k, v in batch.items() if k != "id"})
+                # Looked at one step late, so that the device is never waited for.
+                check_finite(pending, workdir)
+                pending = (i + 1, batch["id"], metrics)
+                done = i + 1 == total
+                if (i + 1) % options.log_every == 0 or done:
+                    check_finite(pending, workdir)
+                    values = scalars(metrics)
+                    values |= scalars(
+                        statistics(metrics["embeddings"], batch["label"], batch["mask"])
+                    )
+                    warn_of_collapse(values, run, i + 1)
+                    metrics_log.write(i + 1, values)
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", **{
+                        k.split("/")[1]: f"{v:.3f}" for k, v in latest.items() if k == best
+                    })  # fmt: skip
+                evaluate_now = (i + 1) % options.eval_every == 0 or done
+                if evaluate_now:
+                    latest = evaluate_state(config, state, inputs, splits)
+                    metrics_log.write(i + 1, latest)
+                if (i + 1) % options.checkpoint_every == 0 or evaluate_now:
+                    check_finite(pending, workdir)
+                    checkpoints.save(i + 1, state, latest if evaluate_now else {})
+                bar.update()
+        checkpoints.wait()
+    finally:
+        metrics_log.close()
+        checkpoints.close()
+    chosen = checkpoint.best_step(workdir / "checkpoints", best) if best else None
+    if chosen is not None and chosen != total:
+        found = checkpoint.load_newest(workdir / "checkpoints", chosen)
+        assert found is not None
+        state = checkpoint.unflatten(found[1], state)
+    return state, total if chosen is None else chosen
+
+
+def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
+    """Names of the leaves that no step changes: frozen parameters, and unused statistics."""
+    names = {
+        f"params/{optim.path_name(path)}"
+        for path, moves in jax.tree_util.tree_leaves_with_path(moving)
+        if not moves
+    }
+    if not any(jax.tree.leaves(moving["trunk"])):
+        names |= {n for n in checkpoint.flatten(state) if n.startswith("batch_stats/trunk/")}
+    return frozenset(names)
+
+
+def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    return {k: float(v) for k, v in jax.device_get(dict(metrics)).items() if np.ndim(v) == 0}
+
+
+def check_finite(pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None, workdir: Path):
+    """Raises UserError where the loss or the gradient of a step is not finite."""
+    if pending is None:
+        return
+    step, ids, metrics = pending
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if np.isfinite(loss) and np.isfinite(norm):
+        return
+    good = checkpoint.steps(workdir / "checkpoints")
+    where = f"the last good checkpoint is step {good[0]}" if good else "there is no checkpoint yet"
+    listed = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
+    raise UserError(
+        f"step {step}: the loss is {loss} and its gradient's norm {norm}, on the images with ids "
+        f"{listed}; {where} in {workdir / 'checkpoints'}. Lower optim.learning_rate, or set "
+        "optim.clip_norm"
+    )
+
+
+def warn_of_collapse(values: Mapping[str, float], run: dict[str, Any], step: int) -> None:
+    """Says once that the embeddings have collapsed, with what to try."""
+    message = collapse_warning(values)
+    if message and not any("collapse" in w for w in run["warnings"]):
+        run["warnings"].append(f"step {step}: {message}")
+        log.warning("step %d: %s", step, message)
+
+
+def evaluate_state(
+    config: ConfigDict, state: TrainState, inputs: Inputs, splits: list[str]
+) -> dict[str, float]:
+    """The metrics of each split now, named "test/recall@1" and so on."""
+    values: dict[str, float] = {}
+    for split in splits:
+        vectors, records = inputs.embed(
+            state.params, state.batch_stats, inputs.records.where(split)
+        )
+        found = evaluation.evaluate_split(
+            vectors, records, distance=config.distance, ks=tuple(config.eval.ks)
+        )
+        values |= {f"{split}/{name}": value for name, value in found.means().items()}
+    return values
+
+
+# The end ------------------------------------------------------------------------------------
+
+
+def finish(
+    config: ConfigDict,
+    workdir: Path,
+    state: TrainState,
+    step: int,
+    model: Model,
+    inputs: Inputs,
+    run: dict[str, Any],
+) -> dict[str, Any]:
+    """Evaluates the chosen state on every split, and writes the report."""
+    results: dict[str, Any] = {}
+    pictures: list[Any] = []
+    for split in evaluated(inputs.records):
+        vectors, records = inputs.embed(
+            state.params, state.batch_stats, inputs.records.where(split)
+        )
+        found = evaluation.evaluate_split(
+            vectors, records, distance=config.distance, ks=tuple(config.eval.ks)
+        )
+        after = evaluation.summary(found, records)
+        results[split] = {"before": run["before"][split], "after": after}
+        evaluation.save_per_query(workdir / "report" / f"per_query_{split}.npz", found, records)
+        pictures = evaluation.examples(
+            vectors, records, distance=config.distance, seed=config.seed
+        )
+    results |= {
+        "checkpoint_step": step,
+        "chosen_by": "validation" if "validation" in results else "last step",
+        "trunk": run["trunk"],
+        "data": run["data"],
+        "split": run["split"],
+        "parameters": {
+            part: sum(leaf.size for leaf in jax.tree.leaves(state.params[part]))
+            for part in ("trunk", "head")
+        },
+        "embedding_dim": embedding_width(config, inputs),
+        "warnings": run["warnings"],
+        "skipped": inputs.skipped,
+    }
+    if inputs.skipped:
+        log.warning("%d images could not be read and were left out:", len(inputs.skipped))
+        for reason in inputs.skipped.values():
+            log.warning("  %s", reason)
+    run_folder.write_json(workdir / "run.json", run)
+    write_report(
+        workdir / "report" / "index.html",
+        title=f"{workdir.name}: {config.loss.name} on {config.data.source}",
+        results=results,
+        run=run | {"config": config.to_dict()},
+        curves=read_curves(workdir / "metrics.jsonl"),
+        examples=pictures,
+        warnings=run["warnings"],
+    )
+    return results
