@@ -103,7 +103,9 @@ def relations(labels: Array, mask: Array | None, references: References | None) 
         candidates = jnp.concatenate([present, references.mask.astype(bool)])
         self_pair = jnp.pad(self_pair, ((0, 0), (0, references.labels.shape[0])))
     usable = present[:, None] & candidates[None, :]
-    return Pairs(same & usable & ~self_pair, ~same & usable)
+    # An item without any label does not even match itself: it must not become its own negative.
+    usable &= ~self_pair
+    return Pairs(same & usable, ~same & usable)
 
 
 def candidates(embeddings: Array, mask: Array | None, references: References | None) -> Array:

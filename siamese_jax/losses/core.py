@@ -170,10 +170,12 @@ LOG_ZERO = -1e30
 def log_sum_exp(x: Array, keep: Array, axis: int = -1) -> Array:
     """log of the sum of exp(x) over the kept entries; LOG_ZERO, with gradient 0, if none is."""
     largest = jnp.max(jnp.where(keep, x, LOG_ZERO), axis=axis, keepdims=True)
-    largest = lax.stop_gradient(largest)
-    total = jnp.sum(jnp.where(keep, jnp.exp(jnp.where(keep, x - largest, 0)), 0), axis=axis)
-    some = total > 0
-    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + largest.squeeze(axis), LOG_ZERO)
+    # The difference is at most 0, and 0 somewhere; but a compiler may round x otherwise here than
+    # in the maximum, by 1000 at x = 1e10. The bound and the 1 keep the result finite then.
+    below = jnp.minimum(x - lax.stop_gradient(largest), 1)
+    total = jnp.sum(jnp.where(keep, jnp.exp(jnp.where(keep, below, 0)), 0), axis=axis)
+    total = jnp.log(jnp.where(total > 0, total, 1)) + lax.stop_gradient(largest).squeeze(axis)
+    return jnp.where(jnp.any(keep, axis=axis), total, LOG_ZERO)
 
 
 def log_one_plus_sum_exp(x: Array, keep: Array, axis: int = -1) -> Array:
@@ -220,7 +222,8 @@ def class_targets(labels: Array, num_classes: int) -> Array:
 
 def cross_entropy(logits: Array, targets: Array, mask: Array | None) -> tuple[Array, Array]:
     """-log softmax at the targets (their mean if several), and weights: [n, classes] -> [n]."""
-    surprise = jax.nn.logsumexp(logits, axis=1, keepdims=True) - logits
+    everything = log_sum_exp(logits, jnp.ones(logits.shape, bool))
+    surprise = everything[:, None] - logits
     count = jnp.sum(targets, axis=1)
     values = ratio(jnp.sum(jnp.where(targets, surprise, 0), axis=1), as_weights(count, logits))
     valid = count > 0 if mask is None else (count > 0) & mask.astype(bool)
