@@ -1,0 +1,66 @@
+"""Metrics class by class, the worst first: a mean hides the classes that are never found."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from siamese_jax.errors import UserError
+from siamese_jax.metrics import PerQuery
+from siamese_jax.relevance import as_labels
+
+
+class ClassRow(NamedTuple):
+    """One class: its label, how many queries count, how many are lone, and the means of metrics.
+
+    `means` is empty where every query of the class is lone.
+    """
+
+    label: Any
+    queries: int
+    lone: int
+    means: dict[str, float]
+
+
+def by_class(
+    found: PerQuery, labels: ArrayLike, *, order: str | None = None, names: Sequence[str] = ()
+) -> list[ClassRow]:
+    """The metrics of each class's queries, worst first.
+
+    Args:
+      found: from `siamese_jax.metrics.per_query`.
+      labels: the queries' labels [q], or multi-hot bool [q, c]: a query counts for each of its own.
+      order: the metric to sort by (without it the first in `found`); ties by label.
+      names: a name for each label 0..c-1, shown instead of the number.
+
+    Returns:
+      One row a class; classes of which every query is lone come last.
+
+    >>> from siamese_jax.metrics import of_ranking
+    >>> found = of_ranking([[1], [0], [0]], [5, 5, 6], [5, 6], ks=[1], metrics=["recall@1"])
+    >>> [(row.label, row.means) for row in by_class(found, [5, 5, 6])]
+    [(6, {'recall@1': 0.0}), (5, {'recall@1': 0.5})]
+    """
+    labels = as_labels(labels)
+    order = order or next(iter(found.values))
+    if order not in found.values:
+        raise UserError(f"order={order!r} was not measured: use one of {', '.join(found.values)}")
+    if len(labels) != len(found.relevant):
+        raise UserError(f"{len(labels)} labels for {len(found.relevant)} queries")
+    if labels.ndim == 2:
+        query, label = np.nonzero(labels)
+    else:
+        query, label = np.arange(len(labels)), labels
+    classes, number = np.unique(label, return_inverse=True)
+    by_number = np.split(
+        query[np.argsort(number.reshape(-1), kind="stable")],
+        np.cumsum(np.bincount(number.reshape(-1), minlength=len(classes)))[:-1],
+    )
+    table = []
+    for value, members in zip(classes.tolist(), by_number, strict=True):
+        known = members[found.relevant[members] > 0]
+        means = {n: float(v[known].mean()) for n, v in found.values.items() if len(known)}
+        shown = names[value] if len(names) else value
+        table.append(ClassRow(shown, len(known), len(members) - len(known), means))
+    return sorted(table, key=lambda row: row.means.get(order, np.inf))
