@@ -7,6 +7,7 @@ runs many at a time.
 
 import os
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,7 +77,7 @@ def _read(
 
     sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     seen = image.size[::-1] if sideways else image.size
-    part = _clip(box, seen)
+    outer = part = _clip(box, seen)
     if region is not None:
         left, upper, right, lower = region(part[2] - part[0], part[3] - part[1])
         part = (part[0] + left, part[1] + upper, part[0] + right, part[1] + lower)
@@ -86,7 +87,12 @@ def _read(
     image.draft(None, (max(1, int(image.size[0] * need)), max(1, int(image.size[1] * need))))
     image = _rgb(ImageOps.exif_transpose(image))
     sx, sy = image.size[0] / seen[0], image.size[1] / seen[1]
-    scaled = (part[0] * sx, part[1] * sy, part[2] * sx, part[3] * sy)
+    # The resampling filter reaches beyond what it is asked for, so what lies outside the box goes.
+    edge = (int(outer[0] * sx), int(outer[1] * sy), ceil(outer[2] * sx), ceil(outer[3] * sy))
+    if edge != (0, 0, *image.size):
+        image = image.crop(edge)
+    x, y = edge[:2]
+    scaled = (part[0] * sx - x, part[1] * sy - y, part[2] * sx - x, part[3] * sy - y)
     bilinear = Image.Resampling.BILINEAR
     image = image.resize(target, bilinear, box=scaled, reducing_gap=3.0)
     if target != size:
