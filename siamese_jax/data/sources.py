@@ -71,9 +71,11 @@ def load_records(
       UserError: an unknown source or option, or a data set that cannot be read.
     """
     records = _open(source, root, cache_dir, options)
+    if (records.label < 0).any():  # bool labels are never below zero
+        return records
     if fractions is not None and (resplit or not (records.split != "").any()):
         records = split_by_class(records, seed=seed, fractions=fractions)
-    return _only_answerable(records) if (records.label >= 0).all() else records
+    return _only_answerable(records)
 
 
 def _open(
