@@ -41,10 +41,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.positions import Positions, listed_positions, positions
 from siamese_jax.ranking import Ranking
-from siamese_jax.relevance import Relevance, relevance
+from siamese_jax.relevance import Relevance, as_relevance, relevance
 
 DEFAULT = (
     "recall@k", "precision@k", "map@k", "ndcg@k", "map@r", "r_precision", "map", "mrr",
@@ -199,19 +200,13 @@ def per_query(
     memory_limit: int = 256 * 2**20,
 ) -> PerQuery:
     """The metrics of every query, exactly. Arguments and errors as `evaluate`."""
+    check(distance)
     chosen = expand(metrics, ks)
     queries = np.asarray(queries)
-    if (gallery is None) != (gallery_labels is None):
-        raise UserError("give gallery and gallery_labels together, or neither")
-    found = relevance(query_labels, gallery_labels, query_ids=query_ids, gallery_ids=gallery_ids)
-    gallery = queries if gallery is None else np.asarray(gallery)
-    for side, rows, labels in (
-        ("queries", queries, found.query_labels),
-        ("gallery items", gallery, found.gallery_labels),
-    ):
-        if len(rows) != len(labels):
-            raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
-    blocks = positions(queries, gallery, found, distance=distance, memory_limit=memory_limit)
+    rows = None if gallery is None else np.asarray(gallery)
+    found = as_relevance(queries, query_labels, rows, gallery_labels, query_ids, gallery_ids)
+    rows = queries if rows is None else rows
+    blocks = positions(queries, rows, found, distance=distance, memory_limit=memory_limit)
     values = {name: np.full(len(queries), np.nan) for name in chosen}
     for block in blocks:
         _fill(values, block, chosen)

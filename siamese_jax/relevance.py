@@ -111,6 +111,13 @@ class Relevance:
             owner, item = owner[keep], item[keep]
         return owner, item
 
+    def related(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """bool [b, c]: does each query share a label with each of some gallery rows?"""
+        queries, gallery = self.query_labels[rows], self.gallery_labels[items]
+        if self.by_label is None:
+            return _share(queries, gallery)
+        return queries[:, None] == gallery[None, :]
+
     def matches(self, rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """bool [b, k]: is the gallery row relevant? An index of -1 is nobody, hence never."""
         there = indices >= 0
@@ -188,3 +195,33 @@ def relevance(
         self_match = first[owner] == second[item]
     counts = counts - np.bincount(owner[self_match], minlength=len(first))
     return Relevance(first, second, ids, own_ids, by_label, by_id, counts)
+
+
+def as_relevance(
+    queries: np.ndarray,
+    query_labels: ArrayLike,
+    gallery: np.ndarray | None,
+    gallery_labels: ArrayLike | None,
+    query_ids: ArrayLike | None,
+    gallery_ids: ArrayLike | None,
+) -> Relevance:
+    """`relevance`, after checking that rows and labels are of equal number."""
+    if (gallery is None) != (gallery_labels is None):
+        raise UserError("give gallery and gallery_labels together, or neither")
+    gallery = queries if gallery is None else gallery
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f"queries {queries.shape} and gallery {gallery.shape} are not [q, d], [g, d]"
+        )
+    found = relevance(query_labels, gallery_labels, query_ids=query_ids, gallery_ids=gallery_ids)
+    for side, rows, labels in (
+        ("queries", queries, found.query_labels),
+        ("gallery items", gallery, found.gallery_labels),
+    ):
+        if len(rows) != len(labels):
+            raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
+        for start in range(0, len(rows), 65536):
+            finite = np.isfinite(rows[start : start + 65536]).all(1)
+            if not finite.all():
+                raise UserError(f"row {start + int(finite.argmin())} of the {side} isn't finite")
+    return found
