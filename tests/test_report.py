@@ -280,3 +280,14 @@ def test_pareto_plot_names_the_front():
     assert "b" in parser.text
     assert "c<" not in parser.text
     assert "c<: recall@1 0.1, 5 images/s" in parser.text  # the tip of the beaten one
+
+
+def test_curves_that_are_less_asked_for_are_folded(tmp_path, images):
+    points = [(1, 1.0), (2, 0.5)]
+    names = ["grad_norm", "test/recall@1", "validation/recall@1", "test/mrr", "loss"]
+    make_page(tmp_path, images, curves=dict.fromkeys(names, points))
+    text = (tmp_path / "report" / "index.html").read_text()
+    places = [text.index(f"<h3>{name}</h3>") for name in ("loss", "recall@1", "grad_norm", "mrr")]
+    assert places == sorted(places)
+    assert places[1] < text.index("2 more curves") < places[2]
+    assert text.count("<svg") == 4  # one chart for the recall of both splits

@@ -50,14 +50,23 @@ def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, flo
 
 
 def _plots(curves: Curves) -> str:
-    """Small multiples: the loss first, then the evaluations, the same measure of several sets in
-    one chart."""
+    """Small multiples, one a measure with its sets as lines: the loss and what is mostly asked
+    for in sight, the other ones folded."""
     charts: dict[str, dict[str, Sequence[tuple[int, float]]]] = {}
     for name, points in curves.items():
         group, _, measure = name.rpartition("/")
         charts.setdefault(measure, {})[group or "train"] = points
-    order = sorted(charts, key=lambda m: (m != "loss", "train" in charts[m], list(charts).index(m)))
-    return f'<div class="plots">{"".join(line_chart(m, charts[m]) for m in order)}</div>'
+    order = sorted(charts, key=lambda measure: measure != "loss")
+    first = [m for m in order if m in ("loss", "map@r") or m.startswith("recall@")]
+    rest = [m for m in order if m not in first]
+
+    def drawn(measures: Sequence[str]) -> str:
+        return f'<div class="plots">{"".join(line_chart(m, charts[m]) for m in measures)}</div>'
+
+    if not first or not rest:
+        return drawn(order)
+    more = f"<summary>{len(rest)} more curves</summary>{drawn(rest)}"
+    return f'{drawn(first)}<details class="more">{more}</details>'
 
 
 def _provenance(run: Mapping[str, Any], results: Mapping[str, Any]) -> str:

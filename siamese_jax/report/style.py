@@ -40,6 +40,7 @@ code, .mono { font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, mo
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 14px; }
 details > summary { cursor: pointer; font-weight: 600; padding: 2px 0; }
 details[open] > summary { margin-bottom: 8px; }
+.more { margin-top: 14px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 14px; }
 .plot svg { display: block; width: 100%; height: auto; }
 .plot text { fill: var(--soft); font-size: 10px; font-variant-numeric: tabular-nums; }
