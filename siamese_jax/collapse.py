@@ -4,6 +4,7 @@ A hard-mined triplet loss that stays at its margin is the classic sign: all dist
 they are when all embeddings are.
 """
 
+import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -28,9 +29,10 @@ def embedding_statistics(
       margin: of the triplets that count as active.
 
     Returns:
-      float32 scalars, each 0 where it is not defined (no row, no pair, no triplet, no variance):
+      float32 scalars, each 0 where it is not defined (no row, no triplet, no variance):
         mean_distance: mean Euclidean distance of the pairs, on the unit sphere: 0 to 2, near
-          sqrt(2) for directions without relation.
+          sqrt(2) for directions without relation; sqrt(2) too without a pair, so that a batch of
+          one row does not look collapsed.
         mean_norm: mean length of the embeddings, as they are.
         active_triplets: share of all triplets with d_ap - d_an + margin > 0, on the unit sphere.
         first_component: share of the variance, on the unit sphere, along its main direction; 1 if
@@ -51,8 +53,9 @@ def embedding_statistics(
 
     active = miners.in_turn(count_active, positive, jnp.zeros(len(x), jnp.int32))
     triplets = jnp.sum(positive, axis=1) * jnp.sum(negative, axis=1)
+    mean_distance = ratio(_total(jnp.where(pairs, d, 0)), _total(pairs))
     return {
-        "mean_distance": ratio(jnp.sum(jnp.where(pairs, d, 0)), jnp.sum(pairs).astype(jnp.float32)),
+        "mean_distance": jnp.where(jnp.any(pairs), mean_distance, math.sqrt(2)),
         "mean_norm": ratio(jnp.sum(norms), count),
         "active_triplets": ratio(_total(active), _total(triplets)),
         "first_component": _first_component(u, present, count),
@@ -60,7 +63,7 @@ def embedding_statistics(
 
 
 def _total(counts: Array) -> Array:
-    """The sum of integers as float32, in which it cannot overflow."""
+    """The sum in float32, in which counts of triplets cannot overflow."""
     return jnp.sum(counts.astype(jnp.float32))
 
 
