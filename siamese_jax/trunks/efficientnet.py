@@ -140,6 +140,10 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     folded: bool = False
 
+    @property
+    def norm_epsilon(self) -> float:
+        return _NORMS[self.form].epsilon
+
     @nn.compact
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
         conv = {

@@ -85,6 +85,10 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     folded: bool = False
 
+    @property
+    def norm_epsilon(self) -> float:
+        return _NORMS[self.form].epsilon
+
     @nn.compact
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
         conv = {

@@ -40,6 +40,10 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
     folded: bool = False
 
+    @property
+    def norm_epsilon(self) -> float:
+        return _NORM.epsilon
+
     @nn.compact
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
         norm = _NORM if self.normalised and not self.folded else None

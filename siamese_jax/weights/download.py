@@ -85,7 +85,8 @@ def check(path: Path, digest: str) -> None:
         found = hashlib.file_digest(file, kind).hexdigest()
     if not found.startswith(digits):
         raise UserError(
-            f"{path} has the {kind} {found}, not the published {digits}; delete it and fetch it again"
+            f"{path} has the {kind} {found}, not the published {digits}; "
+            "delete it and fetch it again"
         )
 
 

@@ -74,7 +74,7 @@ def _read_h5(path: Path) -> Leaves:
             budget = _Budget(path)
             _check_links(file, budget)
             root = file.get("model_weights", file)
-            legacy = "layer_names" in root.attrs
+            legacy = bool({"layer_names", "layer_names0"} & root.attrs.keys())
             named = _legacy_variables(root) if legacy else _keras3_variables(file)
             return {name: budget.take(name, dataset) for name, dataset in named}
     except UserError:

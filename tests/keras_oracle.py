@@ -1,0 +1,71 @@
+"""Run by test_weights_keras.py in a process of its own: what Keras itself makes of random weights.
+
+    python keras_oracle.py FOLDER 'APPLICATION:SIZE,SIZE' ...
+
+For every application it saves, in FOLDER, `APPLICATION.weights.h5` (Keras 3), `APPLICATION.h5` (the
+layout of the published files), the uint8 images and the pooled features at each size.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import h5py
+import keras
+import numpy as np
+
+
+def randomised(variable, rng):
+    """A value that makes every variable matter: no zeros, no ones, statistics far from the norm."""
+    name, shape = variable.path.rpartition("/")[2], variable.shape
+    if name in ("gamma", "moving_variance", "variance"):
+        return rng.uniform(0.5, 1.5, shape)
+    if "kernel" in name:
+        depthwise = "dwconv" in variable.path
+        fan_in = np.prod(shape[:2]) if depthwise else np.prod(shape[:-1])
+        return rng.normal(0, np.sqrt(1.7 / fan_in), shape)
+    return rng.normal(0, 0.2, shape)
+
+
+def save_as_published(model, path):
+    """A group per layer, `layer_names` and `weight_names` with ":0", as in files up to 2022."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{w.path.rpartition('/')[2]}:0" for w in layer.weights]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, weight in zip(names, layer.weights, strict=True):
+                group[name] = np.asarray(weight)
+
+
+def main(folder, *jobs):
+    for job in jobs:
+        application, sizes = job.split(":")
+        rng = np.random.default_rng(len(application))
+        make = getattr(keras.applications, application)
+        model = make(weights=None, include_top=False)
+        for variable in model.weights:
+            if not variable.path.endswith("count"):
+                variable.assign(randomised(variable, rng))
+        model.save_weights(Path(folder) / f"{application}.weights.h5")
+        save_as_published(model, Path(folder) / f"{application}.h5")
+        for size in map(int, sizes.split(",")):
+            images = rng.integers(0, 256, (2, size, size, 3), np.uint8)
+            # Built anew at a known size: Keras's EfficientNet pads by the size it is built for.
+            fixed = make(
+                weights=None, include_top=False, input_shape=(size, size, 3), pooling="avg"
+            )
+            fixed.load_weights(Path(folder) / f"{application}.weights.h5")
+            family = "efficientnet" if "Efficient" in application else application.lower()
+            family = "resnet" if "resnet" in family else family
+            scale = getattr(keras.applications, family).preprocess_input
+            features = np.asarray(fixed(scale(images.astype(np.float32)), training=False))
+            np.savez(Path(folder) / f"{application}_{size}.npz", images=images, features=features)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
