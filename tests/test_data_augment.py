@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from siamese_jax.data.augment import (
     Augment,
+    change_pixels,
     colour,
     crop_region,
     erase_box,
@@ -126,6 +127,27 @@ def test_colour_by_its_definitions(rng):
         (Augment(greyscale=0.2), numbers(greyscale=0.3), x),
     ]:
         np.testing.assert_allclose(recoloured(augment, u, x), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_pixels_are_what_the_matrices_say(rng):
+    augment = Augment(
+        flip=True, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, greyscale=0.2, erase=0.5
+    )
+    u = uniforms(0, 0, 0, 30)
+    matrix, k = colour(augment, u)
+    boxes = erase_box(augment, u, 20, 30)
+    for i in range(30):
+        image = rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+        before = image.copy()
+        changed = change_pixels(augment, image, bool(i % 2), matrix[i], k[i], boxes[i])
+        np.testing.assert_array_equal(image, before)  # the input is left alone
+        x = (image[:, ::-1] if i % 2 else image).astype(np.float64)
+        luma = (x @ [0.299, 0.587, 0.114]).mean()
+        expected = np.clip(np.round(x @ matrix[i].T + k[i] * luma), 0, 255)
+        upper, left, lower, right, grey = boxes[i]
+        expected[upper:lower, left:right] = grey
+        assert changed.dtype == np.uint8
+        np.testing.assert_allclose(changed, expected, atol=1)
 
 
 @given(st.floats(0, 1), st.floats(0.01, 0.5))

@@ -124,7 +124,7 @@ def test_the_counts_of_the_field():
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(UserError, match="images.txt does not exist"):
+    with pytest.raises(UserError, match=r"images\.txt does not exist"):
         load_protocol("cub", tmp_path)
     with pytest.raises(UserError, match="not in TFDS"):
         load_protocol("inshop")

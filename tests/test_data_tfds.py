@@ -1,6 +1,7 @@
 """TFDS data sets become ordinary files with records."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,3 +93,15 @@ def test_an_unknown_name_and_a_download_that_fails(mocked, tmp_path):
             load_records("tfds:cars196", cache_dir=tmp_path)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("tfds/*"))
+
+
+def test_official_splits_are_kept_only_when_asked_for(mocked, tmp_path, monkeypatch):
+    # The mock knows no splits; a data set that has been prepared names them.
+    splits = {name: SimpleNamespace(num_bytes=0) for name in ("train", "test")}
+    monkeypatch.setattr(mocked.core.DatasetInfo, "splits", splits)
+    joined = load_records("tfds:cars196", cache_dir=tmp_path, fractions=None)
+    assert len(joined) == 24
+    assert (joined.split == "").all()
+    official = load_records("tfds:cars196", cache_dir=tmp_path, official_split=True)
+    assert official.split.tolist() == ["train"] * 12 + ["test"] * 12
+    assert all(f"/{s}/" in p for s, p in zip(official.split, official.path, strict=True))

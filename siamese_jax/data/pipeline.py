@@ -1,7 +1,9 @@
 """Records to batches: tf.data reads, resizes and augments images in parallel, ahead of the step.
 
-Only indices and random numbers go in, and one batch of uint8 pixels comes out: memory does not
-depend on the size of the data set.
+The work on an image is Pillow's and NumPy's, run by tf.data's threads: measured on 480 x 360
+photographs to 224 px, TensorFlow's own antialiased resize takes 2.5 times as long, its colour
+changes 10 times, and one broken file would end its iterator. Only indices and random numbers go
+in, and one batch of uint8 pixels comes out: memory does not depend on the size of the data set.
 """
 
 import logging
@@ -13,7 +15,7 @@ import numpy as np
 
 from siamese_jax.data.augment import (
     Augment,
-    apply,
+    change_pixels,
     colour,
     crop_region,
     erase_box,
@@ -187,14 +189,14 @@ def _batches(
         matrix, k = colour(augment, u)
         return rows, u, u[:, 4] < 0.5, matrix, k, erase_box(augment, u, height, width)
 
-    def read(row: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.bool_]:
+    def read(row: np.ndarray, u: np.ndarray, *change: Any) -> tuple[np.ndarray, np.bool_]:
         if row >= 0:
             box = None if records.box is None else records.box[row]
             path = str(records.path[row])
             try:
                 region = crop_region(augment, u)
                 image = read_image(path, (height, width), fit=fit, box=box, region=region)
-                return image, np.True_
+                return change_pixels(augment, image, *change), np.True_
             except UserError as e:
                 broken[path] = str(e)
         return np.zeros((height, width, 3), np.uint8), np.False_
@@ -207,12 +209,9 @@ def _batches(
             tf.ensure_shape(c, (batch_size, *s)) for c, s in zip(columns, shapes, strict=True)
         )
 
-    def load(row: Any, u: Any, flip: Any, *change: Any) -> Any:
-        image, good = tf.numpy_function(read, [row, u], (tf.uint8, tf.bool), stateful=False)
-        image = tf.ensure_shape(image, (height, width, 3))
-        good = tf.ensure_shape(good, ())
-        changed = apply(augment, image, flip, *change)
-        return row, tf.where(good, changed, image), good
+    def load(row: Any, *draws: Any) -> Any:
+        image, good = tf.numpy_function(read, [row, *draws], (tf.uint8, tf.bool), stateful=False)
+        return row, tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(good, ())
 
     plain = tf.autograph.experimental.do_not_convert  # the functions are graphs as they stand
     data = tf.data.Dataset

@@ -75,8 +75,8 @@ def _read(
 ) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    seen = image.size[::-1] if sideways else image.size
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    seen = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     outer = part = _clip(box, seen)
     if region is not None:
         left, upper, right, lower = region(part[2] - part[0], part[3] - part[1])
@@ -85,7 +85,9 @@ def _read(
     # A JPEG can be decoded at 1/2, 1/4 or 1/8: the smallest with twice the pixels that are needed.
     need = 2 * max(target[0] / (part[2] - part[0]), target[1] / (part[3] - part[1]))
     image.draft(None, (max(1, int(image.size[0] * need)), max(1, int(image.size[1] * need))))
-    image = _rgb(ImageOps.exif_transpose(image))
+    # Both would copy an image that needs neither.
+    image = ImageOps.exif_transpose(image) if orientation != 1 else image
+    image = _rgb(image) if image.mode != "RGB" or "transparency" in image.info else image
     sx, sy = image.size[0] / seen[0], image.size[1] / seen[1]
     # The resampling filter reaches beyond what it is asked for, so what lies outside the box goes.
     edge = (int(outer[0] * sx), int(outer[1] * sy), ceil(outer[2] * sx), ceil(outer[3] * sy))

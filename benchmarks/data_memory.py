@@ -1,0 +1,167 @@
+"""The input pipeline: memory over 200,000 listed images, and images/s against plain tf.data.
+
+    python benchmarks/data_memory.py [--images 200000]
+
+The memory part lists a folder of hard links to a few hundred JPEG files and reads every one of
+them in an evaluation epoch, then takes as many in augmented training batches. What grows with the
+data set is the list of paths alone; reading must add nothing. The speed part reads the same
+photographs as `tf.io.decode_jpeg` and `tf.image.resize(antialias=True)` do, alternating, medians.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from siamese_jax.data.pipeline import eval_batches, train_batches
+from siamese_jax.data.records import Records
+from siamese_jax.data.samplers import classes
+from siamese_jax.data.sources import load_records
+from siamese_jax.data.tf import tensorflow
+
+AUGMENT = {
+    "crop_scale": (0.5, 1.0),
+    "flip": True,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "hue": 0.05,
+    "greyscale": 0.1,
+    "erase": 0.2,
+}
+
+
+def megabytes() -> float:
+    """Resident memory of this process now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def photographs(folder: Path, number: int, width: int, height: int) -> list[str]:
+    """JPEG files with the detail of photographs: noise at several scales."""
+    noise = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    files = []
+    for i in range(number):
+        pixels = np.zeros((height, width, 3))
+        for scale in (4, 16, 64):
+            coarse = noise.integers(0, 256, (height // scale + 1, width // scale + 1, 3))
+            image = Image.fromarray(coarse.astype(np.uint8)).resize((width, height))
+            pixels += np.asarray(image) / 3
+        files.append(str(folder / f"{i}.jpg"))
+        Image.fromarray(pixels.astype(np.uint8)).save(files[-1], quality=85)
+    return files
+
+
+def linked(root: Path, files: list[str], number: int) -> Records:
+    """A folder of class folders of ten images, all of them hard links."""
+    for i in range(number):
+        folder = root / f"{i // 10:06d}"
+        if i % 10 == 0:
+            folder.mkdir(parents=True)
+        os.link(files[i % len(files)], folder / f"{i}.jpg")
+    return load_records("folder", root, fractions=None)
+
+
+def memory(root: Path, number: int) -> None:
+    files = photographs(root / "files", 400, 96, 64)
+    next(eval_batches(small(files), image_size=32, batch_size=64))  # TensorFlow's own memory
+    before = megabytes()
+    records = linked(root / "set", files, number)
+    print(f"| listing {number:,} images | {megabytes() - before:+.0f} MB |")
+    marks = [number * share // 100 for share in (5, 25, 50, 75, 100)]
+    sample = classes(records.label, 64, seed=0, per_class=4)
+    for name, batches in (
+        ("evaluation", eval_batches(records, image_size=32, batch_size=64)),
+        (
+            "training",
+            train_batches(
+                records, sample, image_size=32, augment=AUGMENT, seed=0, steps=number // 64
+            ),
+        ),
+    ):
+        seen, start, base, ahead = 0, time.perf_counter(), 0.0, list(marks)
+        for batch in batches:
+            seen += int(batch["mask"].sum())
+            if ahead and seen >= ahead[0]:
+                now = megabytes()
+                base = base or now
+                print(f"| {name}, {seen:,} read | {now:.0f} MB ({now - base:+.0f}) |", flush=True)
+                ahead.pop(0)
+        rate = seen / (time.perf_counter() - start)
+        print(f"| {name}, images/s (96 x 64 JPEG to 32 px) | {rate:,.0f} |")
+
+
+def small(files: list[str]) -> Records:
+    return load_records("images", Path(files[0]).parent)
+
+
+def plain_tf(files: list[str], size: int) -> float:
+    tf = tensorflow()
+
+    def read(path: Any) -> Any:
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        image = tf.image.resize(image, (size, size), antialias=True)
+        return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+    data = tf.data.Dataset.from_tensor_slices(files)
+    data = data.map(read, num_parallel_calls=os.cpu_count()).batch(32).prefetch(2)
+    return rate(data.as_numpy_iterator(), len(files))
+
+
+def rate(batches: Iterable, number: int) -> float:
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return number / (time.perf_counter() - start)
+
+
+def speed(root: Path) -> None:
+    print("| photographs | ours, images/s | with augmentation | plain tf.data | ours / plain |")
+    print("|---|---|---|---|---|")
+    for width, height, number in ((480, 360, 192), (1600, 1200, 64)):
+        records = small(photographs(root / f"{width}", number, width, height))
+
+        def ours(augment: dict | None = None, records: Records = records) -> float:
+            batches = eval_batches(records, image_size=224, batch_size=32, augment=augment)
+            return rate(batches, len(records))
+
+        ways: dict[str, Callable[[], float]] = {
+            "ours": ours,
+            "augmented": partial(ours, AUGMENT),
+            "plain": partial(plain_tf, list(map(str, records.path)), 224),
+        }
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(6):
+            for name, way in ways.items():
+                value = way()
+                if turn:  # the first is a warm-up
+                    found[name].append(value)
+        mine, augmented, plain = (statistics.median(found[name]) for name in ways)
+        ratio = statistics.median(a / b for a, b in zip(found["ours"], found["plain"], strict=True))
+        print(
+            f"| {width} x {height} to 224 px | {mine:,.0f} | {augmented:,.0f} | {plain:,.0f} "
+            f"| {ratio:.2f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200_000)
+    number = parser.parse_args().images
+    with tempfile.TemporaryDirectory() as folder:
+        speed(Path(folder))
+        print("\n| memory | resident |\n|---|---|")
+        memory(Path(folder), number)
+
+
+if __name__ == "__main__":
+    main()
