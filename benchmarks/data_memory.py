@@ -1,6 +1,6 @@
 """The input pipeline: memory over 200,000 listed images, and images/s against plain tf.data.
 
-    python benchmarks/data_memory.py [--images 200000]
+    python benchmarks/data_memory.py [--images 200000] [--part memory|speed]
 
 The memory part lists a folder of hard links to a few hundred JPEG files and reads every one of
 them in an evaluation epoch, then takes as many in augmented training batches. What grows with the
@@ -156,11 +156,14 @@ def speed(root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200_000)
-    number = parser.parse_args().images
+    parser.add_argument("--part", choices=("both", "memory", "speed"), default="both")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder))
-        print("\n| memory | resident |\n|---|---|")
-        memory(Path(folder), number)
+        if options.part != "memory":
+            speed(Path(folder))
+        if options.part != "speed":
+            print("\n| memory | resident |\n|---|---|")
+            memory(Path(folder), options.images)
 
 
 if __name__ == "__main__":

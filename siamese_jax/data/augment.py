@@ -150,17 +150,18 @@ def change_pixels(
     """
     from PIL import Image
 
+    # Pillow's loops: NumPy's take three to ten times as long on three interleaved bytes.
+    picture = Image.fromarray(image)
     if augment.flip and flip:
-        image = image[:, ::-1]
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augment.recolours:
-        shift = float(k * (image.mean(axis=(0, 1)) @ _LUMA))
-        rows = tuple(float(x) for row in matrix for x in (*row, shift))
-        # Pillow's matrix is a tenth of the time of the same sum in TensorFlow or NumPy's floats.
-        image = np.asarray(Image.fromarray(image).convert("RGB", rows))
+        luma = np.asarray(picture.convert("L").histogram())
+        shift = float(k * (luma @ np.arange(256)) / luma.sum())
+        picture = picture.convert("RGB", tuple(float(x) for row in matrix for x in (*row, shift)))
     if box[2] > 0:
-        image = image.copy()
-        image[box[0] : box[2], box[1] : box[3]] = box[4]
-    return image
+        upper, left, lower, right, grey = (int(x) for x in box)
+        picture.paste((grey, grey, grey), (left, upper, right, lower))
+    return np.asarray(picture)
 
 
 def _between(limits: tuple[float, ...], u: Any) -> Any:
