@@ -25,13 +25,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--confidence", type=cli.share, default=0.95, help="of the interval (%(default)s)"
     )
+    parser.add_argument(
+        "--split", default="test", help="whose queries: test or validation (%(default)s)"
+    )
     cli.add_outputs(parser, SUFFIXES)
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
 
     from siamese_jax.report.summary import aligned
 
-    runs = [_read(args.run_a), _read(args.run_b)]
+    runs = [_read(folder, args.split) for folder in (args.run_a, args.run_b)]
     check_comparable(args.run_a, runs[0]["run"], args.run_b, runs[1]["run"])
     fields = changed_fields(runs[0]["config"], runs[1]["config"])
     rows = differences(runs[0]["queries"], runs[1]["queries"], args.confidence)
@@ -46,19 +49,24 @@ def main(argv: Sequence[str]) -> None:
         verdict = f"{told} is better" if told else "not told apart"
         table.append((name, row["a"], row["b"], f"{row['difference']:+.4f}", interval, verdict))
     print(aligned(table))
-    print(f"over {next(iter(rows.values()))['queries']} queries, resampled in pairs")
+    print(f"over {next(iter(rows.values()))['queries']} {args.split} queries, resampled in pairs")
     for path in args.out:
-        content = {"a": str(args.run_a), "b": str(args.run_b), "config": fields, "metrics": rows}
-        search.write_json(path, {**content, "confidence": args.confidence})
+        content = {
+            "a": str(args.run_a),
+            "b": str(args.run_b),
+            "config": fields,
+            "split": args.split,
+        }
+        search.write_json(path, {**content, "confidence": args.confidence, "metrics": rows})
         print(f"wrote {path}")
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, split: str) -> dict[str, Any]:
     """The parts of a finished run that tell it from another one."""
     from siamese_jax.run_folder import read_json
 
     paths = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
-    per_query = folder / "report" / "per_query.npz"
+    per_query = folder / "report" / f"per_query_{split}.npz"
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; give the folder of a run")
     for path in (*paths.values(), per_query):

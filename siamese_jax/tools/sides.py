@@ -61,25 +61,20 @@ def read_records(where: str, *, split: str | None = None, labels: str = "folder"
     Raises:
       UserError: nothing is there, or not that split.
     """
-    from siamese_jax.data import folders
-    from siamese_jax.data.sources import load_records
+    from siamese_jax.data.folders import from_images
+    from siamese_jax.data.sources import load_images, load_records
 
     path = Path(where)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        records = load_records("csv", where, fractions=None)
-    elif path.is_file() or (path.is_dir() and labels != "folder"):
-        records = folders.from_images(where)
-    elif path.is_dir():
-        with_classes = any(entry.is_dir() and entry.name[0] != "." for entry in path.iterdir())
-        records = folders.from_folder(where) if with_classes else folders.from_images(where)
+    if path.exists():
+        is_csv = path.is_file() and path.suffix.lower() == ".csv"
+        records = load_images(where) if labels == "folder" or is_csv else from_images(where)
+        records = _labelled_by_stem(records) if labels == "stem" and not is_csv else records
     elif where == "emoji" or where.startswith("tfds:"):
         records = load_records(where, None, fractions=None)
     else:
         raise UserError(
             f"{where} does not exist; give a folder, an image, a CSV file, emoji or tfds:NAME"
         )
-    if labels == "stem" and path.is_dir():
-        records = _labelled_by_stem(records)
     return records if split is None else records.where(split)
 
 
@@ -158,10 +153,10 @@ def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.nd
     label = records.label
     if label.ndim == 2:
         return label, label.any(1)
-    known: np.ndarray = np.greater_equal(label, 0)
+    known = np.greater_equal(label, 0)
     names = np.array(records.class_names, dtype=np.str_)[np.maximum(label, 0)]
     # No two unlabelled images are relevant to each other.
-    return np.where(known, names, np.char.add("\0", ids)), known
+    return np.where(known, names, np.char.add("\0", ids)), np.asarray(known)
 
 
 def align_classes(query: Side, gallery: Side) -> tuple[Side, Side]:

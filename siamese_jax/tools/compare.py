@@ -1,0 +1,125 @@
+"""`compare`: a grid of trunks x heads x losses x distances, trained and put in one table.
+
+    python -m siamese_jax compare --config=configs/compare_trunks.py --workdir=runs/compare
+
+Every cell is an ordinary run in a folder of its own: finished ones are not run again, a broken-off
+one is resumed, and `diff` compares any two. Fields of all cells can be set as for main.py:
+--config.train.steps=300. What is written: compare.md, compare.csv and index.html.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli, comparison
+from siamese_jax.tools.grid import Cell, cells, override, read_grid
+
+if TYPE_CHECKING:
+    from siamese_jax.encoder import Encoder
+
+IMAGES_PER_MEASURE = 64
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.Parser("compare", __doc__)
+    parser.add_argument("--config", required=True, help="a file with get_config() and GRID")
+    parser.add_argument("--workdir", type=Path, help="default: runs/<name of the config>")
+    parser.add_argument("--list", action="store_true", help="print the cells, and run none")
+    args, rest = parser.parse_known_args(argv)
+
+    base, grid = read_grid(args.config)
+    override(base, rest)
+    chosen = cells(base, grid)
+    if args.list:
+        print("\n".join(cell.name for cell in chosen))
+        return
+
+    from siamese_jax.compilation_cache import enable_compilation_cache
+
+    enable_compilation_cache()
+    workdir = args.workdir or Path("runs") / Path(args.config).stem
+    outcomes, failures = run_all(chosen, workdir)
+    if not outcomes:
+        raise UserError(f"no cell could be run; the first said: {next(iter(failures.values()))}")
+    speeds = measure_speeds(workdir, [cell for cell in chosen if cell.name in outcomes])
+    rows = comparison.table(chosen, outcomes, speeds)
+    comparison.write(workdir, Path(args.config).stem, rows, list(grid), failures)
+    print((workdir / "compare.md").read_text(encoding="utf-8"))
+    print(f"report: {workdir / 'index.html'}")
+
+
+def run_all(
+    chosen: Sequence[Cell], workdir: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Trains every cell. A cell whose weights cannot be had does not stop the other ones.
+
+    Returns:
+      Cell name -> its results.json, and cell name -> why there are none.
+    """
+    from siamese_jax.train import train
+
+    outcomes: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    for i, cell in enumerate(chosen, start=1):
+        print(f"[{i}/{len(chosen)}] {cell.name}", flush=True)
+        try:
+            outcomes[cell.name] = train(cell.config, workdir / cell.name)
+        except UserError as error:
+            failures[cell.name] = str(error)
+            print(f"  not run: {error}", flush=True)
+    return outcomes, failures
+
+
+def measure_speeds(workdir: Path, finished: Sequence[Cell]) -> dict[str, float]:
+    """Cell name -> images/s through trunk and head, decoding not counted.
+
+    Cells that differ in neither trunk nor head share one measure. The measures are kept in
+    speed.json, so that a resumed comparison does not mix them with those of another moment.
+    """
+    import jax
+
+    from siamese_jax.encoder import load_encoder
+    from siamese_jax.run_folder import read_json, write_json
+
+    path = workdir / "speed.json"
+    device = jax.devices()[0].device_kind
+    kept = read_json(path) if path.exists() else {}
+    measured: dict[str, float] = kept.get(device, {})
+    speeds = {}
+    for cell in finished:
+        encoder = None
+        key = _speed_key(cell.config)
+        if key not in measured:
+            encoder = load_encoder(workdir / cell.name)
+            measured[key] = images_per_second(encoder)
+            write_json(path, {**kept, device: measured})
+        speeds[cell.name] = measured[key]
+    return speeds
+
+
+def _speed_key(config: Mapping[str, Any]) -> str:
+    """What the time of an image depends on."""
+    trunk = {k: config["trunk"][k] for k in ("name", "image_size", "stage", "pool", "dtype")}
+    fallback = config["trunk"]["offline_fallback"]
+    return f"{trunk | {'offline_fallback': fallback}} {tuple(config['head']['layers'])}"
+
+
+def images_per_second(
+    encoder: "Encoder", *, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """The median over `repeats` passes of random images, after one that compiles."""
+    side = encoder.image_size
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (IMAGES_PER_MEASURE, side, side, 3), np.uint8)
+    encoder(images)
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        encoder(images)
+        seconds.append(clock() - start)
+    return len(images) / statistics.median(seconds)
