@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -46,8 +47,12 @@ def main(argv: list[str]) -> None:
 
     enable_compilation_cache()
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = Path(WORKDIR.value or default_workdir(config_file, CONFIG.value.to_dict()))
-    results = train(CONFIG.value, workdir)
+    try:
+        config = CONFIG.value.copy_and_resolve_references()
+    except OSError:
+        raise UserError(f"--config={config_file}: there is no such file") from None
+    workdir = Path(WORKDIR.value or default_workdir(config_file, config.to_dict()))
+    results = train(config, workdir)
     print(results_table(results))
     print(f"report: {workdir / 'report' / 'index.html'}")
 
@@ -56,7 +61,12 @@ def parse(argv: list[str]) -> list[str]:
     """Flags as absl reads them; a mistake in one is the user's."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, KeyError) as error:
+        field, *near = re.findall(r"\w+", str(error).replace("\\n", " "))
+        guilty = [arg for arg in argv if arg.startswith("--config.") and f".{field}" in arg]
+        hint = f"; did you mean {near[3]}?" if near[:3] == ["Did", "you", "mean"] else ""
+        raise UserError(f"{(guilty or [field])[0]}: the config has no such field{hint}") from None
+    except (flags.Error, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
         raise UserError(" ".join(str(error).split())) from None
 
 

@@ -158,7 +158,7 @@ def steps(folder: str | Path) -> list[int]:
 
 
 def best_step(folder: str | Path, metric: str) -> int | None:
-    """The step with the largest value of a metric, the earliest of equals; None where none has it."""
+    """The step with the largest value of a metric, the earliest of equals; None if none has it."""
     values = {}
     for step in reversed(steps(folder)):
         path = Path(folder) / str(step) / "metrics" / "metrics"

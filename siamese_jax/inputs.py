@@ -1,4 +1,4 @@
-"""Where training and evaluation get their inputs: images, or the cached features of a frozen trunk."""
+"""Where training and evaluation get their inputs: images, or a frozen trunk's cached features."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from siamese_jax.data.pipeline import Batches, eval_batches, train_batches
-from siamese_jax.data.records import Records, content_keys
+from siamese_jax.data.records import Records
 from siamese_jax.encoder import (
     Model,
     embed,
@@ -56,9 +56,7 @@ class Reading(NamedTuple):
     strict: bool
 
 
-def image_inputs(
-    model: Model, trunk_variables: Any, records: Records, reading: Reading
-) -> Inputs:
+def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: Reading) -> Inputs:
     """Images all the way: the trunk runs in every step."""
     labels, skipped = train_labels(records), dict[str, str]()
     train = records.where("train")

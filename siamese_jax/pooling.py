@@ -54,7 +54,8 @@ def rmac_regions(h: int, w: int, levels: int, overlap: float) -> list[tuple[int,
     extra = 0
     if long > short:
         extra = min(
-            range(1, 7), key=lambda m: abs((short**2 - short * (long - short) / m) / short**2 - overlap)
+            range(1, 7),
+            key=lambda m: abs((short**2 - short * (long - short) / m) / short**2 - overlap),
         )
     regions = []
     for level in range(1, levels + 1):
@@ -87,7 +88,7 @@ class GeM(nn.Module):
 
 
 def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
-    """x / sqrt(sum x^2 + eps) over the last axis: a zero vector stays zero, with a finite gradient."""
+    """x / sqrt(sum x^2 + eps) over the last axis: zero stays zero, with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
 
 

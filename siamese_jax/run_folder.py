@@ -1,12 +1,12 @@
 """A run's folder: what is written there, and what is checked when a run comes back to it.
 
-    config.json     the config, whole
-    run.json        versions, device, trunk and weights really used, data fingerprint, warnings
-    metrics.jsonl   a line per logged step
-    events/         the same for TensorBoard
-    checkpoints/    see checkpoint.py
-    report/         index.html, and per_query.npz behind its numbers
-    results.json    written last: a run that has it is finished
+config.json     the config, whole
+run.json        versions, device, trunk and weights really used, data fingerprint, warnings
+metrics.jsonl   a line per logged step
+events/         the same for TensorBoard
+checkpoints/    see checkpoint.py
+report/         index.html, and per_query.npz behind its numbers
+results.json    written last: a run that has it is finished
 """
 
 import json
@@ -44,31 +44,32 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder this config's, or makes sure that it already is.
+def check(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes sure that a folder with checkpoints or results in it is of this config.
 
     Raises:
-      UserError: the folder holds a run of another config; the message names the fields.
+      UserError: it holds a run of another config; the message names the fields.
     """
-    config = json.loads(json.dumps(config, default=_plain))
-    path = workdir / "config.json"
-    if path.exists():
-        before = read_json(path)
-        changed = [
-            f"{name} ({old.get(name)!r} there, {new.get(name)!r} now)"
-            for old, new in [(_flat(before), _flat(config))]
-            for name in sorted(old.keys() | new.keys())
-            if old.get(name) != new.get(name)
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run of another config: {'; '.join(changed[:5])}"
-                f"{' and more' if len(changed) > 5 else ''}. Choose another --workdir"
-            )
-    elif workdir.exists() and not workdir.is_dir():
+    if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir")
-    else:
-        write_json(path, config)
+    begun = (workdir / "results.json").exists() or (workdir / "checkpoints").exists()
+    if not begun or not (workdir / "config.json").exists():
+        return
+    before, now = _flat(read_json(workdir / "config.json")), _flat(_as_stored(config))
+    changed = [
+        f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir} holds a run of another config: {'; '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}. Choose another --workdir"
+        )
+
+
+def _as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config, default=_plain))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ import inspect
 import logging
 import time
 import warnings as python_warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir, began = Path(workdir), time.monotonic()
     distances.check(config.distance)
-    run_folder.claim(workdir, config.to_dict())
+    run_folder.check(workdir, config.to_dict())
     if (workdir / "results.json").exists():
         log.info("%s is finished; its results stand", workdir)
         return run_folder.read_json(workdir / "results.json")
@@ -66,8 +66,6 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if "before" not in run:
         run = describe(config, run, trunk, inputs.records, keys)
         run["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
-        run_folder.write_json(workdir / "run.json", run)
-
     loss, miner, sampler = make_loss(config), make_miner(config), make_sampler(config, inputs)
     params, batch_stats = initial_parameters(config, model, trunk, inputs, loss)
     freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
@@ -77,6 +75,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if found:
         state = checkpoint.unflatten(found[1], state)
         log.info("resumed at step %d", found[0])
+    # From here on the folder is this run's.
+    run_folder.write_json(workdir / "config.json", config.to_dict())
+    run_folder.write_json(workdir / "run.json", run)
     moving = optim.trainable(params, freeze)
     step = make_train_step(
         apply_fn=functools.partial(encoder.embed, model),
@@ -249,9 +250,34 @@ def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
 def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
     train = inputs.records.where("train")
     domain = train.domain if len(np.unique(train.domain)) > 1 else None
+    options = fit_batch(config.sampler, train.label)
     return _from_table(
-        SAMPLERS, "sampler", config.sampler, labels=train.label, seed=config.seed, domain=domain
+        SAMPLERS, "sampler", options, labels=train.label, seed=config.seed, domain=domain
     )
+
+
+def fit_batch(sampler: ConfigDict, labels: np.ndarray) -> ConfigDict:
+    """A batch of classes x images that the data can fill.
+
+    Where there are fewer classes with two images than the batch should hold, it holds all of them,
+    with more images of each: as many as the batch size allows and the largest class has.
+    """
+    if sampler.name != "classes" or labels.ndim != 1:
+        return sampler
+    counts = np.unique(labels, return_counts=True)[1]
+    usable = int((counts >= 2).sum())
+    if not usable or sampler.batch_size // sampler.per_class <= usable:
+        return sampler
+    most = min(sampler.batch_size // usable, int(counts.max()))
+    per_class = max(sampler.per_class, most)
+    fitted = ConfigDict(sampler.to_dict() | {"per_class": per_class})
+    fitted.batch_size = usable * per_class
+    log.info(
+        "a batch holds %d classes x %d images: the training split has no more classes",
+        usable,
+        per_class,
+    )
+    return fitted
 
 
 def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
@@ -466,9 +492,7 @@ def finish(
         after = evaluation.summary(found, records)
         results[split] = {"before": run["before"][split], "after": after}
         evaluation.save_per_query(workdir / "report" / f"per_query_{split}.npz", found, records)
-        pictures = evaluation.examples(
-            vectors, records, distance=config.distance, seed=config.seed
-        )
+        pictures = evaluation.examples(vectors, records, distance=config.distance, seed=config.seed)
     results |= {
         "checkpoint_step": step,
         "chosen_by": "validation" if "validation" in results else "last step",

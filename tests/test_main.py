@@ -1,0 +1,204 @@
+"""`main.py` as a user runs it: trained, killed, resumed, and given nonsense."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import tiny
+
+from siamese_jax import checkpoint
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "shop")
+
+
+def read_log(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(cache, folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "cached"
+    done = tiny.run(cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_a_run_leaves_its_results(finished):
+    workdir, done = finished
+    results = json.loads((workdir / "results.json").read_text())
+    after = results["test"]["after"]
+    assert set(results["test"]) == {"before", "after"}
+    assert 0 <= after["recall@1"] <= after["recall@5"] <= after["recall@10"] <= 1
+    assert f"{after['recall@1']:.4f}" in done.stdout
+    assert results["split"]["test"]["classes"] == results["split"]["train"]["classes"] == 3
+    assert results["trunk"]["source"] == "random"
+    assert results["checkpoint_step"] == 12
+    page = (workdir / "report" / "index.html").read_text()
+    assert "data:image" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    run = json.loads((workdir / "run.json").read_text())
+    assert len(run["data"]["fingerprint"]) == 32
+    assert run["versions"]["jax"]
+    steps = [line["step"] for line in read_log(workdir) if "loss" in line]
+    assert steps == list(range(1, 13))
+    assert list((workdir / "events").iterdir())
+
+
+def test_a_finished_run_is_not_run_again(finished, cache, folder):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = tiny.run(cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={workdir}")
+    assert again.returncode == 0
+    assert "recall@1" in again.stdout
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused(finished, cache, folder):
+    workdir, _ = finished
+    other = tiny.run(
+        cache,
+        *tiny.TINY,
+        f"--config.data.root={folder}",
+        f"--workdir={workdir}",
+        "--config.loss.margin=0.7",
+    )
+    assert other.returncode == 2
+    assert "loss.margin (0.2 there, 0.7 now)" in other.stderr
+    assert other.stderr.count("\n") == 1
+
+
+def kill_when(process, reached):
+    """kill -9 as soon as `reached()` is true; fails where the process ends by itself."""
+    deadline = time.monotonic() + 200
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly(cache, folder, tmp_path):
+    """40 steps, against 17 or more, kill -9, and the rest: equal bit for bit.
+
+    The last stage of the trunk moves, with batch statistics, dropout and augmentation.
+    """
+    options = [
+        *tiny.TINY,
+        f"--config.data.root={folder}",
+        "--config.trunk.freeze=('stem','stage[123]')",
+        "--config.trunk.batch_norm=train",
+        "--config.train.steps=40",
+        "--config.train.checkpoint_every=5",
+        "--config.train.eval_every=20",
+    ]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = tiny.run(cache, *options, f"--workdir={whole}")
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        tiny.command(*options, f"--workdir={cut}"),
+        cwd=tiny.ROOT,
+        env=tiny.environment(cache),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = cut / "metrics.jsonl"
+    kill_when(process, lambda: log.exists() and log.read_text().count('"loss"') >= 17)
+    assert not (cut / "results.json").exists()
+    resumed = tiny.run(cache, *options, f"--workdir={cut}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed at step" in resumed.stderr
+
+    assert read_log(cut) == read_log(whole)
+    (step, expected), (_, found) = (checkpoint.load_newest(w / "checkpoints") for w in (whole, cut))
+    assert step == 40
+    assert expected.keys() == found.keys()
+    assert any("opt_state" in name and "stage4" in name for name in expected)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished, cache, folder):
+    """With its newest checkpoint damaged, a run goes on from the one before."""
+    source, _ = finished
+    workdir = source.parent / "damaged"
+    options = [*tiny.TINY, f"--config.data.root={folder}", "--config.train.max_to_keep=3"]
+    done = tiny.run(cache, *options, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    newest, before, *_ = checkpoint.steps(workdir / "checkpoints")
+    for path in (workdir / "checkpoints" / str(newest) / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+    (workdir / "results.json").unlink()
+    again = tiny.run(cache, *options, f"--workdir={workdir}")
+    assert again.returncode == 0, again.stderr
+    assert "is damaged" in again.stderr
+    assert f"resumed at step {before}" in again.stderr
+    assert read_log(workdir) == read_log(source)
+
+
+def test_a_mistake_does_not_claim_the_folder(cache, folder, tmp_path):
+    """A mistake corrected, the same --workdir serves."""
+    options = [*tiny.TINY, f"--workdir={tmp_path / 'w'}", "--config.train.steps=1"]
+    wrong = tiny.run(cache, *options, "--config.data.root=/no/such/folder")
+    assert wrong.returncode == 2
+    right = tiny.run(cache, *options, f"--config.data.root={folder}")
+    assert right.returncode == 0, right.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.optim.lerning_rate=1"], "lerning_rate"),
+        (["--config.train.steps=many"], "train.steps"),
+        (["--config.trunk.name=resnet51"], "resnet51"),
+        (["--config.trunk.weights=/no/such/file.h5"], "/no/such/file.h5"),
+        (["--config.trunk.freeze=('stage9',)"], "stage9"),
+        (["--config.loss.name=tripelt"], "tripelt"),
+        (["--config.distance=manhattan"], "manhattan"),
+        (["--config.head.dropout=1.5"], "head.dropout"),
+        (["--config.data.root=/no/such/folder"], "/no/such/folder"),
+        (["--config.data.source=folders"], "folders"),
+        (["--config.optim.name=adamm"], "adamm"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_mistake_is_one_line(cache, folder, tmp_path, arguments, said):
+    done = tiny.run(
+        cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={tmp_path / 'w'}", *arguments
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cache, folder, tmp_path):
+    done = tiny.run(
+        cache,
+        *tiny.TINY,
+        f"--config.data.root={folder}",
+        f"--workdir={tmp_path / 'w'}",
+        "--config.optim.learning_rate=1e38",
+        "--config.optim.warmup_steps=0",
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "the loss is" in last
+    assert "ids" in last
+    assert "checkpoint" in last

@@ -1,0 +1,61 @@
+"""Small generated image folders, and the command lines that train on them in seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "--config.data.source=folder",
+    "--config.trunk.name=resnet18",
+    "--config.trunk.weights=random",
+    "--config.trunk.image_size=32",
+    "--config.head.layers=(16,)",
+    "--config.sampler.batch_size=8",
+    "--config.eval.batch_size=8",
+    "--config.cache.views=1",
+    "--config.train.steps=12",
+    "--config.train.log_every=1",
+    "--config.train.eval_every=6",
+    "--config.train.checkpoint_every=4",
+)
+
+
+def make_folder(root: Path, classes: int = 6, images: int = 4, size: int = 32) -> Path:
+    """Class folders of noisy images, each class with a colour gradient of its own."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        folder = root / f"class{c}"
+        folder.mkdir(parents=True)
+        base = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+        pattern = np.asarray(Image.fromarray(base).resize((size, size), Image.Resampling.BILINEAR))
+        for i in range(images):
+            noisy = pattern + rng.normal(0, 20, pattern.shape)
+            Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+def command(*arguments: str, config: str = "resnet_triplet") -> list[str]:
+    return [sys.executable, "main.py", f"--config=configs/{config}.py", *arguments]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return os.environ | {"SIAMESE_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def run(
+    cache: Path, *arguments: str, config: str = "resnet_triplet"
+) -> subprocess.CompletedProcess[str]:
+    """A whole `main.py`, as a user runs it."""
+    return subprocess.run(
+        command(*arguments, config=config),
+        cwd=ROOT,
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
