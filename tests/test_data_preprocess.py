@@ -218,3 +218,34 @@ def test_broken_files(tmp_path, rng):
         read_image(tmp_path / "nowhere.jpg", 32)
     with pytest.raises(UserError, match="unreadable"):
         read_image(tmp_path, 32)
+
+
+def test_a_sound_picture_with_damaged_exif_is_seen(tmp_path):
+    encoded = io.BytesIO()
+    Image.fromarray(picture()).save(encoded, "JPEG", quality=100, subsampling=0)
+    note = b"Exif\x00\x00XXbroken"  # no byte order mark where one belongs
+    segment = b"\xff\xe1" + (len(note) + 2).to_bytes(2, "big") + note
+    data = encoded.getvalue()
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment + data[2:])
+    seen = read_image(tmp_path / "a.jpg", (16, 24)).astype(int)
+    assert np.abs(seen - picture()).mean() < 2
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, about the damage
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_damage_of_any_kind_is_a_picture_or_one_line(tmp_path, kind):
+    noise = np.random.default_rng(0)
+    encoded = io.BytesIO()
+    Image.fromarray(noise.integers(0, 256, (20, 30, 3)).astype(np.uint8)).save(encoded, kind)
+    refused = 0
+    for _ in range(60):
+        data = np.frombuffer(encoded.getvalue(), np.uint8).copy()
+        where = noise.integers(0, min(len(data), noise.choice([60, len(data)])), 4)
+        data[where] = noise.integers(0, 256, 4)
+        (tmp_path / "a").write_bytes(data.tobytes())
+        try:
+            assert read_image(tmp_path / "a", 8).shape == (8, 8, 3)
+        except UserError as e:
+            assert "\n" not in str(e)
+            refused += 1
+    assert refused > 0

@@ -61,9 +61,9 @@ def read_image(
         raise UserError(f"{path}: not an image in a format known here") from e
     except FileNotFoundError as e:
         raise UserError(f"{path}: the file does not exist") from e
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        # Pillow's readers report damage by all of these.
-        raise UserError(f"{path}: damaged or unreadable ({' '.join(str(e).split())})") from e
+    except Exception as e:  # Pillow's readers report damage by more kinds than can be listed
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UserError(f"{path}: damaged or unreadable ({reason})") from e
 
 
 def _read(
@@ -75,7 +75,7 @@ def _read(
 ) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = _orientation(image)
     seen = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
     outer = part = _clip(box, seen)
     if region is not None:
@@ -102,6 +102,14 @@ def _read(
         canvas.paste(image, ((size[0] - target[0]) // 2, (size[1] - target[1]) // 2))
         image = canvas
     return np.asarray(image)
+
+
+def _orientation(image: "Image") -> int:
+    """1 to 8 as EXIF counts them; 1, upright, where the EXIF data is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a damaged note on a sound picture: people see the picture
+        return 1
 
 
 def _rgb(image: "Image") -> "Image":
