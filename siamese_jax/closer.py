@@ -8,17 +8,18 @@ counted   for queries with few relevant items. A matrix product gives scores in 
               s(x, y) = |y|^2 - 2 <x, y>      (or -<x, y> where the distance is a product),
 
           whose error is at most e. An item with s < t - e is closer than a relevant item of score
-          t, one with s > t + e is not; the few in between are compared by their distances in
-          float64. One pass over a block of scores compares it with every t.
+          t, one with s > t + e is not; the few in between are compared by the distances that
+          `rank` sorts by. One pass over a block of scores compares it with every t.
 sorted    for queries with many: the same scores in float64, sorted. Runs of items whose scores
           differ by less than their error are put in order by their distances.
 
 The error. With u half the spacing of floats at 1, x and y rounded from the centred rows, and
 Y the largest |y|: the product errs by (d + 2) u |x| Y, the norm by 3 u Y^2, and subtracting,
 and rounding t, by u (Y^2 + 2 |x| Y) each (Higham 2002, section 3.1: any order of summation).
-Centring by c, norms and distances in float64 add their own, with v = 2^-53. So
+Centring by c, norms and distances in float64 add their own, with v = 2^-53; so does underflow, and
+distances D are rounded to float32, which makes ties of what lies within 2^-23 of them. So
 
-    e = 1.01 (u ((2 d + 16) |x| Y + 8 Y^2) + v (2 d + 16) (|x| + Y + |c|)^2).
+    e = 1.01 (u ((2 d + 16) |x| Y + 8 Y^2) + v (2 d + 16) (|x| + Y + |c|)^2) + d 2^-140 + 2^-23 D.
 """
 
 from dataclasses import dataclass
@@ -30,8 +31,7 @@ import numpy as np
 from jax import Array, lax
 
 from siamese_jax.relevance import Relevance
-
-_PAIRS = 4096  # distances of pairs are computed this many at a time, to stay in the cache
+from siamese_jax.search.exact import pair_distances
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Space:
     """Rows to compare, and how.
 
     Attributes:
-      queries: [q, d] real.
-      gallery: [g, d] real; may be a memory map.
+      queries: float32 [q, d].
+      gallery: float32 [g, d]; may be a memory map.
       distance: one of `siamese_jax.distances.DISTANCES`.
       origin: float64 [d], subtracted from all rows where that changes no distance.
     """
@@ -55,7 +55,12 @@ class Space:
         origin = np.zeros(gallery.shape[1])
         if distance in ("euclidean", "sqeuclidean") and len(gallery):
             origin = np.asarray(gallery[:: -(-len(gallery) // 4096)], np.float64).mean(0)
-        return cls(queries, gallery, distance, origin)
+        return cls(
+            queries.astype(np.float32, copy=False),
+            gallery.astype(np.float32, copy=False),
+            distance,
+            origin,
+        )
 
     @property
     def scale(self) -> int:
@@ -72,30 +77,26 @@ class Space:
         return (rows**2).sum(1) if self.scale == 2 else np.zeros(len(rows))
 
     def error(self, query_norms: np.ndarray, largest: float, unit: float) -> np.ndarray:
-        """e of every query [b], from |x|, Y and u."""
+        """e of every query [b] without its last term, from |x|, Y and u."""
         terms = 2 * self.gallery.shape[1] + 16
         whole = query_norms + largest + np.sqrt((self.origin**2).sum())
         scores = unit * (terms * query_norms * largest + 8 * largest**2)
-        return 1.01 * (scores + 2.0**-53 * terms * whole**2)
+        return 1.01 * (scores + 2.0**-53 * terms * whole**2) + terms * 2.0**-140
+
+    def squared(self, distances: np.ndarray) -> np.ndarray:
+        """Distances as they stand in scores: squared, where they are Euclidean."""
+        return distances**2 if self.distance == "euclidean" else distances
+
+    def shift(self, query_norms: np.ndarray) -> np.ndarray:
+        """What the squared distances of a query have above its scores, [b]."""
+        constant = {"dot": 0.0, "cosine": 1.0}.get(self.distance)
+        return query_norms**2 if constant is None else np.full(len(query_norms), constant)
 
     def exact(self, query: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """Distances of pairs in float64, increasing with the distance asked for, [n]."""
-        values = np.empty(len(query))
-        for i in range(0, len(query), _PAIRS):
-            part = slice(i, i + _PAIRS)
-            x = np.asarray(self.queries[query[part]], np.float64)
-            y = np.asarray(self.gallery[item[part]], np.float64)
-            values[part] = _aligned(x, y, self.distance)
-        return values
-
-
-def _aligned(x: np.ndarray, y: np.ndarray, distance: str) -> np.ndarray:
-    if distance == "dot":
-        return -(x * y).sum(1)
-    if distance == "cosine":
-        directed = x.any(1) & y.any(1)
-        return np.where(directed, ((_unit(x) - _unit(y)) ** 2).sum(1) / 2, 1)
-    return ((x - y) ** 2).sum(1)
+        """Distances of pairs, the very ones that `rank` sorts by, float64 [n]."""
+        rows = partial(np.take, self.gallery, axis=0)
+        found = pair_distances(self.queries, rows, query, item, self.distance)
+        return found.astype(np.float64)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -127,14 +128,16 @@ def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
     x = np.zeros((shape[1], space.gallery.shape[1]))
     x[: len(rows)] = space.rows(space.queries[rows])
     norms = np.sqrt((x * x).sum(1))
-    # t from the distance: |x - y|^2 - |x|^2; 1 - <x, y> less 1; -<x, y>.
-    middle = limit - {"dot": 0.0, "cosine": 1.0}.get(space.distance, norms**2)
+    squared = space.squared(limit)
+    squared[at < 0] = -np.inf
+    middle = squared - space.shift(norms)
+    rounding = np.where(at < 0, 0, 2.0**-23 * np.abs(squared))
     x32 = jnp.asarray(x, jnp.float32)
     query, own = found.own(rows)
     before = np.zeros(shape, np.int64)
     for start in range(0, len(space.gallery), chunk):
         y = space.rows(space.gallery[start : start + chunk])
-        e = space.error(norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24)
+        e = space.error(norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24) + rounding
         low, high = (middle - e).astype(np.float32), (middle + e).astype(np.float32)
         spare = chunk - len(y)
         scores, codes = _compare(
@@ -216,9 +219,11 @@ def sorted_(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
     scores[found.own(rows)] = np.inf
     order = np.argsort(scores, axis=1)
     scores = np.take_along_axis(scores, order, axis=1)
-    error = space.error(norms, largest, 2.0**-53)
+    error = 2 * space.error(norms, largest, 2.0**-53)[:, None]
+    rounding = 2.0**-22 * np.abs(scores + space.shift(norms)[:, None])
     with np.errstate(invalid="ignore"):
-        joined = np.diff(scores, axis=1) <= 2 * error[:, None]
+        joined = np.diff(scores, axis=1) <= error + rounding[:, 1:]
+    joined &= np.isfinite(scores[:, 1:])  # the query itself stays last
     _settle(order, joined, space, rows)
     positions = np.empty_like(order)
     np.put_along_axis(positions, order, np.arange(1, order.shape[1] + 1)[None], axis=1)

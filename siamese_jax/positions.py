@@ -45,7 +45,7 @@ def listed_positions(indices: np.ndarray, relevance: Relevance, rows: np.ndarray
     matches = relevance.matches(rows, indices)
     query, column = np.nonzero(matches)
     ended = indices.shape[1] >= len(relevance.gallery_labels) or bool((indices[:, -1:] < 0).all())
-    depth = len(relevance.gallery_labels) if ended else indices.shape[1]
+    depth = np.iinfo(np.int64).max if ended else indices.shape[1]
     return Positions(rows, relevance.counts[rows], query, column + 1, depth)
 
 

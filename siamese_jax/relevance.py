@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.search.bounds import largest
 
 ArrayLike = Any
 
@@ -221,7 +222,8 @@ def as_relevance(
         if len(rows) != len(labels):
             raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
         for start in range(0, len(rows), 65536):
-            finite = np.isfinite(rows[start : start + 65536]).all(1)
-            if not finite.all():
-                raise UserError(f"row {start + int(finite.argmin())} of the {side} isn't finite")
+            fit = (np.abs(rows[start : start + 65536]) <= largest(rows.shape[1])).all(1)
+            if not fit.all():
+                bad = start + int(fit.argmin())
+                raise UserError(f"row {bad} of the {side} is not finite, or too large for float32")
     return found

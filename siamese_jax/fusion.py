@@ -1,0 +1,110 @@
+"""Several opinions in one: encoders, rankings, and views of the same image."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from siamese_jax.errors import UserError
+from siamese_jax.ranking import Ranking
+from siamese_jax.unit import unit
+
+Encode = Callable[[np.ndarray], ArrayLike]
+
+
+def concatenate(
+    embeddings: Sequence[ArrayLike], weights: Sequence[float] | None = None
+) -> np.ndarray:
+    """Score fusion: one embedding whose cosine is the weighted mean of several encoders' cosines.
+
+        z = concat_i( sqrt(w_i / sum w) unit(x_i) )   so that   <z, z'> = sum_i w_i cos_i / sum w
+
+    Args:
+      embeddings: real [n, d_i] of each encoder, rows of the same n images.
+      weights: one for each encoder, at least 0; equal if not given.
+
+    Returns:
+      float32 [n, sum d_i], rows of length 1 (but for zero rows).
+
+    >>> concatenate([[[2.0, 0.0]], [[0.0, 5.0]]], weights=[3, 1]).round(3).tolist()
+    [[0.8659999966621399, 0.0, 0.0, 0.5]]
+    """
+    parts = [unit(part) for part in embeddings]
+    weight = np.ones(len(parts)) if weights is None else np.asarray(weights, np.float64)
+    if not parts or len({len(part) for part in parts}) > 1:
+        raise UserError(f"fused encoders must embed the same images: {[len(p) for p in parts]}")
+    if weight.shape != (len(parts),) or (weight < 0).any() or not weight.sum() > 0:
+        raise UserError(f"weights {weight.tolist()} must be {len(parts)}, none negative, not all 0")
+    root = np.sqrt(weight / weight.sum()).astype(np.float32)
+    return np.concatenate([w * part for w, part in zip(root, parts, strict=True)], axis=1)
+
+
+def fuse_rankings(rankings: Sequence[Ranking | ArrayLike], k: int, *, c: float = 60.0) -> Ranking:
+    """Reciprocal rank fusion (Cormack et al. 2009): for scores that can't be compared.
+
+        score(g) = sum over rankings that list g of 1 / (c + its position)
+
+    Args:
+      rankings: `Ranking`s or indices int [q, n_i] of the same queries and gallery.
+      k: how many to return.
+      c: the larger, the less the first places outweigh the next.
+
+    Returns:
+      A `Ranking` whose distances are -score; ties in ascending order of the gallery's rows.
+
+    >>> fuse_rankings([[[0, 1, 2]], [[1, 2, 0]]], k=3).indices.tolist()
+    [[1, 0, 2]]
+    """
+    lists = [np.asarray(r.indices if isinstance(r, Ranking) else r) for r in rankings]
+    if not lists or len({len(part) for part in lists}) > 1 or c < 0 or k < 1:
+        raise UserError("fusion needs rankings of the same queries, k >= 1 and c >= 0")
+    position = np.concatenate([np.arange(1, part.shape[1] + 1) for part in lists])
+    item = np.concatenate(lists, axis=1)
+    found = Ranking(np.full((len(item), k), -1, np.int32), np.full((len(item), k), np.inf, "f4"))
+    for q, row in enumerate(item):
+        there = row >= 0
+        rows, which = np.unique(row[there], return_inverse=True)
+        score = np.bincount(which, weights=1 / (c + position[there]), minlength=len(rows))
+        best = np.argsort(-score, kind="stable")[:k]
+        found.indices[q, : len(best)] = rows[best]
+        found.distances[q, : len(best)] = -score[best]
+    return found
+
+
+def augmented(encode: Encode, *, flip: bool = True, scales: Sequence[float] = (1.0,)) -> Encode:
+    """Test-time augmentation: an encoder that averages over mirrored and resized views.
+
+        z = unit( sum over views v of unit( encode(v) ) )
+
+    Args:
+      encode: uint8 [n, h, w, 3] -> real [n, d], for every size it will be given.
+      flip: also the mirror image.
+      scales: sizes relative to the input, such as (1, 0.7071, 1.4142).
+
+    Returns:
+      A function of the same kind, float32 [n, d] of length 1.
+    """
+    if not scales or min(scales) <= 0:
+        raise UserError(f"scales {tuple(scales)} must be positive, at least one")
+
+    def views(images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        total = np.float32(0)
+        for scale in scales:
+            view = _resized(images, scale)
+            for each in (view, view[:, :, ::-1]) if flip else (view,):
+                total = total + unit(np.asarray(encode(each)))
+        return unit(total)
+
+    return views
+
+
+def _resized(images: np.ndarray, scale: float) -> np.ndarray:
+    n, h, w, c = images.shape
+    size = max(1, round(h * scale)), max(1, round(w * scale))
+    if size == (h, w):
+        return images
+    scaled = jax.image.resize(jnp.asarray(images, jnp.float32), (n, *size, c), "bilinear")
+    return np.asarray(jnp.clip(jnp.round(scaled), 0, 255)).astype(np.uint8)
