@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import bounds
+from siamese_jax.search import bounds, sharded
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.scan import Blocks
 from siamese_jax.search.sources import Rows, as_rows
@@ -57,6 +58,7 @@ class Gallery:
 
     def _forget(self) -> None:
         self._blocks: dict[tuple, Blocks] = {}
+        self._slabs: dict[tuple, tuple] = {}
         self._codes: tuple[np.ndarray | None, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -113,18 +115,17 @@ class Gallery:
             if self.ids.dtype.kind in "iu" and _fits(self.ids):
                 self._codes = None, self.ids.astype(np.int32)
             else:
-                names, code = np.unique(self.ids, return_inverse=True)
-                self._codes = names, code.astype(np.int32)
+                self._codes = _numbered(self.ids)
+        if self._codes[0] is None and _fits(own):
+            return own.astype(np.int32), self._codes[1]
+        if self._codes[0] is None:
+            self._codes = _numbered(self.ids)
+            self._blocks, self._slabs = {}, {}
         names, code = self._codes
-        if names is None and _fits(own):
-            return own.astype(np.int32), code
-        if names is None:
-            names, code = np.unique(self.ids, return_inverse=True)
-            self._codes = names, code.astype(np.int32)
-            self._blocks = {}
+        assert names is not None
         place = np.minimum(np.searchsorted(names, own), max(0, len(names) - 1))
         known = names[place] == own if len(names) else np.zeros(q, bool)
-        return np.where(known, place, -2).astype(np.int32), self._codes[1]
+        return np.where(known, place, -2).astype(np.int32), code
 
     def blocks(self, frame: Frame, there: np.ndarray | None, size: int, exclude: bool) -> Blocks:
         """The gallery's side of the product, prepared before where that is kept."""
@@ -135,6 +136,25 @@ class Gallery:
         if key not in self._blocks:
             self._blocks[key] = Blocks(self.rows, there, code, frame, size)
         return self._blocks[key].keep()
+
+    def slab(self, mesh: Mesh, start: int, size: int, there: np.ndarray | None) -> tuple:
+        """Rows start : start + size on the mesh's devices: (rows, which are there, codes)."""
+        code = self._codes[1] if self._codes else None
+        key = ("slab", mesh, start, size, code is not None)
+        if there is self.there and key in self._slabs:
+            return self._slabs[key]
+        d = self.rows.width
+        block = np.zeros((size, bounds.padded_width(d)), np.float32)
+        with np.errstate(over="ignore"):
+            count = self.rows.read(start, block)
+        here, codes = np.zeros(size, bool), np.full(size, -1, np.int32)
+        here[:count] = True if there is None else there[start : start + count]
+        if code is not None:
+            codes[:count] = code[start : start + count]
+        slab = tuple(sharded.place(mesh, v) for v in (block, here, codes))
+        if there is self.there and self.keeps(Frame("", "float32", d, block[0])):
+            self._slabs[key] = slab
+        return slab
 
     def keeps(self, frame: Frame) -> bool:
         """Whether the prepared copy stays in memory."""
@@ -228,6 +248,12 @@ def _ids(ids: ArrayLike | None, n: int, start: int) -> np.ndarray:
     if ids.dtype.kind not in "iuUS":
         raise UserError(f"gallery_ids must be integers or strings, not {ids.dtype}")
     return ids
+
+
+def _numbered(ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """The different ids in order, and the number of each row's among them, int32."""
+    names, code = np.unique(ids, return_inverse=True)
+    return names, code.astype(np.int32)
 
 
 def _fits(ids: np.ndarray) -> bool:

@@ -3,9 +3,10 @@
 How: `siamese_jax.search`. What is promised: `siamese_jax.search.exact`.
 """
 
+import copy
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery, Predicate
-from siamese_jax.search import bounds, exact, scan
+from siamese_jax.search import bounds, exact, scan, sharded
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.sources import Rows, as_rows
 
@@ -61,6 +62,7 @@ def rank(
     keep: ArrayLike | Predicate | None = None,
     memory_limit: int = MEMORY_LIMIT,
     precision: str = "auto",
+    devices: Sequence[jax.Device] | None = None,
 ) -> Ranking:
     """The k nearest gallery items of every query, exactly.
 
@@ -83,6 +85,8 @@ def rank(
       memory_limit: bytes of working memory, beyond the arguments and the answer.
       precision: of the matrix product that finds candidates: "float32", "tf32", "bfloat16", or
         "auto": bfloat16 on processors that have it, else float32.
+      devices: split the gallery over these. By default all accelerators, if there are any.
+        `memory_limit` then holds for the memory of each.
 
     Returns:
       A `Ranking` of q rows and max(k) columns.
@@ -100,7 +104,14 @@ def rank(
         np.full((len(wanted), columns), -1, np.int32),
         np.full((len(wanted), columns), np.inf, np.float32),
     )
-    for i, place, j, away in search.nearest(wanted, columns, _precision(precision, search)):
+    precision = _precision(precision, search)
+    if devices is None and jax.default_backend() != "cpu":
+        devices = jax.devices()
+    if devices is None:
+        parts = search.nearest(wanted, columns, precision)
+    else:
+        parts = search.nearest_on(devices, wanted, columns, precision)
+    for i, place, j, away in parts:
         found.indices[i, place] = j
         found.distances[i, place] = away
     return found
@@ -247,10 +258,95 @@ class _Search:
                 exclude=self.codes is not None,
             )
             for at, count, side, chunk in chunks:
-                i, j = self._with_zeros(at, count, side, blocks, k, *chunk.pairs())
+                i, j = self._with_zeros(at, count, side, blocks.zeros, k, *chunk.pairs())
                 away = self._away(at, i, j)
                 i, place, which = exact.first(i, j, away, wanted[at : at + count])
                 yield i + at, place, j[which], away[which]
+
+    def nearest_on(
+        self, devices: Sequence[jax.Device], wanted: np.ndarray, k: int, precision: str
+    ) -> Iterator[tuple]:
+        """As `nearest`, the gallery split over devices, a slab of rows at a time."""
+        q, (g, d) = len(self.queries), (len(self.gallery.rows), self.rows.width)
+        k = min(k, g)
+        if not q or not k:
+            return
+        frame, mesh = self.frame(precision), sharded.mesh_of(devices)
+        size = sharded.sizes(q, g, bounds.padded_width(d), k, len(devices), self.memory_limit)
+        found: list[list[tuple]] = [[] for _ in range(0, q, size.chunk)]
+        sure = np.ones(q, bool)
+        zeros = [np.empty(0, np.int64)]
+        for start in range(0, g, size.slab):
+            slab = self.gallery.slab(mesh, start, size.slab, self.there)
+            for c, (at, count, rows, code) in enumerate(self._plain_chunks(size.chunk)):
+                with jax.enable_x64(True):
+                    answer = sharded.search(
+                        rows,
+                        code,
+                        *slab,
+                        frame.origin,
+                        mesh=mesh,
+                        k=min(k, size.slab // len(devices)),
+                        block=size.block,
+                        distance=self.distance,
+                        precision=precision,
+                        width=d,
+                        exclude=self.codes is not None,
+                    )
+                    answer = {name: np.asarray(value) for name, value in answer.items()}
+                self._complain(answer["bad"], start, size.slab // len(devices))
+                if c == 0:
+                    zero = start + np.flatnonzero(answer["zero"])
+                    zero = zero[zero < g]
+                    zeros.append(zero if self.there is None else zero[self.there[zero]])
+                sure[at : at + count] &= sharded.certain(answer["low"], answer["ceiling"], k)[
+                    :count
+                ]
+                row, away = (answer[v][:, :count] for v in ("row", "distance"))
+                there = row >= 0
+                _, i, _ = np.nonzero(there)
+                found[c].append((i.astype(np.int32), start + row[there], away[there]))
+        for c, (at, count, side) in enumerate(self.sides(frame, size.chunk)):
+            i, j, away = (np.concatenate(v) for v in zip(*found[c], strict=True))
+            # A zero query's distances are all 1 under cosine, whatever the scores said.
+            lost = np.asarray(side.zero)
+            i, j, away = (v[~lost[i]] for v in (i, j, away))
+            more = self._with_zeros(at, count, side, zeros, k, i[:0], j[:0])
+            i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
+            away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
+            sure[at : at + count] |= lost[:count]
+            i, place, which = exact.first(i, j, away, wanted[at : at + count])
+            good = sure[at + i]
+            yield i[good] + at, place[good], j[which][good], away[which][good]
+        again = np.flatnonzero(~sure)
+        if len(again):
+            rest = self._only(again)
+            for i, place, j, away in rest.nearest(wanted[again], k, "float32"):
+                yield again[i], place, j, away
+
+    def _only(self, which: np.ndarray) -> "_Search":
+        """The same search for some of the queries."""
+        rest = copy.copy(self)
+        rest.__dict__["queries"] = self.queries[which]
+        rest.codes = None if self.codes is None else (self.codes[0][which], self.codes[1])
+        return rest
+
+    def _plain_chunks(self, size: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+        """(first query, how many, float32 [size, padded d], codes int32 [size])."""
+        q, d = self.queries.shape
+        for at in range(0, q, size):
+            count = min(size, q - at)
+            rows = np.zeros((size, bounds.padded_width(d)), np.float32)
+            rows[:count, :d] = self.queries[at : at + count]
+            code = np.full(size, -2, np.int32)
+            if self.codes is not None:
+                code[:count] = self.codes[0][at : at + count]
+            yield at, count, rows, code
+
+    def _complain(self, bad: np.ndarray, start: int, size: int) -> None:
+        for n in np.flatnonzero(bad < size)[:1]:
+            row = start + int(n) * size + int(bad[n])
+            raise UserError(scan.complaint(self.gallery.rows, row))
 
     def within(self, reach: np.ndarray, precision: str) -> Iterator[tuple]:
         """Yields (i, j, distance) arrays in the order (i, distance, j)."""
@@ -273,7 +369,9 @@ class _Search:
             floor[np.asarray(side.zero)] = np.inf
             chunk = scan.Chunk(side, None, floor, lambda i, j: (i, j), sizes.pairs)
             scan.run([chunk], blocks, frame, sizes, exclude=self.codes is not None)
-            i, j = self._with_zeros(at, count, side, blocks, len(self.gallery.rows), *chunk.pairs())
+            i, j = self._with_zeros(
+                at, count, side, blocks.zeros, len(self.gallery.rows), *chunk.pairs()
+            )
             away = self._away(at, i, j)
             near = away <= reach[here][i]
             i, j, away = i[near], j[near], away[near]
@@ -306,7 +404,7 @@ class _Search:
         at: int,
         count: int,
         side: bounds.Side,
-        blocks: scan.Blocks,
+        zeros: Sequence[np.ndarray],
         k: int,
         i: np.ndarray,
         j: np.ndarray,
@@ -315,10 +413,10 @@ class _Search:
         order of their rows: a zero item's with every query, a zero query's with every item."""
         if self.distance != "cosine":
             return i, j
-        zeros = np.concatenate([np.empty(0, np.int64), *blocks.zeros])
+        zero = np.concatenate([np.empty(0, np.int64), *zeros])
         lost = np.flatnonzero(np.asarray(side.zero)[:count])
         for who, items in (
-            (np.setdiff1d(np.arange(count), lost), zeros),
+            (np.setdiff1d(np.arange(count), lost), zero),
             (lost, None),
         ):
             if not len(who):

@@ -22,7 +22,7 @@ the k-th best lower end are candidates, and no others can be among the k best.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -196,7 +196,7 @@ def errors(
 
 def products(x: Array, y: Array, precision: str) -> Array:
     """<x_i, y_j> in float32, [n, d] and [m, d] -> [n, m]."""
-    dot = {
+    dot: Any = {
         "float32": lax.Precision.HIGHEST,
         "tf32": lax.DotAlgorithmPreset.TF32_TF32_F32,
         "bfloat16": lax.Precision.DEFAULT,

@@ -44,19 +44,22 @@ def pair_distances(
     x = queries.astype(np.float64) if len(queries) * 2 < len(i) else None
     found = np.empty(len(i), np.float32)
 
-    def work(start: int) -> None:
-        here = slice(start, start + piece)
-        own = queries[i[here]].astype(np.float64) if x is None else np.take(x, i[here], axis=0)
-        other = rows(j[here]).astype(np.float64)
-        found[here] = _distances(own, other, distance)
+    starts = iter(range(0, len(i), piece))
 
-    starts = range(0, len(i), piece)
-    if len(starts) < 4 or _THREADS == 1:
+    def work() -> None:
+        # Each thread takes the next piece until none is left: cheaper than a task for each.
         for start in starts:
-            work(start)
+            here = slice(start, start + piece)
+            own = queries[i[here]].astype(np.float64) if x is None else x[i[here]]
+            other = rows(j[here]).astype(np.float64)
+            found[here] = _distances(own, other, distance)
+
+    if len(i) < 8 * piece:
+        work()
     else:
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(work, starts))
+            for task in [pool.submit(work) for _ in range(_THREADS)]:
+                task.result()
     return found
 
 

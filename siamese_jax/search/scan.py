@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import bounds, exact
+from siamese_jax.search import bounds
 from siamese_jax.search.bounds import Frame, Side
 from siamese_jax.search.sources import Rows
 
@@ -137,16 +137,17 @@ def prepare_rows(
     )
     bad = int(side.bad)
     if bad < count:
-        raise UserError(_complaint(rows, start + bad, frame.width))
+        raise UserError(complaint(rows, start + bad))
     return side
 
 
-def _complaint(rows: Rows, row: int, width: int) -> str:
+def complaint(rows: Rows, row: int) -> str:
+    """What to say about a row that is not finite, or too large."""
     with np.errstate(over="ignore"):
         values = rows.take(np.array([row]))[0]
     if np.isfinite(values).all():
         return (
-            f"{rows.name} row {row} has entries beyond {bounds.largest(width):.1e}, whose "
+            f"{rows.name} row {row} has entries beyond {bounds.largest(rows.width):.1e}, whose "
             "squared distances overflow float32: scale the vectors down"
         )
     return f"{rows.name} row {row} is not finite: remove it or mend what computed it"
@@ -284,6 +285,3 @@ def lowest(side: Side, count: int) -> np.ndarray:
     floor = np.full(len(side.code), np.inf, np.float32)
     floor[:count] = _LOWEST
     return floor
-
-
-__all__ = ["Blocks", "Chunk", "Plan", "exact", "lowest", "plan", "prepare_rows", "run"]
