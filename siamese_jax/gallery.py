@@ -59,6 +59,7 @@ class Gallery:
     def _forget(self) -> None:
         self._blocks: dict[tuple, Blocks] = {}
         self._slabs: dict[tuple, tuple] = {}
+        self._origins: dict[str, np.ndarray] = {}
         self._codes: tuple[np.ndarray | None, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -126,6 +127,12 @@ class Gallery:
         place = np.minimum(np.searchsorted(names, own), max(0, len(names) - 1))
         known = names[place] == own if len(names) else np.zeros(q, bool)
         return np.where(known, place, -2).astype(np.int32), code
+
+    def frame(self, distance: str, precision: str) -> Frame:
+        """What scores have in common, with the origin at the mean of some rows."""
+        if distance not in self._origins:
+            self._origins[distance] = _origin(self.rows, distance)
+        return Frame(distance, precision, self.rows.width, self._origins[distance])
 
     def blocks(self, frame: Frame, there: np.ndarray | None, size: int, exclude: bool) -> Blocks:
         """The gallery's side of the product, prepared before where that is kept."""
@@ -237,6 +244,25 @@ class Gallery:
 
 
 Predicate = Callable[[np.ndarray], ArrayLike]
+
+
+def _origin(rows: Rows, distance: str) -> np.ndarray:
+    """The mean of up to 1024 rows, spread evenly over the gallery, float32 [padded d]."""
+    d = rows.width
+    origin = np.zeros(bounds.padded_width(d), np.float32)
+    if len(rows):
+        sample = np.unique(np.linspace(0, len(rows) - 1, min(1024, len(rows))).astype(np.int64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = rows.take(sample).astype(np.float64)
+            if distance == "cosine":
+                norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
+                x = x / np.where(norm > 0, norm, 1)
+            mean = x.mean(axis=0)
+        # A row that is not finite is reported by its number when its block is read.
+        if np.isfinite(mean).all() and np.abs(mean).max(initial=0) <= bounds.largest(d):
+            origin[:d] = mean
+    rows.release()
+    return origin
 
 
 def _ids(ids: ArrayLike | None, n: int, start: int) -> np.ndarray:

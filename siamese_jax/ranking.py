@@ -207,6 +207,8 @@ class _Search:
         if memory_limit < 1 << 20:
             raise UserError(f"memory_limit={memory_limit} is less than 1 MiB (2**20 bytes)")
         self.memory_limit = memory_limit
+        # Whether another precision may be taken than the one asked for.
+        self.adaptive = False
         self.codes = self.gallery.codes(query_ids, len(self.rows))
         self.there = _kept(keep, self.gallery)
 
@@ -221,7 +223,7 @@ class _Search:
         return whole
 
     def frame(self, precision: str) -> Frame:
-        return _frame(self.gallery.rows, self.distance, precision)
+        return self.gallery.frame(self.distance, precision)
 
     def sides(self, frame: Frame, size: int, start: int = 0, stop: int | None = None) -> Iterator:
         """(first query, how many, their side of the product), a chunk at a time."""
@@ -237,6 +239,18 @@ class _Search:
 
     def nearest(self, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
         """Yields (i, place, j, distance) arrays, in parts that are whole queries."""
+        if self.adaptive and precision == "bfloat16":
+            try:
+                yield from self._nearest(wanted, k, precision, patience=8 * k)
+                return
+            except scan.TooManyError:
+                # Raised before anything was yielded.
+                precision = "float32"
+        yield from self._nearest(wanted, k, precision, patience=np.inf)
+
+    def _nearest(
+        self, wanted: np.ndarray, k: int, precision: str, patience: float
+    ) -> Iterator[tuple]:
         q, g = len(self.queries), len(self.gallery.rows)
         k = min(k, g)
         if not q or not k:
@@ -256,7 +270,9 @@ class _Search:
                 frame,
                 sizes,
                 exclude=self.codes is not None,
+                patience=patience * chunks[0][1],
             )
+            patience = np.inf
             for at, count, side, chunk in chunks:
                 i, j = self._with_zeros(at, count, side, blocks.zeros, k, *chunk.pairs())
                 away = self._away(at, i, j)
@@ -285,12 +301,12 @@ class _Search:
                         code,
                         *slab,
                         frame.origin,
+                        np.float32(d),
                         mesh=mesh,
                         k=min(k, size.slab // len(devices)),
                         block=size.block,
                         distance=self.distance,
                         precision=precision,
-                        width=d,
                         exclude=self.codes is not None,
                     )
                     answer = {name: np.asarray(value) for name, value in answer.items()}
@@ -384,13 +400,15 @@ class _Search:
         frame = self.frame(precision)
         sizes = scan.plan(q, g, d, k, precision, self.memory_limit)
         if self.gallery.keeps(frame):
-            sizes = sizes._replace(keep_blocks=True, state=q)
+            sizes = sizes._replace(keep_blocks=True, state=2 * sizes.chunk)
         blocks = self.gallery.blocks(frame, self.there, sizes.block, self.codes is not None)
         return frame, sizes, blocks.keep() if sizes.keep_blocks else blocks
 
     def _away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         own = self.queries[at : at + int(i.max(initial=0)) + 1]
-        return exact.pair_distances(own, self.gallery.rows.take, i, j, self.distance)
+        away = exact.pair_distances(own, self.gallery.rows.take, i, j, self.distance)
+        self.gallery.rows.release()
+        return away
 
     def _settle(
         self, at: int, wanted: np.ndarray, i: np.ndarray, j: np.ndarray
@@ -435,24 +453,6 @@ class _Search:
         return i, j
 
 
-def _frame(rows: Rows, distance: str, precision: str) -> Frame:
-    """The origin is the mean of up to 1024 rows, spread evenly over the gallery."""
-    d = rows.width
-    origin = np.zeros(bounds.padded_width(d), np.float32)
-    if len(rows):
-        sample = np.unique(np.linspace(0, len(rows) - 1, min(1024, len(rows))).astype(np.int64))
-        with np.errstate(over="ignore", invalid="ignore"):
-            x = rows.take(sample).astype(np.float64)
-            if distance == "cosine":
-                norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
-                x = x / np.where(norm > 0, norm, 1)
-            mean = x.mean(axis=0)
-        # A row that is not finite is reported by its number when its block is read.
-        if np.isfinite(mean).all() and np.abs(mean).max(initial=0) <= bounds.largest(d):
-            origin[:d] = mean
-    return Frame(distance, precision, d, origin)
-
-
 def _counts(k: int | ArrayLike, q: int) -> np.ndarray:
     wanted = np.asarray(k)
     if wanted.dtype.kind not in "iu" or wanted.shape not in ((), (q,)):
@@ -478,6 +478,7 @@ def _precision(precision: str, search: _Search) -> str:
         raise UserError(f"precision={precision!r} is unknown: use one of {bounds.PRECISIONS}")
     if precision != "auto":
         return precision
+    search.adaptive = True
     large = len(search.queries) >= 64 and search.rows.width >= 64
     return "bfloat16" if large and _has_bfloat16() else "float32"
 

@@ -84,16 +84,16 @@ def largest(d: int) -> float:
     return float(2**61 / max(1, d) ** 0.5)
 
 
-@partial(jax.jit, static_argnames=("distance", "precision", "width", "is_query"))
+@partial(jax.jit, static_argnames=("distance", "precision", "is_query"))
 def prepare(
     rows: Array,
     there: Array,
     code: Array,
     origin: Array,
+    width: Array,
     *,
     distance: str,
     precision: str,
-    width: int,
     is_query: bool,
 ) -> Side:
     """One side of the product.
@@ -103,10 +103,11 @@ def prepare(
       there: bool [n]; other rows are padding, or not to be found.
       code: int32 [n].
       origin: float32 [padded d].
-      distance, precision, width: as in `Frame`.
+      width: float32 [], d. Not static, so that one program serves all d of a padded width.
+      distance, precision: as in `Frame`.
       is_query: whether these are the queries.
     """
-    fine = jnp.all(jnp.abs(rows) <= largest(width), axis=1)
+    fine = jnp.all(jnp.abs(rows) <= 2.0**61 / jnp.sqrt(width), axis=1)
     bad = jnp.min(jnp.where(fine, len(rows), jnp.arange(len(rows), dtype=jnp.int32)))
     slack = width * _TINY
     zero = jnp.zeros(len(rows), bool)
@@ -135,19 +136,19 @@ def prepare(
     return Side(values, (length + residual) * (1 + _room(width)), residual, square, code, zero, bad)
 
 
-def _room(width: int) -> float:
+def _room(width: Array) -> Array:
     return (2 * width + 64) * _U
 
 
-@partial(jax.jit, static_argnames=("distance", "precision", "width", "group", "exclude"))
+@partial(jax.jit, static_argnames=("distance", "precision", "group", "exclude"))
 def scores(
     x: Side,
     y: Side,
     origin_length: Array,
+    width: Array,
     *,
     distance: str,
     precision: str,
-    width: int,
     group: int,
     exclude: bool,
 ) -> tuple[Array, Array, Array]:
@@ -157,7 +158,8 @@ def scores(
       x: the queries, n rows.
       y: the items, m rows.
       origin_length: float32 [], |mu|.
-      distance, precision, width: as in `Frame`.
+      width: float32 [], d.
+      distance, precision: as in `Frame`.
       group: how many neighbouring items make a group; divides m.
       exclude: whether a pair of equal codes is left out.
 
@@ -169,12 +171,12 @@ def scores(
     if exclude:
         s = jnp.where(x.code[:, None] == y.code[None, :], -jnp.inf, s)
     best = jnp.max(s.reshape(len(s), -1, group), axis=2)
-    e = errors(x, y, origin_length, distance=distance, width=width, group=group)
+    e = errors(x, y, origin_length, width, distance=distance, group=group)
     return s, best - e, best + e
 
 
 def errors(
-    x: Side, y: Side, origin_length: Array, *, distance: str, width: int, group: int
+    x: Side, y: Side, origin_length: Array, width: Array, *, distance: str, group: int
 ) -> Array:
     """E, the largest of each group of items, float32 [n, m / group]."""
     c = _room(width)

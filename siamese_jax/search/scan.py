@@ -52,15 +52,20 @@ def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> P
         block = next((b for b in (512, 4096, 32768) if b >= g), 32768)
     while block > 128 and 16 * block * d > share:
         block //= 2
-    chunk = next((c for c in (8, 64, 256, 1024) if c >= q), 1024)
+    chunk = next((c for c in (1, 8, 64, 256, 1024) if c >= q), 1024)
     while chunk > 8 and 8 * chunk * block > share:
         chunk //= 2
     size = 2 if precision == "bfloat16" else 4
     keep_blocks = -(-g // block) * block * d * size <= 2 * share
     hold = max(1, min(share // (8 * chunk * block), -(-g // block)))
     group = 32 if k * 64 > g or k > 32 else 64
-    state = q if keep_blocks else max(chunk, share // (24 * k + 16) // chunk * chunk)
-    return Plan(chunk, block, hold, group, keep_blocks, state, max(1 << 12, share // 64))
+    state = 2 * chunk if keep_blocks else max(chunk, share // (64 * k + 16) // chunk * chunk)
+    pairs = max(1 << 12, share // 16 * chunk // state)
+    return Plan(chunk, block, hold, group, keep_blocks, state, pairs)
+
+
+class TooManyError(Exception):
+    """The intervals of this precision are so wide that they leave too many candidates."""
 
 
 class Item(NamedTuple):
@@ -130,12 +135,13 @@ def prepare_rows(
         here,
         codes,
         frame.origin,
+        np.float32(frame.width),
         distance=frame.distance,
         precision=frame.precision,
-        width=frame.width,
         is_query=is_query,
     )
     bad = int(side.bad)
+    rows.release()
     if bad < count:
         raise UserError(complaint(rows, start + bad))
     return side
@@ -178,7 +184,7 @@ class Chunk:
         self.i: list[np.ndarray] = []
         self.j: list[np.ndarray] = []
         self.high: list[np.ndarray] = []
-        self.waiting = 0
+        self.waiting = self.taken = 0
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """Takes the candidates out of some blocks' (s, low, high)."""
@@ -198,18 +204,23 @@ class Chunk:
         hit = np.flatnonzero(high >= self.floor[:, None])
         if not len(hit):
             return
-        error = (high.ravel()[hit] - low.ravel()[hit]) / 2
-        i = (hit // groups).astype(np.int32)
-        upper = s.reshape(-1, group)[hit] + error[:, None]
-        inside = np.flatnonzero(upper >= self.floor[i][:, None])
-        which = inside // group
-        j = start + (hit % groups)[which] * group + inside % group
-        self.i.append(i[which])
-        self.j.append(j.astype(np.int32))
-        self.high.append(upper.ravel()[inside])
-        self.waiting += len(inside)
-        if self.waiting > self.limit:
-            self._thin()
+        # A million scores at a time, however many there are.
+        step = max(1, (1 << 20) // group)
+        for at in range(0, len(hit), step):
+            some = hit[at : at + step]
+            error = (high.ravel()[some] - low.ravel()[some]) / 2
+            i = (some // groups).astype(np.int32)
+            upper = s.reshape(-1, group)[some] + error[:, None]
+            inside = np.flatnonzero(upper >= self.floor[i][:, None])
+            which = inside // group
+            j = start + (some % groups)[which] * group + inside % group
+            self.i.append(i[which])
+            self.j.append(j.astype(np.int32))
+            self.high.append(upper.ravel()[inside])
+            self.waiting += len(inside)
+            self.taken += len(inside)
+            if self.waiting > self.limit:
+                self._thin()
 
     def _thin(self) -> None:
         """Drops what the floor has passed; if that is not enough, settles what is left."""
@@ -233,9 +244,19 @@ class Chunk:
 
 
 def run(
-    chunks: Sequence[Chunk], blocks: Iterable[Item], frame: Frame, sizes: Plan, *, exclude: bool
+    chunks: Sequence[Chunk],
+    blocks: Iterable[Item],
+    frame: Frame,
+    sizes: Plan,
+    *,
+    exclude: bool,
+    patience: float = np.inf,
 ) -> None:
-    """Leads the chunks past the blocks. The next product runs while the last one is read."""
+    """Leads the chunks past the blocks. The next product runs while the last one is read.
+
+    Raises:
+      TooManyError: the first blocks left more than `patience` candidates in a chunk.
+    """
     length = np.float32(np.linalg.norm(frame.origin))
     jobs = _jobs(chunks, blocks, sizes)
     ahead: list[tuple[Chunk, list[int], list[tuple[jax.Array, ...]]]] = []
@@ -245,9 +266,9 @@ def run(
                 chunk.side,
                 item.side,
                 length,
+                np.float32(frame.width),
                 distance=frame.distance,
                 precision=frame.precision,
-                width=frame.width,
                 group=sizes.group,
                 exclude=exclude,
             )
@@ -255,7 +276,11 @@ def run(
         ]
         ahead.append((chunk, [item.start for item in items], held))
         if len(ahead) == 2:
-            _read(ahead.pop(0))
+            read = ahead.pop(0)
+            _read(read)
+            if read[0].taken > patience:
+                raise TooManyError
+            patience = np.inf
     while ahead:
         _read(ahead.pop(0))
 

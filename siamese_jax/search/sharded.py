@@ -64,7 +64,7 @@ def place(mesh: Mesh, array: np.ndarray) -> Array:
 
 @partial(
     jax.jit,
-    static_argnames=("mesh", "k", "block", "distance", "precision", "width", "exclude"),
+    static_argnames=("mesh", "k", "block", "distance", "precision", "exclude"),
 )
 def search(
     queries: Array,
@@ -73,13 +73,13 @@ def search(
     there: Array,
     code: Array,
     origin: Array,
+    width: Array,
     *,
     mesh: Mesh,
     k: int,
     block: int,
     distance: str,
     precision: str,
-    width: int,
     exclude: bool,
 ) -> dict[str, Array]:
     """Every device's k first of its own rows. To be traced with 64-bit types enabled.
@@ -91,9 +91,10 @@ def search(
       there: bool [devices * m], which rows are to be found.
       code: int32 [devices * m].
       origin: float32 [padded d].
+      width: float32 [], d.
       k: at most m.
       block: rows whose scores are in memory at a time.
-      distance, precision, width, exclude: as in `bounds`.
+      distance, precision, exclude: as in `bounds`.
 
     Returns:
       row: int32 [devices, n, k], counted from the first row of all; -1 where there is none.
@@ -109,17 +110,16 @@ def search(
         block=block,
         distance=distance,
         precision=precision,
-        width=width,
         exclude=exclude,
     )
     split = P(_AXIS)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(P(), P(), split, split, split, P()),
+        in_specs=(P(), P(), split, split, split, P(), P()),
         out_specs=dict.fromkeys(("row", "distance", "low", "ceiling", "bad", "zero"), split),
         check_vma=False,
-    )(queries, query_code, rows, there, code, origin)
+    )(queries, query_code, rows, there, code, origin, width)
 
 
 def _local(
@@ -129,12 +129,12 @@ def _local(
     there: Array,
     code: Array,
     origin: Array,
+    width: Array,
     *,
     k: int,
     block: int,
     distance: str,
     precision: str,
-    width: int,
     exclude: bool,
 ) -> dict[str, Array]:
     every = jnp.ones(len(queries), bool)
@@ -143,20 +143,20 @@ def _local(
         every,
         query_code,
         origin,
+        width,
         is_query=True,
         distance=distance,
         precision=precision,
-        width=width,
     )
     y = bounds.prepare(
         rows,
         there,
         code,
         origin,
+        width,
         is_query=False,
         distance=distance,
         precision=precision,
-        width=width,
     )
     length = jnp.sqrt(jnp.sum(origin * origin))
     many = min(len(rows), k + k // 4 + 32)
@@ -171,11 +171,11 @@ def _local(
             x,
             part,
             length,
+            width,
             group=min(_GROUP, block),
             exclude=exclude,
             distance=distance,
             precision=precision,
-            width=width,
         )
         # -inf - -inf is where a group has no item.
         e = jnp.where(jnp.isfinite(high), (high - low) / 2, 0)
@@ -233,7 +233,7 @@ def _best(s: Array, high: Array, many: int) -> tuple[Array, Array]:
     return lax.top_k(s, min(many, columns))
 
 
-def _distances(queries: Array, rows: Array, where: Array, distance: str, width: int) -> Array:
+def _distances(queries: Array, rows: Array, where: Array, distance: str, width: Array) -> Array:
     """As `exact.pair_distances`, for queries [n, d] and their candidates [n, m] -> [n, m]."""
     x = queries.astype(jnp.float64)
 
@@ -244,7 +244,10 @@ def _distances(queries: Array, rows: Array, where: Array, distance: str, width: 
         u, v = (_unit(x), _unit(y)) if distance == "cosine" else (x, y)
         squared = jnp.sum((v - u) ** 2, axis=1)
         if distance == "cosine":
-            squared = jnp.where(squared < ((width + 4) / 2.0**52) ** 2, 0.0, squared) / 2
+            squared = (
+                jnp.where(squared < ((width.astype(jnp.float64) + 4) / 2.0**52) ** 2, 0.0, squared)
+                / 2
+            )
         root = jnp.sqrt(squared) if distance == "euclidean" else squared
         return root.astype(jnp.float32)
 

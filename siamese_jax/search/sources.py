@@ -1,5 +1,6 @@
 """Rows of arrays, memory maps, device arrays and lists of them, read as one gallery."""
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import jax
 import numpy as np
 
 from siamese_jax.errors import UserError
+
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
 class Rows:
@@ -49,7 +52,20 @@ class Rows:
         low = start - int(self.starts[s])
         shard = self.shards[s]
         plain = shard.dtype == np.float32 and shard.flags.c_contiguous
-        return shard[low : low + size] if plain and low + size <= len(shard) else None
+        whole = plain and low + size <= len(shard)
+        return np.asarray(shard[low : low + size]) if whole else None
+
+    def release(self) -> None:
+        """Gives the pages of memory maps that were read back to the system.
+
+        They would count as this process's memory until others need it. Pages of a map opened as
+        copy-on-write are left alone: they may hold changes.
+        """
+        for shard in self.shards:
+            if isinstance(shard, np.memmap) and shard.mode in ("r", "r+") and _DONTNEED:
+                file = getattr(shard, "_mmap", None)
+                if file is not None:
+                    file.madvise(_DONTNEED)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, d] for int [n]."""

@@ -1,0 +1,217 @@
+"""rank() beside the exact searches people use: FAISS, usearch, torch, scikit-learn, NumPy.
+
+    python benchmarks/rank.py                        # the four shapes, or the large one on a GPU
+    python benchmarks/rank.py --shapes 2048,64000,128,10 --repeats 9 --only rank,FAISS
+
+Contenders take turns within every repeat, so that a busy machine disturbs all alike; times are
+medians. Peers that are not installed are left out. Building an index is not timed for any of them;
+"rank, arrays" prepares the gallery inside the time, "rank, Gallery" has it prepared, as FAISS has.
+"of rate" is 2 q g d / time over the rate of a plain matrix product of the same dtype, measured in
+the same run. "CPU s" is processor time, which other programs on the machine disturb less. "same"
+is the share of queries with exactly our answer, row for row: others round their distances more.
+"""
+
+import argparse
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siamese_jax.gallery import Gallery
+from siamese_jax.ranking import rank
+
+CPU_SHAPES = [
+    (2048, 64000, 128, 10),
+    (2048, 64000, 512, 100),
+    (1000, 20000, 2048, 10),
+    (1, 1_000_000, 128, 10),
+]
+GPU_SHAPES = [(10_000, 1_000_000, 128, 100)]
+
+Search = Callable[[], np.ndarray]
+
+
+def ours(x: np.ndarray, y: np.ndarray, k: int) -> dict[str, Search]:
+    gallery = Gallery(y, resident=True)
+    found: dict[str, Search] = {
+        "rank, Gallery": lambda: rank(x, gallery, k).indices,
+        "rank, arrays": lambda: rank(x, y, k).indices,
+        "rank, float32": lambda: rank(x, gallery, k, precision="float32").indices,
+    }
+    if jax.default_backend() != "cpu":
+        limit = 8 * 2**30
+        found = {
+            f"rank, {precision}": lambda p=precision: (
+                rank(  # type: ignore[misc]
+                    x, gallery, k, precision=p, memory_limit=limit
+                ).indices
+            )
+            for precision in ("float32", "tf32", "bfloat16")
+        }
+    return found
+
+
+def faiss_flat(x: np.ndarray, y: np.ndarray, k: int) -> Search:
+    index = importlib.import_module("faiss").IndexFlatL2(y.shape[1])
+    index.add(y)
+    return lambda: index.search(x, k)[1]
+
+
+def usearch_exact(x: np.ndarray, y: np.ndarray, k: int) -> Search:
+    module = importlib.import_module("usearch.index")
+    return lambda: module.search(y, x, k, module.MetricKind.L2sq, exact=True).keys.reshape(-1, k)
+
+
+def sklearn_brute(x: np.ndarray, y: np.ndarray, k: int) -> Search:
+    module = importlib.import_module("sklearn.neighbors")
+    model = module.NearestNeighbors(n_neighbors=k, algorithm="brute").fit(y)
+    return lambda: model.kneighbors(x, return_distance=False)
+
+
+def torch_topk(x: np.ndarray, y: np.ndarray, k: int) -> Search:
+    torch = importlib.import_module("torch")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.from_numpy(v).to(device) for v in (x, y))
+    square = (b * b).sum(1)
+    step = max(1, 2**29 // len(y))
+
+    def search() -> np.ndarray:
+        parts = [
+            torch.addmm(square, a[i : i + step], b.T, alpha=-2).topk(k, largest=False)[1]
+            for i in range(0, len(a), step)
+        ]
+        return torch.cat(parts).cpu().numpy()
+
+    return search
+
+
+def numpy_partition(x: np.ndarray, y: np.ndarray, k: int) -> Search:
+    square = np.einsum("nd,nd->n", y, y)
+    step = max(1, 2**25 // len(y))
+
+    def search() -> np.ndarray:
+        parts = []
+        for i in range(0, len(x), step):
+            s = square - 2 * x[i : i + step] @ y.T
+            near = np.argpartition(s, k - 1, axis=1)[:, :k]
+            order = np.argsort(np.take_along_axis(s, near, axis=1), axis=1, kind="stable")
+            parts.append(np.take_along_axis(near, order, axis=1))
+        return np.concatenate(parts)
+
+    return search
+
+
+PEERS = {
+    "FAISS flat": faiss_flat,
+    "usearch exact": usearch_exact,
+    "torch": torch_topk,
+    "scikit-learn": sklearn_brute,
+    "NumPy": numpy_partition,
+}
+
+
+def peak(search: Search) -> float:
+    """MiB by which the resident memory rises at its highest, NaN where it cannot be known."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def read(name: str) -> int:
+        line = next(v for v in status.read_text().splitlines() if v.startswith(name))
+        return int(line.split()[1])
+
+    try:
+        reset.write_text("5")
+        before = read("VmRSS")
+        search()
+        return (read("VmHWM") - before) / 1024
+    except (OSError, StopIteration):
+        return float("nan")
+
+
+def matrix_rate(dtype: Any) -> float:
+    """Multiply-adds counted twice, per second, of a large matrix product; the best of nine."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: jnp.matmul(a, a.T, precision="highest"))
+    product = (
+        product
+        if dtype == jnp.float32
+        else jax.jit(lambda a: jnp.matmul(a, a.T, preferred_element_type=jnp.float32))
+    )
+    jax.block_until_ready(product(a))
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        jax.block_until_ready(product(a))
+        times.append(time.perf_counter() - start)
+    return 2 * n**3 / min(times)
+
+
+def compare(q: int, g: int, d: int, k: int, repeats: int, only: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((q, d), dtype=np.float32)
+    y = rng.standard_normal((g, d), dtype=np.float32)
+    searches = ours(x, y, k)
+    for name, build in PEERS.items():
+        try:
+            searches[name] = build(x, y, k)
+        except ImportError:
+            print(f"({name} is not installed)")
+    if only:
+        searches = {n: s for n, s in searches.items() if any(n.startswith(v) for v in only)}
+    rates = {t: matrix_rate(t) for t in (jnp.float32, jnp.bfloat16)}
+    print(f"\n{q} queries, {g} items, d = {d}, k = {k}; matrix product, Gflop/s: ", end="")
+    print(", ".join(f"{t.__name__} {rate / 1e9:.0f}" for t, rate in rates.items()))
+    answers = {name: search() for name, search in searches.items()}
+    memory = {name: peak(search) for name, search in searches.items()}
+    wall: dict[str, list[float]] = {name: [] for name in searches}
+    busy: dict[str, list[float]] = {name: [] for name in searches}
+    for _ in range(repeats):
+        for name, search in searches.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            search()
+            wall[name].append(time.perf_counter() - start)
+            busy[name].append(time.process_time() - cpu)
+    first = next(iter(searches))
+    faiss = statistics.median(wall["FAISS flat"]) if "FAISS flat" in wall else float("nan")
+    faiss_cpu = statistics.median(busy["FAISS flat"]) if "FAISS flat" in wall else float("nan")
+    print(
+        f"{'':15}{'ms':>8}{'best ms':>9}{'FAISS / it':>11}{'CPU s':>8}{'FAISS / it':>11}"
+        f"{'of rate':>9}{'peak MiB':>10}{'same':>9}"
+    )
+    for name in searches:
+        median, cpu = statistics.median(wall[name]), statistics.median(busy[name])
+        half = name.startswith("rank") and ("bf" in name or (q >= 64 and "32" not in name))
+        rate = rates[jnp.bfloat16 if half else jnp.float32]
+        same = np.mean(np.all(answers[name] == answers[first], axis=1))
+        print(
+            f"{name:15}{median * 1e3:8.0f}{min(wall[name]) * 1e3:9.0f}{faiss / median:11.2f}"
+            f"{cpu:8.2f}{faiss_cpu / cpu:11.2f}{2 * q * g * d / median / rate:9.0%}"
+            f"{memory[name]:10.0f}{same:9.2%}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="*", help="q,g,d,k")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="names to take, by how they begin, with commas")
+    args = parser.parse_args()
+    shapes = CPU_SHAPES if jax.default_backend() == "cpu" else GPU_SHAPES
+    if args.shapes:
+        shapes = [
+            (int(q), int(g), int(d), int(k)) for q, g, d, k in (s.split(",") for s in args.shapes)
+        ]
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
+    for shape in shapes:
+        compare(*shape, repeats=args.repeats, only=[v for v in args.only.split(",") if v])
+
+
+if __name__ == "__main__":
+    main()
