@@ -1,6 +1,6 @@
 """The input pipeline: memory over 200,000 listed images, and images/s against plain tf.data.
 
-    python benchmarks/data_memory.py [--images 200000] [--part memory|speed]
+    python benchmarks/data_memory.py [--images 200000] [--part memory|speed|samplers]
 
 The memory part lists a folder of hard links to a few hundred JPEG files and reads every one of
 them in an evaluation epoch, then takes as many in augmented training batches. What grows with the
@@ -23,7 +23,7 @@ from PIL import Image
 
 from siamese_jax.data.pipeline import eval_batches, train_batches
 from siamese_jax.data.records import Records
-from siamese_jax.data.samplers import classes
+from siamese_jax.data.samplers import SAMPLERS, classes
 from siamese_jax.data.sources import load_records
 from siamese_jax.data.tf import tensorflow
 
@@ -153,15 +153,46 @@ def speed(root: Path) -> None:
         )
 
 
+def samplers(number: int) -> None:
+    """Milliseconds a step of 384 images, from `number` images of classes of very unequal size."""
+    noise = np.random.default_rng(0)
+    labels = (noise.pareto(1.0, number) * 1000).astype(np.int64) % (number // 10)
+    domain = noise.integers(0, 2, number)
+    print(f"\n| sampler, {number:,} images | making it, ms | a step, ms |\n|---|---|---|")
+    for name, options in (
+        ("classes", {}),
+        ("classes", {"class_weight": "images"}),
+        ("classes", {"domain": domain}),
+        ("hierarchical", {"super_labels": labels // 100}),
+        ("triplets", {}),
+        ("triplets", {"domain": domain}),
+        ("pairs", {}),
+        ("shuffled", {}),
+    ):
+        start = time.perf_counter()
+        sample = SAMPLERS[name](labels, 384, seed=0, **options)
+        made = time.perf_counter() - start
+        steps = []
+        for step in range(100):
+            start = time.perf_counter()
+            sample(step)
+            steps.append(time.perf_counter() - start)
+        what = " ".join([name, *(k if k != "class_weight" else "weighted" for k in options)])
+        print(f"| {what} | {made * 1e3:.0f} | {statistics.median(steps) * 1e3:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--part", choices=("both", "memory", "speed"), default="both")
+    parser.add_argument("--part", choices=("all", "memory", "speed", "samplers"), default="all")
     options = parser.parse_args()
+    wanted = {"memory", "speed", "samplers"} if options.part == "all" else {options.part}
     with tempfile.TemporaryDirectory() as folder:
-        if options.part != "memory":
+        if "speed" in wanted:
             speed(Path(folder))
-        if options.part != "speed":
+        if "samplers" in wanted:
+            samplers(options.images)
+        if "memory" in wanted:
             print("\n| memory | resident |\n|---|---|")
             memory(Path(folder), options.images)
 
