@@ -9,6 +9,9 @@ from typing import Any
 
 _HOMES = {
     "rank": "ranking",
+    "load_encoder": "encoder",
+    "embed_folder": "features",
+    "Encoder": "encoder",
     "Ranking": "ranking",
     "evaluate": "metrics",
     "UserError": "errors",

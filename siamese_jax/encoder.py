@@ -21,6 +21,7 @@ from siamese_jax.pooling import FIXED_POOLS, check_pool
 from siamese_jax.trunks import TRUNKS, Preprocessing, normalise
 from siamese_jax.weights import TrunkWeights
 from siamese_jax.weights import load as load_weights
+from siamese_jax.weights.inference import fold_batch_norm
 
 Array = jax.Array
 
@@ -28,8 +29,12 @@ __all__ = ["TRUNKS", "Encoder", "Model", "build_model", "embed", "features", "lo
 
 
 class Model(NamedTuple):
-    """What is computed; static under jit. The parameters travel beside it."""
+    """What is computed; static under jit. The parameters travel beside it.
 
+    `name` is the trunk's in TRUNKS, `trunk` its module.
+    """
+
+    name: str
     trunk: nn.Module
     head: Head
     preprocessing: Preprocessing
@@ -71,6 +76,7 @@ def build_model(
             )
     options = dict(head) if head is not None else {"layers": (), "normalize": False}
     return Model(
+        name=weights.trunk,
         trunk=trunk.build(form=weights.form, dtype=jnp.dtype(dtype)),
         head=make_head(**options, gem=check_pool(pool) == "gem", dtype=jnp.dtype(dtype)),
         preprocessing=weights.preprocessing,
@@ -231,7 +237,9 @@ class Encoder:
 
 def model_fingerprint(model: Model, variables: Any, *reading: Any) -> str:
     """BLAKE2b of a model's options, of how images are read, and of the bytes of its parameters."""
-    text = repr((model.trunk, model.head, model.preprocessing, model.stage, model.pool, reading))
+    text = repr(
+        (model.name, model.trunk, model.head, model.preprocessing, model.stage, model.pool, reading)
+    )
     return hashlib.blake2b(
         (text + checkpoint.digest(checkpoint.flatten(variables))).encode(), digest_size=16
     ).hexdigest()
@@ -257,16 +265,23 @@ def _embed_jit(model: Model, params: Any, batch_stats: Any, images: Array) -> Ar
     return embed(model, params, batch_stats, images)[0]
 
 
-def make_encoder(
-    model: Model, params: Any, batch_stats: Any, **options: Any
-) -> Encoder:
+def make_encoder(model: Model, params: Any, batch_stats: Any, **options: Any) -> Encoder:
     """An encoder for inference."""
-    return Encoder(model._replace(train_stages=()), params, batch_stats, **options)
+    trunk = {"params": params["trunk"], "batch_stats": batch_stats["trunk"]}
+    model, trunk = inference_trunk(model, trunk)
+    return Encoder(
+        model,
+        {"trunk": trunk["params"], "head": params["head"]},
+        {"trunk": trunk["batch_stats"], "head": batch_stats["head"]},
+        **options,
+    )
 
 
 def inference_trunk(model: Model, trunk_variables: Any) -> tuple[Model, Any]:
-    """The model and the trunk's variables in the form that is fastest without training."""
-    return model._replace(train_stages=()), trunk_variables
+    """The model and its trunk's variables without BatchNorm: it goes into the convolutions."""
+    folded = fold_batch_norm(model.name, model.trunk.form, trunk_variables)
+    trunk = model.trunk.clone(folded=True)
+    return model._replace(trunk=trunk, train_stages=()), {"batch_stats": {}, **folded}
 
 
 def load_encoder(

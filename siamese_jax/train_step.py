@@ -113,7 +113,7 @@ def make_train_step(
             memory = memory_bank.push(memory, embeddings, batch["label"], batch["mask"])
         metrics = {
             "loss": value,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "active": active,
             "embeddings": embeddings,
         }
