@@ -88,6 +88,22 @@ def test_train_and_test_folders_keep_their_split(tmp_path):
     assert len(set(again.split.tolist())) == 3
 
 
+def test_what_is_left_out_or_shared_is_said(tmp_path):
+    fill(tmp_path / "a", "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "loose.png")
+    (tmp_path / "a" / "owl").mkdir()
+    records = load_records("folder", tmp_path / "a")
+    assert len(records) == 4
+    assert any("1 class folders hold no image, the first is 'owl'" in n for n in records.notes)
+    assert any("'loose.png'" in n for n in records.notes)
+    fill(
+        tmp_path / "b", *(f"{s}/{c}/{i}.png" for s in ("train", "test") for c in "xy" for i in "12")
+    )
+    notes = load_records("folder", tmp_path / "b").notes
+    assert any("2 classes are in both train and test (the first is 'x')" in n for n in notes)
+    again = load_records("folder", tmp_path / "b", resplit=True)
+    assert not any("both" in n for n in again.notes)
+
+
 CSV = """,label,path,split,is_query,is_gallery,category,x_1,y_1,x_2,y_2
 0,10,a/1.png,train,,,shoes,,,,
 1,10,a/2.png,train,nan,,shoes,1,2,5.0,6

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from siamese_jax.data.records import Records, make_records
 from siamese_jax.errors import UserError
@@ -25,11 +26,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     found = []
     for base, folders, files in os.walk(_existing(folder)):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [
-            os.path.join(base, f)
-            for f in files
-            if not f.startswith(".") and os.path.splitext(f)[1].lower() in SUFFIXES
-        ]
+        found += [os.path.join(base, f) for f in files if _is_image(f)]
     return sorted(found)
 
 
@@ -59,26 +56,26 @@ def from_folder(root: str | os.PathLike[str]) -> Records:
         return from_anchor_positive(root)
     if names and names <= _SPLIT_FOLDERS.keys() and {"train", "test"} & names:
         return _from_split_folders(root)
-    paths, classes = _class_folders(root)
-    return make_records(paths, classes, root=str(root))
+    found = _class_folders(root)
+    return make_records(found.paths, found.classes, root=str(root), notes=found.notes)
 
 
 def from_query_gallery(root: str | os.PathLike[str]) -> Records:
     """`query/` and `gallery/`: classes are their subfolders, or the file names without suffix."""
-    sides = [_labelled(Path(root) / side) for side in ("query", "gallery")]
-    (queries, query_classes), (gallery, gallery_classes) = sides
-    if not set(query_classes) & set(gallery_classes):
+    query, gallery = (_labelled(Path(root) / side) for side in ("query", "gallery"))
+    if not set(query.classes) & set(gallery.classes):
         raise UserError(
-            f"{root}: query/ and gallery/ share no class (query has '{query_classes[0]}', gallery "
-            f"has '{gallery_classes[0]}'); give equal class folders or equal file names"
+            f"{root}: query/ and gallery/ share no class (query has '{query.classes[0]}', gallery "
+            f"has '{gallery.classes[0]}'); give equal class folders or equal file names"
         )
-    asked = [True] * len(queries) + [False] * len(gallery)
+    asked = [True] * len(query.paths) + [False] * len(gallery.paths)
     return make_records(
-        queries + gallery,
-        query_classes + gallery_classes,
+        query.paths + gallery.paths,
+        query.classes + gallery.classes,
         root=str(root),
         is_query=asked,
         is_gallery=[not a for a in asked],
+        notes=query.notes + gallery.notes,
     )
 
 
@@ -109,36 +106,52 @@ def from_anchor_positive(root: str | os.PathLike[str]) -> Records:
     )
 
 
+class _Labelled(NamedTuple):
+    paths: list[str]
+    classes: list[str]
+    notes: tuple[str, ...]
+
+
 def _from_split_folders(root: str | os.PathLike[str]) -> Records:
-    paths: list[str] = []
-    classes: list[str] = []
-    splits: list[str] = []
-    for entry in _subfolders(root):
-        files, names = _class_folders(entry.path)
-        paths, classes = paths + files, classes + names
-        splits += [_SPLIT_FOLDERS[entry.name]] * len(files)
-    return make_records(paths, classes, root=str(root), split=splits)
+    parts = [(_SPLIT_FOLDERS[e.name], _class_folders(e.path)) for e in _subfolders(root)]
+    return make_records(
+        [path for _, part in parts for path in part.paths],
+        [name for _, part in parts for name in part.classes],
+        root=str(root),
+        split=[split for split, part in parts for _ in part.paths],
+        notes=tuple(note for _, part in parts for note in part.notes),
+    )
 
 
-def _labelled(folder: Path) -> tuple[list[str], list[str]]:
-    if _subfolders(folder):
+def _labelled(folder: Path) -> _Labelled:
+    if not is_flat(folder):
         return _class_folders(folder)
     files = _some(list_images(folder), folder)
-    return files, [Path(f).stem for f in files]
+    return _Labelled(files, [Path(f).stem for f in files], ())
 
 
-def _class_folders(root: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+def _class_folders(root: str | os.PathLike[str]) -> _Labelled:
+    """The images of a folder of class folders; what is left out is noted."""
     folders = _subfolders(root)
     if not folders:
         what = "images but no class folders" if list_images(root) else "neither images nor folders"
         raise UserError(f"{root} has {what}: make one folder a class, the images inside")
-    paths: list[str] = []
-    classes: list[str] = []
-    for entry in folders:
-        files = list_images(entry.path)
-        paths += files
-        classes += [entry.name] * len(files)
-    return _some(paths, root), classes
+    files = {entry.name: list_images(entry.path) for entry in folders}
+    paths = _some([path for inside in files.values() for path in inside], root)
+    notes = []
+    if empty := [name for name, inside in files.items() if not inside]:
+        notes.append(f"{root}: {len(empty)} class folders hold no image, the first is '{empty[0]}'")
+    if loose := sorted(f for f in os.listdir(root) if _is_image(f)):
+        notes.append(
+            f"{root}: {len(loose)} images lie beside the class folders and are left out, the first "
+            f"is '{loose[0]}'"
+        )
+    classes = [name for name, inside in files.items() for _ in inside]
+    return _Labelled(paths, classes, tuple(notes))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _subfolders(root: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

@@ -82,6 +82,7 @@ def make_records(
     is_gallery: Sequence[bool] | None = None,
     box: np.ndarray | None = None,
     super_classes: Sequence[str] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Records:
     """Records of images with one class name each; labels follow the sorted names.
 
@@ -101,6 +102,7 @@ def make_records(
         class_names=tuple(names),
         root=str(root),
         box=box,
+        notes=notes,
         super_label=None
         if super_classes is None
         else np.unique(super_classes, return_inverse=True)[1].astype(np.int32),

@@ -75,7 +75,7 @@ def load_records(
         return records
     if fractions is not None and (resplit or not (records.split != "").any()):
         records = split_by_class(records, seed=seed, fractions=fractions)
-    return _only_answerable(records)
+    return _note_shared_classes(_only_answerable(records))
 
 
 def _open(
@@ -115,6 +115,21 @@ def load_images(path: str | os.PathLike[str]) -> Records:
     if folders.is_flat(path):
         return folders.from_images(path)
     return folders.from_folder(path)
+
+
+def _note_shared_classes(records: Records) -> Records:
+    """Says where a data set's own split trains on classes that it tests."""
+    if records.label.ndim != 1:
+        return records
+    train, test = (records.label[records.split == split] for split in ("train", "test"))
+    shared = np.intersect1d(train, test)
+    if not len(shared):
+        return records
+    note = (
+        f"{len(shared)} classes are in both train and test (the first is "
+        f"'{records.class_names[shared[0]]}'): scores will not be those of unseen classes"
+    )
+    return replace(records, notes=(*records.notes, note))
 
 
 def _only_answerable(records: Records) -> Records:
