@@ -1,7 +1,7 @@
 """ResNet50, frozen, a linear head from a PCA, cross-vendor triplets: the default experiment.
 
-    python main.py --config=configs/resnet_triplet.py
-    python main.py --config=configs/resnet_triplet.py --config.data.source=folder --config.data.root=DIR
+python main.py --config=configs/resnet_triplet.py
+python main.py --config=configs/resnet_triplet.py --config.data.source=folder --config.data.root=DIR
 """
 
 from configs import common

@@ -54,9 +54,7 @@ def summary(values: PerQuery, records: Records) -> dict[str, Any]:
 def save_per_query(path: Path, values: PerQuery, records: Records) -> None:
     """One row a query: its id, its metrics, how many relevant items there are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        path, id=records.id[records.is_query], relevant=values.relevant, **values.values
-    )
+    np.savez(path, id=records.id[records.is_query], relevant=values.relevant, **values.values)
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -107,9 +105,7 @@ def examples(
 def _relevant(queries: np.ndarray, gallery: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """bool [q, k]: whether each neighbour shares a label with its query; padding does not."""
     found = gallery[np.maximum(indices, 0)]
-    same = (
-        found == queries[:, None] if found.ndim == 2 else (found & queries[:, None]).any(axis=-1)
-    )
+    same = found == queries[:, None] if found.ndim == 2 else (found & queries[:, None]).any(axis=-1)
     return same & (indices >= 0)
 
 
@@ -117,7 +113,9 @@ def _tile(
     records: Records, row: int, distance: float | None = None, correct: bool | None = None
 ) -> Tile:
     label = records.label[row]
-    names = [records.class_names[j] for j in np.flatnonzero(label)] if np.ndim(label) else (
-        [records.class_names[label]] if label >= 0 else []
+    names = (
+        [records.class_names[j] for j in np.flatnonzero(label)]
+        if np.ndim(label)
+        else ([records.class_names[label]] if label >= 0 else [])
     )
     return Tile(str(records.path[row]), ", ".join(names), distance, correct)

@@ -169,9 +169,7 @@ def embed_records(
     return Embedded(vectors, kept.id, kept.label, kept.path, kept)
 
 
-def embed_folder(
-    encoder: "Encoder", folder: str | os.PathLike[str], **options: Any
-) -> Embedded:
+def embed_folder(encoder: "Encoder", folder: str | os.PathLike[str], **options: Any) -> Embedded:
     """Embeds the images of a folder: class folders give labels, a flat folder has none (-1).
 
     Args:

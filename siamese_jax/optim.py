@@ -76,9 +76,7 @@ def warmup_schedule(
     if not warmup_steps:
         return after[schedule]
     # The first step already moves: 1/(w + 1) of the way, not 0.
-    warmup = optax.linear_schedule(
-        learning_rate / (warmup_steps + 1), learning_rate, warmup_steps
-    )
+    warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after[schedule]], [warmup_steps])
 
 
