@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,8 @@ def _from_source(trunk: str, name: str, source: Source, path: Path) -> TrunkWeig
 
 
 def _from_file(trunk: str, path: Path, form: str | None) -> TrunkWeights:
-    path = _weights_of_run(path) if path.is_dir() else path
+    if path.is_dir():
+        return _from_run(trunk, path)
     leaves = formats.read(path)
     meta = _description(leaves, path)
     if meta and meta.get("trunk") != trunk:
@@ -176,11 +177,24 @@ def _from_file(trunk: str, path: Path, form: str | None) -> TrunkWeights:
     )
 
 
-def _weights_of_run(folder: Path) -> Path:
-    path = folder / "trunk.npz"
-    if not path.is_file():
-        raise UserError(f"{folder} is no run folder with the weights of a trunk: {path} is missing")
-    return path
+def _from_run(trunk: str, folder: Path) -> TrunkWeights:
+    """The trunk of a trained run, from the checkpoint that its results were measured on."""
+    # Imported here because they build on this module.
+    from siamese_jax import checkpoint
+    from siamese_jax.encoder import stored_weights
+
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is no run folder: run.json is missing; give a file or a run")
+    run = json.loads((folder / "run.json").read_text())
+    if run["trunk"]["trunk"] != trunk:
+        raise UserError(f"the run {folder} has the trunk {run['trunk']['trunk']}, not {trunk}")
+    results = folder / "results.json"
+    step = json.loads(results.read_text())["checkpoint_step"] if results.is_file() else None
+    found = checkpoint.load_newest(folder / "checkpoints", step)
+    if found is None:
+        raise UserError(f"the run {folder} has no checkpoint yet; train it first")
+    weights = stored_weights(run, found[1])
+    return replace(weights, variables=_on_device(weights.variables), source=str(folder))
 
 
 def _description(leaves: Leaves, path: Path) -> dict[str, Any]:
@@ -230,7 +244,8 @@ def _of_normalization_layer(leaves: Leaves) -> Preprocessing:
 
 
 def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
-    return jax.tree.map(jnp.asarray, variables)
+    """Arrays of jax's; a trunk without norms has no statistics, but always the collection."""
+    return jax.tree.map(jnp.asarray, {"batch_stats": {}} | variables)
 
 
 def _fall_back(
@@ -249,4 +264,4 @@ def _fall_back(
     )
     warnings.warn(message, FallbackWarning, stacklevel=3)
     found = load(fallback, "imagenet", cache_dir=cache_dir)
-    return TrunkWeights(**{**vars(found), "fallback_for": f"{trunk} ({name}): {reason}"})
+    return replace(found, fallback_for=f"{trunk} ({name}): {reason}")

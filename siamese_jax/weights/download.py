@@ -43,6 +43,21 @@ def obtain(source: Source, cache_dir: str | os.PathLike | None = None) -> Path:
     return fetch(source.url, cache_folder(cache_dir) / Path(source.url).name, source.digest)
 
 
+def located(source: Source, cache_dir: str | os.PathLike | None = None) -> Path | None:
+    """Where the source's file lies on this machine, if it does. Touches no network."""
+    folder = cache_folder(cache_dir)
+    if source.package[0]:
+        spec = importlib.util.find_spec(source.package[0])
+        places = (spec and spec.submodule_search_locations) or []
+        found = [path for place in places if (path := Path(place) / source.package[1]).is_file()]
+    elif source.hub:
+        repository = folder / "hub" / f"models--{source.hub.replace('/', '--')}"
+        found = list(repository.glob("snapshots/*/model.safetensors"))
+    else:
+        found = [path for path in [folder / Path(source.url).name] if path.is_file()]
+    return found[0] if found else None
+
+
 def _packaged(source: Source) -> Path:
     """The file inside an installed package, which is found but never imported."""
     package, inside = source.package

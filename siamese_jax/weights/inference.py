@@ -5,13 +5,18 @@ In inference a norm is a straight line, so it disappears into the convolution be
     g (k * x + b - m) / sqrt(v + e) + c  =  (k g') * x + (b - m) g' + c,   g' = g / sqrt(v + e)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
-from siamese_jax.trunks import find
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import find, normalise
+from siamese_jax.weights import TrunkWeights
 
 
 def fold_batch_norm(trunk: str, form: str, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,3 +46,43 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float) -
 
 def _wide(leaf: Any) -> np.ndarray:
     return np.asarray(leaf, np.float64)
+
+
+def inference(
+    weights: TrunkWeights,
+    *,
+    stages: Sequence[str] = (),
+    dtype: Any = jnp.float32,
+    block: int | None = None,
+) -> Callable[[ArrayLike], dict[str, Array]]:
+    """A compiled function: uint8 [n,h,w,3] -> {stage: [n,h',w',c] in `dtype`}.
+
+    `stages` defaults to the last one. Images go through in blocks of at most `block` (default: all
+    of a call's at once), the last one padded, so memory and compiled programs stay bounded.
+    """
+    row = find(weights.trunk)
+    wanted = tuple(stages) or row.stages[-1:]
+    if unknown := set(wanted) - set(row.stages):
+        raise UserError(f"{weights.trunk} has no stage {min(unknown)!r}; it has: {row.stages}")
+    module = row.build(form=weights.form, folded=True, dtype=dtype)
+    folded = fold_batch_norm(weights.trunk, weights.form, weights.variables)
+
+    @jax.jit
+    def run(variables: Any, images: Array) -> dict[str, Array]:
+        outputs = module.apply(variables, normalise(images, weights.preprocessing, dtype))
+        return {name: outputs[name] for name in wanted}
+
+    def encode(images: ArrayLike) -> dict[str, Array]:
+        images = np.asarray(images) if not isinstance(images, jax.Array) else images
+        if block is None or len(images) <= block:
+            return run(folded, images)
+        starts = range(0, len(images), block)
+        parts = [run(folded, _padded(images[i : i + block], block)) for i in starts]
+        return {name: jnp.concatenate([p[name] for p in parts])[: len(images)] for name in wanted}
+
+    return encode
+
+
+def _padded(images: Any, block: int) -> Any:
+    short = block - len(images)
+    return images if not short else jnp.pad(images, ((0, short), (0, 0), (0, 0), (0, 0)))
