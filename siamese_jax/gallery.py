@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.search import bounds, sharded
+from siamese_jax.search.ann import INDEXES, Index
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.scan import Blocks
 from siamese_jax.search.sources import Rows, as_rows
@@ -59,6 +60,7 @@ class Gallery:
     def _forget(self) -> None:
         self._blocks: dict[tuple, Blocks] = {}
         self._slabs: dict[tuple, tuple] = {}
+        self._indexes: dict[tuple[str, str], Index] = {}
         self._origins: dict[str, np.ndarray] = {}
         self._codes: tuple[np.ndarray | None, np.ndarray] | None = None
 
@@ -162,6 +164,12 @@ class Gallery:
         if there is self.there and self.keeps(Frame("", "float32", d, block[0])):
             self._slabs[key] = slab
         return slab
+
+    def index(self, library: str, distance: str) -> Index:
+        """The graph index of an approximate search, built when first asked for."""
+        if (library, distance) not in self._indexes:
+            self._indexes[library, distance] = INDEXES[library](self.rows, distance)
+        return self._indexes[library, distance]
 
     def keeps(self, frame: Frame) -> bool:
         """Whether the prepared copy stays in memory."""

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery, Predicate
-from siamese_jax.search import bounds, exact, scan, sharded
+from siamese_jax.search import ann, bounds, exact, scan, sharded
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.sources import Rows, as_rows
 
@@ -63,6 +63,7 @@ def rank(
     memory_limit: int = MEMORY_LIMIT,
     precision: str = "auto",
     devices: Sequence[jax.Device] | None = None,
+    approximate: str | None = None,
 ) -> Ranking:
     """The k nearest gallery items of every query, exactly.
 
@@ -87,6 +88,9 @@ def rank(
         "auto": bfloat16 on processors that have it, else float32.
       devices: split the gallery over these. By default all accelerators, if there are any.
         `memory_limit` then holds for the memory of each.
+      approximate: None for the exact answer; "usearch" or "faiss" to let a graph index of that
+        library propose candidates (`siamese_jax.search.ann`). Distances are still exact, but
+        items may be missing. The index is built by the first search of a `Gallery`, and kept.
 
     Returns:
       A `Ranking` of q rows and max(k) columns.
@@ -107,7 +111,9 @@ def rank(
     precision = _precision(precision, search)
     if devices is None and jax.default_backend() != "cpu":
         devices = jax.devices()
-    if devices is None:
+    if approximate is not None:
+        parts = search.nearest_about(approximate, wanted, columns)
+    elif devices is None:
         parts = search.nearest(wanted, columns, precision)
     else:
         parts = search.nearest_on(devices, wanted, columns, precision)
@@ -339,6 +345,36 @@ class _Search:
             rest = self._only(again)
             for i, place, j, away in rest.nearest(wanted[again], k, "float32"):
                 yield again[i], place, j, away
+
+    def nearest_about(self, library: str, wanted: np.ndarray, k: int) -> Iterator[tuple]:
+        """As `nearest`, among what a graph index proposes."""
+        q, g = len(self.queries), len(self.gallery.rows)
+        if library not in ann.INDEXES:
+            raise UserError(f"approximate={library!r} is unknown: use one of {list(ann.INDEXES)}")
+        if not q or not g:
+            return
+        for _ in self.sides(self.frame("float32"), 1024):
+            pass  # Refuses queries that are not finite.
+        index = self.gallery.index(library, self.distance)
+        # Some of what is proposed may not be allowed: ask for more by the same share.
+        allowed = g if self.there is None else max(1, int(self.there.sum()))
+        own = 0
+        if self.codes is not None:
+            own = int(np.unique(self.codes[1], return_counts=True)[1].max())
+        n = min(g, (min(k, g) + own) * -(-g // allowed))
+        for at in range(0, q, 1024):
+            here = slice(at, at + 1024)
+            j = index(self.queries[here], n).ravel()
+            i = np.repeat(np.arange(len(j) // n, dtype=np.int32), n)
+            fine = j >= 0
+            if self.there is not None:
+                fine &= self.there[j]
+            if self.codes is not None:
+                fine &= self.codes[0][here][i] != self.codes[1][j]
+            i, j = i[fine], j[fine].astype(np.int32)
+            away = self._away(at, i, j)
+            i, place, which = exact.first(i, j, away, wanted[here])
+            yield i + at, place, j[which], away[which]
 
     def _only(self, which: np.ndarray) -> "_Search":
         """The same search for some of the queries."""
