@@ -80,6 +80,32 @@ def trunk() -> ConfigDict:
     )
 
 
+def proxy_anchor_protocol(source: str) -> ConfigDict:
+    """A whole ResNet50 trained with Proxy-Anchor on a standard data set, as its paper does."""
+    config = base()
+    config.data.source = source
+    config.augment.update(
+        crop_scale=(0.08, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        flip=True,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        greyscale=0.0,
+    )
+    config.trunk.weights = "torchvision:IMAGENET1K_V1"
+    config.trunk.image_size = 224
+    config.trunk.freeze = ()
+    config.head.layers = (512,)
+    config.distance = "cosine"
+    config.loss = {"name": "proxy_anchor", "margin": 0.1, "alpha": 32.0}
+    config.sampler = {"name": "shuffled", "batch_size": 120}
+    config.optim.loss_lr_scale = 100.0
+    config.train.update(log_every=50, eval_every=500, checkpoint_every=500)
+    return config
+
+
 def head() -> ConfigDict:
     """Three dense layers. `linear_head` is the other one in use."""
     return ConfigDict(

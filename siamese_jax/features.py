@@ -177,6 +177,6 @@ def embed_folder(encoder: "Encoder", folder: str | os.PathLike[str], **options: 
       folder: read as it is, without a split.
       **options: of `embed_records`.
     """
-    from siamese_jax.data.folders import load_folder
+    from siamese_jax.data.sources import load_images
 
-    return embed_records(encoder, load_folder(folder), **options)
+    return embed_records(encoder, load_images(folder), **options)

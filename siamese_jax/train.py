@@ -111,6 +111,7 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
         data.root,
         seed=config.seed if data.split_seed < 0 else data.split_seed,
         fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
+        cache_dir=data.cache_dir,
     )
     keys = content_keys(records)
     if "data" in run and run["data"]["fingerprint"] != fingerprint(records, keys):
@@ -238,7 +239,12 @@ def _from_table(
 
 
 def make_loss(config: ConfigDict) -> Loss:
-    return _from_table(LOSSES, "loss", config.loss, distance=config.distance)
+    """The loss, on the config's distance if it is one of distances; similarities keep their own."""
+    factory = LOSSES.get(config.loss.name, LOSSES["triplet"])
+    default = inspect.signature(factory).parameters.get("distance")
+    on_distance = default is not None and default.default == "euclidean"
+    given = {"distance": config.distance} if on_distance else {}
+    return _from_table(LOSSES, "loss", config.loss, **given)
 
 
 def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
