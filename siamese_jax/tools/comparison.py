@@ -77,6 +77,15 @@ def _cell(name: str, value: Any) -> str:
     return number(value)
 
 
+def _by_reason(failures: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Cells that failed for the same reason, named by the first of them; and the reason."""
+    groups: dict[str, list[str]] = {}
+    for name, why in failures.items():
+        groups.setdefault(why, []).append(name)
+    more = {why: f" and {len(names) - 1} more" for why, names in groups.items() if names[1:]}
+    return [(names[0] + more.get(why, ""), why) for why, names in groups.items()]
+
+
 def write(
     workdir: Path, title: str, rows: Sequence[Row], axes: Sequence[str], failures: Mapping[str, str]
 ) -> None:
@@ -92,12 +101,12 @@ def write(
     names = [axis for axis in axes if axis != SEED]
     columns = _columns(rows)
     heading = [*names, *columns.values()]
-    cells = [[*(r[a] for a in names), *(_cell(c, r[c]) for c in columns)] for r in rows]
+    texts = [[*(r[a] for a in names), *(_cell(c, r[c]) for c in columns)] for r in rows]
 
     lines = ["| " + " | ".join(heading) + " |"]
     lines.append("|" + " --- |" * len(names) + " ---: |" * len(columns))
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
-    lines += [f"\nNot run: {name}: {why}" for name, why in failures.items()]
+    lines += ["| " + " | ".join(row) + " |" for row in texts]
+    lines += [f"\nNot run: {cells}: {why}" for cells, why in _by_reason(failures)]
     (workdir / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     with open(workdir / "compare.csv", "w", newline="", encoding="utf-8") as file:
@@ -108,13 +117,13 @@ def write(
             writer.writerow([*values, " ".join(row["runs"])])
 
     linked = []
-    for row, texts in zip(rows, cells, strict=True):
+    for row, own in zip(rows, texts, strict=True):
         links = [
             f'<a href="{escape(run)}/report/index.html">{i}</a>'
             for i, run in enumerate(row["runs"])
         ]
-        linked.append([*(escape(text) for text in texts), " ".join(links)])
-    warnings = [f"{name} was not run: {why}" for name, why in failures.items()]
+        linked.append([*(escape(text) for text in own), " ".join(links)])
+    warnings = [f"Not run: {cells}: {why}" for cells, why in _by_reason(failures)]
     warnings += [
         f"{row['runs'][0]}: the trunk is {row['trunk used']}, which is not the one asked for"
         for row in rows

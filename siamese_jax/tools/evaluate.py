@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, search
+from siamese_jax.tools import cli, reranking, search
 
 if TYPE_CHECKING:
     from siamese_jax.metrics import PerQuery
@@ -23,6 +23,7 @@ SUFFIXES = (".json", ".csv")
 def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("evaluate", __doc__)
     search.add_arguments(parser)
+    reranking.add_arguments(parser)
     parser.add_argument(
         "--metrics",
         type=lambda text: tuple(text.split(",")),
@@ -47,13 +48,13 @@ def main(argv: Sequence[str]) -> None:
     from siamese_jax.report.summary import aligned, text_table
 
     expand(args.metrics or DEFAULT, args.ks)  # A wrong name is said before the work.
-    pair = search.open_pair(args)
+    pair = reranking.expand(search.open_pair(args), args)
     if not pair.labelled:
         raise UserError(
             f"{args.query or args.encoder}: no labels to evaluate by; make class folders, a CSV "
             "with labels, or give --labels=stem where file names tell the class"
         )
-    values = search.measure(pair, args.ks, args.metrics)
+    values = reranking.measure(pair, args.rerank, args.ks, args.metrics)
     metrics = search.summary(pair, values)
     shown = metrics if args.interval is None else with_intervals(metrics, values, args.interval)
     print(text_table({"retrieval": shown}))

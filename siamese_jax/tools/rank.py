@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siamese_jax.tools import cli, search, sides
+from siamese_jax.tools import cli, reranking, search, sides
 
 if TYPE_CHECKING:
     from siamese_jax.ranking import Ranking
@@ -77,6 +77,7 @@ class Found:
 def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("rank", __doc__)
     search.add_arguments(parser)
+    reranking.add_arguments(parser)
     parser.add_argument("-k", type=cli.count, default=10, help="neighbours a query (%(default)s)")
     parser.add_argument(
         "--show", type=cli.count, default=100, help="queries in the HTML (%(default)s)"
@@ -85,21 +86,11 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
 
-    from siamese_jax.ranking import rank
-
-    pair = search.open_pair(args)
-    found = Found(
-        pair,
-        rank(
-            pair.query.vectors,
-            pair.gallery.vectors,
-            args.k,
-            distance=pair.distance,
-            query_ids=pair.query_ids,
-            gallery_ids=pair.gallery_ids,
-        ),
-    )
-    metrics = search.summary(pair, search.measure(pair, args.ks)) if pair.labelled else {}
+    pair = reranking.expand(search.open_pair(args), args)
+    found = Found(pair, reranking.rank(pair, args.rerank, args.k))
+    metrics: dict[str, Any] = {}
+    if pair.labelled:
+        metrics = search.summary(pair, reranking.measure(pair, args.rerank, args.ks))
     for path in args.out:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, found, metrics, args)

@@ -152,7 +152,7 @@ def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.nd
     """Labels that mean the same on both sides: names, or multi-hot rows; and which are known."""
     label = records.label
     if label.ndim == 2:
-        return label, label.any(1)
+        return label, np.asarray(label.any(axis=1))
     known = np.greater_equal(label, 0)
     names = np.array(records.class_names, dtype=np.str_)[np.maximum(label, 0)]
     # No two unlabelled images are relevant to each other.
