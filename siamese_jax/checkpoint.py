@@ -10,6 +10,7 @@ A checkpoint is trusted only if its leaves have the digest written beside them.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.optim import path_name
 
 log = logging.getLogger(__name__)
-Leaves = dict[str, np.ndarray]
+Leaves = dict[str, Any]  # by path; NumPy or JAX arrays
 
 
 def flatten(tree: Any) -> Leaves:
@@ -61,7 +62,7 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def nest(leaves: dict[str, Any], prefix: str) -> dict[str, Any]:
+def nest(leaves: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The nested dict of the leaves below a prefix.
 
     >>> nest({"a/b/c": 1, "a/d": 2, "e": 3}, "a/")

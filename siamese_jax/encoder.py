@@ -333,11 +333,10 @@ def stored_weights(run: Mapping[str, Any], leaves: Mapping[str, Any]) -> TrunkWe
         name: run["trunk"][name]
         for name in ("trunk", "form", "image_size", "source", "sha256", "licence", "fallback_for")
     }
+    scaling = run["trunk"]["preprocessing"]
     return TrunkWeights(
         **facts,
-        preprocessing=Preprocessing(
-            **{k: tuple(v) if k != "bgr" else v for k, v in run["trunk"]["preprocessing"].items()}
-        ),
+        preprocessing=Preprocessing(tuple(scaling["mean"]), tuple(scaling["std"]), scaling["bgr"]),
         variables={
             kind: checkpoint.nest(leaves, f"{kind}/trunk/") for kind in ("params", "batch_stats")
         },

@@ -54,7 +54,12 @@ def summary(values: PerQuery, records: Records) -> dict[str, Any]:
 def save_per_query(path: Path, values: PerQuery, records: Records) -> None:
     """One row a query: its id, its metrics, how many relevant items there are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, id=records.id[records.is_query], relevant=values.relevant, **values.values)
+    columns: dict[str, Any] = {
+        "id": records.id[records.is_query],
+        "relevant": values.relevant,
+        **values.values,
+    }
+    np.savez(path, **columns)
 
 
 def results_table(results: dict[str, Any]) -> str:

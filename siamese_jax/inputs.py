@@ -22,6 +22,7 @@ from siamese_jax.encoder import (
 )
 from siamese_jax.errors import UserError
 from siamese_jax.features import Batch, CachedVectors, feature_batches, fingerprint
+from siamese_jax.head import Head
 from siamese_jax.vectors import VectorStore
 
 Sampler = Callable[[int], np.ndarray]
@@ -107,7 +108,7 @@ def cached_inputs(
     all four are in its key.
     """
     skipped: dict[str, str] = {}
-    headless = model._replace(head=None)
+    headless = model._replace(head=Head())  # features do not depend on the head
     plain = model_fingerprint(headless, trunk_variables, reading.image_size, reading.fit)
     augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
     shape = feature_shape(model, trunk_variables, reading.image_size)
@@ -196,9 +197,9 @@ def train_labels(records: Records) -> np.ndarray:
     """
     size = int(records.id.max()) + 1
     if records.label.ndim == 2:
-        table = np.zeros((size, records.label.shape[1]), bool)
-        table[records.id] = records.label
-        return table
+        hot = np.zeros((size, records.label.shape[1]), bool)
+        hot[records.id] = records.label
+        return hot
     train = records.split == "train"
     table = np.full(size, -1, np.int32)
     table[records.id[train]] = np.unique(records.label[train], return_inverse=True)[1]

@@ -315,7 +315,7 @@ def make_memory(config: ConfigDict, model: Model, params: Any, inputs: Inputs) -
 def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
     if config.head.layers:
         return config.head.layers[-1]
-    return inputs.features(inputs.records.select(slice(0, 1)))[0].shape[-1]
+    return inputs.features(inputs.records.select(np.arange(1)))[0].shape[-1]
 
 
 def initial_parameters(
