@@ -8,7 +8,8 @@ two sides in turn: the time is the median of its steps (after two to warm up, wh
 the memory is the process's largest resident size, imports included, and the table shows the median
 over the rounds. Both sides use all cores. The ratio is their time over ours: above 1 we are faster.
 "same value" says whether the two computed the same number; losses with weights of their own start
-from different ones.
+from different ones; their margin loss counts a pair once for each of its triplets, and their
+Smooth-AP counts the query among its own positives.
 """
 
 import argparse
