@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siamese_jax.data.augment import (
@@ -150,6 +150,7 @@ def test_pixels_are_what_the_matrices_say(rng):
         np.testing.assert_allclose(changed, expected, atol=1)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0.01, 0.5))
 def test_hue_turns_colours_and_leaves_luma_and_greys(at, hue):
     x = np.random.default_rng(0).uniform(0, 255, (20, 3))
@@ -167,6 +168,7 @@ def test_a_third_of_a_turn_brings_red_to_another_primary():
     assert min(abs(hue - 1 / 3), abs(hue - 2 / 3)) < 0.12
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 500), st.integers(1, 500))
 def test_crops_lie_inside_and_keep_the_wanted_area(seed, width, height):
     augment = Augment(crop_scale=(0.3, 0.6), crop_ratio=(0.8, 1.25))

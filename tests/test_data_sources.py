@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -230,6 +230,7 @@ def test_load_images_takes_what_there_is(tmp_path):
     assert load_records("images", flat).label.tolist() == [-1]
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(0, 99), st.sampled_from([0.2, 0.5, 0.8]))
 def test_a_split_by_class_shares_no_class(classes, seed, test_share):
     rng = np.random.default_rng(seed)
