@@ -91,12 +91,9 @@ def augmented(encode: Encode, *, flip: bool = True, scales: Sequence[float] = (1
 
     def views(images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
-        total = np.float32(0)
-        for scale in scales:
-            view = _resized(images, scale)
-            for each in (view, view[:, :, ::-1]) if flip else (view,):
-                total = total + unit(np.asarray(encode(each)))
-        return unit(total)
+        sized = [_resized(images, scale) for scale in scales]
+        mirrored = [view[:, :, ::-1] for view in sized] if flip else []
+        return unit(np.sum([unit(encode(view)) for view in sized + mirrored], axis=0))
 
     return views
 

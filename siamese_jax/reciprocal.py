@@ -3,7 +3,7 @@
 Over queries and gallery together, with N(i, k) the item i and its k nearest others:
 
     R(i, k)   the j in N(i, k) with i in N(j, k)                          reciprocal neighbours
-    R*(i)     R(i, k1), and every R(j, k1/2) of a j in R(i, k1) of which more than 2/3 lie in R(i, k1)
+    R*(i)     R(i, k1), and R(j, k1/2) of every j in it, if more than 2/3 of that lie in R(i, k1)
     V(i, j)   exp(-D(i, j)) for j in R*(i), else 0; divided by the row's sum
     V'(i)     mean of V over N(i, k2 - 1): i and its k2 - 1 nearest others        local expansion
     J(q, g)   1 - sum_j min(V'(q, j), V'(g, j)) / sum_j max(V'(q, j), V'(g, j))   Jaccard distance
@@ -12,6 +12,8 @@ Over queries and gallery together, with N(i, k) the item i and its k nearest oth
 D(i, j) is |x_i - x_j|^2 of unit rows over the largest such distance of i, as in the authors' code.
 Only the at most k2 (k1 + 1)(k1/2 + 2) non-zeros of each row of V' are ever kept.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -102,8 +104,8 @@ def _expanded(near: np.ndarray, k1: int, memory_limit: int) -> tuple[np.ndarray,
     half = min(round(k1 / 2), near.shape[1] - 1)
     room = 2 * near.shape[1] ** 2 * (half + 1) + 64
     block = max(1, memory_limit // (8 * room))
-    whole = _in_blocks(near, near, block)
-    halves = _in_blocks(near, near[:, : half + 1], block)
+    whole = _reciprocal(near, near, block)
+    halves = _reciprocal(near, near[:, : half + 1], block)
     pairs = []
     for start in range(0, len(near), block):
         base = whole[start : start + block]  # [b, n] with -1 for who isn't reciprocal
@@ -121,7 +123,7 @@ def _expanded(near: np.ndarray, k1: int, memory_limit: int) -> tuple[np.ndarray,
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _in_blocks(near: np.ndarray, among: np.ndarray, block: int) -> np.ndarray:
+def _reciprocal(near: np.ndarray, among: np.ndarray, block: int) -> np.ndarray:
     """R: each row of `among` with -1 in place of those of whom i isn't a neighbour in turn."""
     size = among.shape[1]
     kept = np.empty_like(among)
@@ -151,7 +153,9 @@ def _averaged(
     return cell // n, cell % n, np.concatenate(values)
 
 
-def _own(query_ids, gallery_ids, q: int, g: int):  # type: ignore[no-untyped-def]
+def _own(
+    query_ids: ArrayLike | None, gallery_ids: ArrayLike | None, q: int, g: int
+) -> Callable[[int], np.ndarray]:
     """A function from a query to the gallery rows that carry its id."""
     if query_ids is None or gallery_ids is None:
         if query_ids is not gallery_ids:
