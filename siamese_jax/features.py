@@ -76,7 +76,7 @@ class CachedVectors:
         """
         missing = self.store.rows(keys) < 0
         # Two copies of one image have one key, and are computed once.
-        first = {key: i for i, key in enumerate(keys) if missing[i]}
+        first = {keys[i]: i for i in reversed(range(len(keys))) if missing[i]}
         todo = np.array(sorted(first.values()), np.int64)
         if len(todo):
             key_of = {int(ids[i]): keys[i] for i in todo}
