@@ -148,7 +148,7 @@ def train() -> ConfigDict:
         {
             "steps": 600,
             "log_every": 10,
-            "eval_every": 200,
+            "eval_every": 100,
             "checkpoint_every": 100,
             "max_to_keep": 2,
         }

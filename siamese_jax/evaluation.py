@@ -10,7 +10,7 @@ from siamese_jax.metrics import PerQuery, per_query
 from siamese_jax.ranking import rank
 from siamese_jax.report import Example, Tile, choose_examples
 
-METRICS = ("recall@k", "precision@k", "map@r", "r_precision", "mrr")
+METRICS = ("recall@k", "map@r", "r_precision", "mrr")
 
 
 def evaluate_split(
@@ -22,7 +22,7 @@ def evaluate_split(
       vectors: float32 [n, d].
       records: n of them, with `is_query` and `is_gallery`.
       distance: one of `siamese_jax.distances.DISTANCES`.
-      ks: depths of recall@k and precision@k.
+      ks: depths of recall@k.
 
     Raises:
       UserError: there is no query with an answer.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from siamese_jax import memory as memory_bank
-from siamese_jax.losses import Loss
+from siamese_jax.losses import Loss, reduce
 from siamese_jax.optim import merge, select
 
 Array = jax.Array
@@ -68,8 +68,8 @@ def make_train_step(
     Returns:
       step(state, batch) -> (state, metrics). The batch holds "image" uint8 [n, h, w, 3] or
       "feature" float [n, ...], "label" int32 [n] or bool [n, c], "mask" bool [n]; the metrics are
-      float32 scalars loss, grad_norm and active (the share of the loss's terms above 0), and
-      "embeddings" float32 [n, d], for the statistics of `siamese_jax.collapse`.
+      float32 scalars loss and grad_norm, and "embeddings" float32 [n, d], for the statistics of
+      `siamese_jax.collapse`.
     """
 
     def compute_loss(moving: Tree, state: TrainState, batch: Batch):
@@ -91,11 +91,7 @@ def make_train_step(
         values, weights = loss.apply(
             params["loss"], embeddings, labels, mask, mined=mined, references=references
         )
-        total = jnp.sum(weights)
-        mean = jnp.sum(values * weights) / jnp.where(total > 0, total, 1)
-        counted = jnp.maximum(jnp.sum(weights > 0), 1)
-        active = jnp.sum((values > 0) & (weights > 0)) / counted
-        return mean, (batch_stats, jax.lax.stop_gradient(embeddings), active)
+        return reduce(values, weights), (batch_stats, jax.lax.stop_gradient(embeddings))
 
     def full_mask(params: Tree) -> Tree:
         return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), trainable, params)
@@ -103,7 +99,7 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         mask = full_mask(state.params)
         moving = select(state.params, mask)
-        (value, (batch_stats, embeddings, active)), grads = jax.value_and_grad(
+        (value, (batch_stats, embeddings)), grads = jax.value_and_grad(
             compute_loss, has_aux=True
         )(moving, state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -114,7 +110,6 @@ def make_train_step(
         metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
-            "active": active,
             "embeddings": embeddings,
         }
         state = state.replace(
