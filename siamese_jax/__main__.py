@@ -4,10 +4,15 @@ A tool is a module with `main(argv)`; only the one that is asked for is imported
 """
 
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from siamese_jax.errors import UserError
+
+# TensorFlow only reads images here; its start-up messages would bury ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 TOOLS = {
     "embed": ("siamese_jax.tools.embed", "the embeddings of a folder of images, as a file"),
@@ -35,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     name, *rest = argv
     try:
         if name not in TOOLS:

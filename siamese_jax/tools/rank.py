@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".html", ".json", ".jsonl")
 COLUMNS = ("query", "rank", "gallery", "distance", "query_label", "gallery_label", "correct")
+METRICS = ("recall@k", "precision@k", "map@r", "r_precision", "mrr")
 SHOWN = 5  # queries printed on the terminal where no file is asked for
 
 
@@ -90,7 +91,8 @@ def main(argv: Sequence[str]) -> None:
     found = Found(pair, reranking.rank(pair, args.rerank, args.k))
     metrics: dict[str, Any] = {}
     if pair.labelled:
-        metrics = search.summary(pair, reranking.measure(pair, args.rerank, args.ks))
+        names = None if args.rerank else METRICS  # A re-ranking gives what its depth determines.
+        metrics = search.summary(pair, reranking.measure(pair, args.rerank, args.ks, names))
     for path in args.out:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, found, metrics, args)
@@ -161,13 +163,15 @@ def _write_html(path: str, found: Found, metrics: dict[str, Any], args: Any) -> 
         )
         for row in rows
     ]
+    fallback = pair.provenance["encoder"].get("fallback_for")
     write_report(
         path,
-        title=f"{args.encoder}: {len(found)} queries, {len(pair.gallery.vectors)} gallery images",
+        title=f"{Path(args.encoder).name}: {len(found)} queries",
         results={"these queries": metrics} if metrics else {},
         run=pair.provenance,
         curves={},
         examples=examples,
+        warnings=[f"The trunk is another one than asked for: {fallback}"] if fallback else [],
         note=SELECTION if len(rows) < len(found) else "All queries are shown.",
     )
 
