@@ -97,12 +97,12 @@ def relations(labels: Array, mask: Array | None, references: References | None) 
     present = jnp.ones(n, bool) if mask is None else mask.astype(bool)
     same = relevant(labels, labels)
     self_pair = jnp.eye(n, dtype=bool)
-    candidates = present
+    columns = present
     if references is not None:
         same = jnp.concatenate([same, relevant(labels, references.labels)], axis=1)
-        candidates = jnp.concatenate([present, references.mask.astype(bool)])
+        columns = jnp.concatenate([present, references.mask.astype(bool)])
         self_pair = jnp.pad(self_pair, ((0, 0), (0, references.labels.shape[0])))
-    usable = present[:, None] & candidates[None, :]
+    usable = present[:, None] & columns[None, :]
     # An item without any label does not even match itself: it must not become its own negative.
     usable &= ~self_pair
     return Pairs(same & usable, ~same & usable)
