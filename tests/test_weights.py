@@ -114,7 +114,7 @@ def efficientnet_entries(library):
                     continue
                 shape = shapes.pop(0)
                 entries.append((f"{base}{name}.weight", shape))
-                if "se" in name or "fc" in name:
+                if name.startswith(("se.", "_se")) or ".fc" in name:
                     entries.append((f"{base}{name}.bias", shape[:1]))
             before, count = width, count + 1
     entries += [(f"{ends[2]}.weight", (1280, 320, 1, 1)), *norm_entries(ends[3], 1280)]

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from siamese_jax.trunks import winograd
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -43,6 +45,12 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Pads, depthwise: boo
     if kernel.shape[:2] == (1, 1):
         return _product(x, kernel, stride)
     return _convolution(x, kernel, stride, padding, False)
+
+
+def fewer_products(x: Array, kernel: Array, stride: int, depthwise: bool) -> bool:
+    """Whether `winograd.convolve` is the faster form here, where its accuracy is good enough."""
+    plain = jax.default_backend() == "cpu" and x.dtype == jnp.float32 and not depthwise
+    return plain and winograd.suits(x.shape, kernel.shape, stride)
 
 
 def _convolution(x: Array, kernel: Array, stride: int, padding: Pads, depthwise: bool) -> Array:

@@ -150,6 +150,7 @@ class EfficientNet(nn.Module):
             "bias": self.folded,
             "norm": None if self.folded else _NORMS[self.form],
             "same": self.form == "keras",
+            "frozen": self.folded,
             "dtype": self.dtype,
         }
         act: Activation = relu6 if self.lite else nn.silu

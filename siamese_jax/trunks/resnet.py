@@ -94,6 +94,7 @@ class ResNet(nn.Module):
         conv = {
             "bias": self.folded or self.form == "keras",
             "norm": None if self.folded else _NORMS[self.form],
+            "frozen": self.folded,
             "dtype": self.dtype,
         }
         x = Stem(conv, name="stem")(x, "stem" in train_stages)

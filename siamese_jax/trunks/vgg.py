@@ -47,7 +47,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
         norm = _NORM if self.normalised and not self.folded else None
-        conv = {"bias": True, "norm": norm, "dtype": self.dtype}
+        conv = {"bias": True, "norm": norm, "frozen": self.folded, "dtype": self.dtype}
         outputs = {}
         for name, depth, width in zip(STAGES, self.depths, WIDTHS, strict=True):
             outputs[name] = x = Stage(depth, width, conv, name=name)(x, name in train_stages)

@@ -66,18 +66,28 @@ def inference(
         raise UserError(f"{weights.trunk} has no stage {min(unknown)!r}; it has: {row.stages}")
     module = row.build(form=weights.form, folded=True, dtype=dtype)
     folded = fold_batch_norm(weights.trunk, weights.form, weights.variables)
+    prepared: dict[tuple[int, ...], Any] = {}
+
+    def variables(size: tuple[int, ...]) -> Any:
+        """With the transformed kernels that images of [h,w,3] use, worked out once."""
+        if size not in prepared:
+            image = lambda: jnp.zeros((1, *size), dtype)  # noqa: E731
+            make = jax.jit(lambda v: module.apply(v, image(), mutable=["tiles"])[1])
+            prepared[size] = {"tiles": {}} | folded | make(folded)
+        return prepared[size]
 
     @jax.jit
-    def run(variables: Any, images: Array) -> dict[str, Array]:
-        outputs = module.apply(variables, normalise(images, weights.preprocessing, dtype))
+    def run(held: Any, images: Array) -> dict[str, Array]:
+        outputs = module.apply(held, normalise(images, weights.preprocessing, dtype))
         return {name: outputs[name] for name in wanted}
 
     def encode(images: ArrayLike) -> dict[str, Array]:
         images = np.asarray(images) if not isinstance(images, jax.Array) else images
+        held = variables(images.shape[1:])
         if block is None or len(images) <= block:
-            return run(folded, images)
+            return run(held, images)
         starts = range(0, len(images), block)
-        parts = [run(folded, _padded(images[i : i + block], block)) for i in starts]
+        parts = [run(held, _padded(images[i : i + block], block)) for i in starts]
         return {name: jnp.concatenate([p[name] for p in parts])[: len(images)] for name in wanted}
 
     return encode

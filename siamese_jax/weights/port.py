@@ -167,7 +167,9 @@ def schemes(trunk: str) -> dict[str, Scheme]:
         return Scheme(naming, form, False, classifier, torch_ignored)
 
     if trunk.startswith("resnet"):
-        return {"keras": keras(_keras_resnet), "torch": torch(_torch_resnet, "fc")}
+        named = {"torch": torch(_torch_resnet, "fc")}
+        both = "keras" in trunks.find(trunk).forms
+        return named | {"keras": keras(_keras_resnet)} if both else named
     if trunk.startswith("vgg"):
         depths, normalised = build.args  # type: ignore[attr-defined]
         plain = torch(partial(_torch_vgg, depths, normalised), "")
@@ -261,15 +263,14 @@ def port(leaves: Leaves, trunk: str, *, where: str, form: str | None = None) -> 
         return _ours(leaves, trunk, where=where, form=form)
     candidates = schemes(trunk)
 
-    def fit(name: str) -> int:
-        scheme = candidates[name]
-        return len(set(names(trunk, form or scheme.form, scheme).values()) & leaves.keys())
-
-    naming = max(candidates, key=fit)
+    found: dict[str, tuple[Leaves, dict[str, str]]] = {}
+    for name, scheme in candidates.items():
+        wanted = names(trunk, form or scheme.form, scheme)
+        found[name] = _without_prefix(leaves, wanted), wanted
+    naming = max(found, key=lambda name: len(set(found[name][1].values()) & found[name][0].keys()))
     scheme = candidates[naming]
     form = form or scheme.form
-    leaves = _without_prefix(leaves, trunk, form, scheme)
-    wanted = names(trunk, form, scheme)
+    leaves, wanted = found[naming]
     extra = leaves.keys() - set(wanted.values())
     unknown = {key for key in extra if not re.match(scheme.ignored, key)}
     missing = set(wanted.values()) - leaves.keys()
@@ -294,9 +295,9 @@ def _ours(leaves: Leaves, trunk: str, *, where: str, form: str | None) -> Ported
     return Ported(unflatten(body), form, "siamese_jax", classifier)
 
 
-def _without_prefix(leaves: Leaves, trunk: str, form: str, scheme: Scheme) -> Leaves:
-    """Drop a wrapper's prefix, such as "module." or "backbone.", that every wanted leaf carries."""
-    first = next(iter(names(trunk, form, scheme).values()))
+def _without_prefix(leaves: Leaves, wanted: Mapping[str, str]) -> Leaves:
+    """Drop a wrapper's prefix, such as "module." or "backbone.", from the leaves that carry it."""
+    first = next(iter(wanted.values()))
     if first in leaves:
         return leaves
     for key in leaves:
