@@ -203,6 +203,32 @@ def test_a_folder_that_searches_itself_never_finds_the_query(world, tmp_path, ca
     assert all(row["query"] != row["gallery"] for row in rows)
 
 
+def test_csv_with_splits_and_parts(world, vectors, tmp_path, capsys):
+    """The columns is_query and is_gallery decide; --split is for the side that has splits."""
+    query, gallery = (vectors[side] for side in ("query", "gallery"))
+    table = tmp_path / "set.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "path", "split", "is_query", "is_gallery"])
+        for side, asked in ((query, True), (gallery, False)):
+            for label, path in zip(side["labels"], side["paths"], strict=True):
+                split = "train" if label == "ash" else "validation"
+                writer.writerow([label, path, split, asked, not asked])
+    out = tmp_path / "m.json"
+    arguments = ["evaluate", *ENCODER, "--metrics=recall@1", f"--out={out}", "--split=validation"]
+
+    def counts(*places):
+        assert main([*arguments, *places]) == 0
+        metrics = json.loads(out.read_text())["metrics"]
+        return metrics["queries"], metrics["lone_queries"], metrics["gallery"]
+
+    assert counts(f"--query={table}") == (6, 0, 9)
+    # The two images of ash have no answer in the gallery's validation split.
+    assert counts(f"--query={world}/set/query", f"--gallery={table}") == (6, 2, 9)
+    assert main([*arguments, f"--query={world}/set/query"]) == 2
+    assert "no images in the split 'validation'" in capsys.readouterr().err
+
+
 def test_one_image_against_an_overlapping_gallery(world, tmp_path, capsys):
     out = tmp_path / "one.csv"
     image = world / "set" / "query" / "elm" / "q0.png"

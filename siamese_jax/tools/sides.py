@@ -96,9 +96,13 @@ def read_sides(
     Raises:
       UserError: a side without images.
     """
-    asked = read_records(query, split=split, labels=labels)
-    # Image folders have no splits of their own, so --split is for the data sets that do.
-    searched = asked if gallery is None else read_records(gallery, split=split, labels=labels)
+    asked = read_records(query, labels=labels)
+    searched = asked if gallery is None else read_records(gallery, labels=labels)
+    if split is not None:
+        # Image folders have no splits: the option is for the side that has some.
+        divided = [bool((side.split != "").any()) for side in (asked, searched)]
+        asked = asked.where(split) if divided[0] or not divided[1] else asked
+        searched = searched.where(split) if divided[1] else searched
     asked, searched = asked.select(asked.is_query), searched.select(searched.is_gallery)
     for side, name, where in ((asked, "query", query), (searched, "gallery", gallery or query)):
         if not len(side):
