@@ -56,7 +56,7 @@ def test_every_class_and_image_is_drawn_equally_often():
     sample = classes(LABELS, 4, seed=3, per_class=2)
     drawn = Counter(int(i) for step in range(6000) for i in sample(step))
     for c in usable(LABELS):
-        mine = np.array([drawn[i] for i in np.flatnonzero(LABELS == c)])
+        mine = np.array([drawn[i] for i in np.flatnonzero(c == LABELS)])
         assert abs(mine.sum() - 6000) < 250  # 24,000 draws over 4 classes; 4 sigma is about 220
         expected = mine.sum() / len(mine)
         assert (abs(mine - expected) < 5 * np.sqrt(expected)).all()
