@@ -1,0 +1,57 @@
+"""Every config runs: two steps on generated images, with a small random trunk for its own."""
+
+import importlib
+import math
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+
+from siamese_jax.compilation_cache import enable_compilation_cache
+from siamese_jax.train import train
+from siamese_jax.trunks import TRUNKS
+
+CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
+FRAGMENTS = ("common",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One cache for all configs, so that equal steps are compiled once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIAMESE_JAX_CACHE", str(folder))
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        enable_compilation_cache()
+        yield folder
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_folder(tmp_path_factory.mktemp("data") / "shop", classes=8, images=3)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in FRAGMENTS])
+def test_config(name, folder, tmp_path):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert config.trunk.name in TRUNKS
+    config.trunk.update(name="resnet18", weights="random", image_size=32)
+    config.data.update(source="folder", root=str(folder), cache_dir=str(tmp_path / "cache"))
+    config.head.layers = (16,)
+    config.cache.views = 1
+    config.sampler.batch_size = 12
+    config.eval.batch_size = 8
+    config.train.update(steps=2, log_every=1, eval_every=2, checkpoint_every=2)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        results = train(config, tmp_path / "run")
+    assert all(0 <= v <= 1 for k, v in results["test"]["after"].items() if "recall" in k)
+    assert all(math.isfinite(v) for v in results["test"]["after"].values())
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_a_config_says_how_it_is_started():
+    for name in CONFIGS:
+        text = (Path(tiny.ROOT) / "configs" / f"{name}.py").read_text()
+        assert name in FRAGMENTS or f"--config=configs/{name}.py" in text, name
