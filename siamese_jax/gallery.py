@@ -96,7 +96,7 @@ class Gallery:
         gone = np.isin(self.ids, ids) & there
         missing = ids[~np.isin(ids, self.ids[gone])]
         if len(missing):
-            raise UserError(f"id {missing[0]!r} is not in the gallery")
+            raise UserError(f"id {missing.tolist()[0]!r} is not in the gallery")
         self.there = there & ~gone
         self._forget()
         return int(gone.sum())

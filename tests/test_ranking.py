@@ -193,7 +193,7 @@ def test_no_true_score_is_outside_its_interval(distance, precision):
     """The proof's claim itself, tried on data that come near the bound's assumptions."""
     rng = np.random.default_rng(5)
     for kind in KINDS:
-        for d in (1, 16, 100, 128):
+        for d in (1, 100):
             x, y = case(rng, kind, 8, 512, d)
             gallery = Gallery(y)
             frame = gallery.frame(distance, precision)
@@ -301,7 +301,7 @@ def test_wide_intervals_make_auto_take_float32(rng):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "run", watched)
         patch.setattr("siamese_jax.ranking._has_bfloat16", lambda: True)
-        found = rank(y[:80], y, 5)
+        found = rank(y[:80], y, 5, memory_limit=2**24)
     assert search_sizes[0] == "bfloat16"
     assert search_sizes[-1] == "float32"
     same(found, ranking(y[:80], y, 5, "euclidean"))
