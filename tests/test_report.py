@@ -291,3 +291,9 @@ def test_curves_that_are_less_asked_for_are_folded(tmp_path, images):
     assert places == sorted(places)
     assert places[1] < text.index("2 more curves") < places[2]
     assert text.count("<svg") == 4  # one chart for the recall of both splits
+
+
+def test_pareto_plot_labels_equal_points_once():
+    drawn = pareto_plot("t", [(1.0, 0.5), (1.0, 0.5)], ["a", "b"], ["x", "y"], x="s", y="r")
+    assert "a, b</text>" in drawn
+    assert drawn.count('class="name"') == 1

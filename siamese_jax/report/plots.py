@@ -174,6 +174,7 @@ def pareto_plot(
     colours = {group: f"s{i % 6}" for i, group in enumerate(dict.fromkeys(groups))}
     front = sorted(pareto_front(points), key=lambda i: points[i])
     parts = [axes.draw(), _path(axes, [points[i] for i in front], "frontier")]
+    labels: dict[tuple[float, float], list[str]] = {}
     for i, point in enumerate(points):
         (px, py), best = axes.place(*point), i in front
         style = colours[groups[i]] + ("" if best else " dominated")
@@ -183,12 +184,13 @@ def pareto_plot(
             f"<title>{escape(tip)}</title></circle>"
         )
         if best:
-            end = "end" if px > 0.7 * 960 else "start"
-            dx = -9 if end == "end" else 9
-            parts.append(
-                f'<text class="name" x="{px + dx}" y="{py - 6}" text-anchor="{end}">'
-                f"{escape(names[i])}</text>"
-            )
+            labels.setdefault((px, py), []).append(names[i])
+    for (px, py), equal in labels.items():  # One line for all that fall on the same point.
+        side, dx = ("end", -9) if px > 0.6 * 960 else ("start", 9)
+        parts.append(
+            f'<text class="name" x="{px + dx}" y="{py - 6}" text-anchor="{side}">'
+            f"{escape(', '.join(equal))}</text>"
+        )
     key = " ".join(f'<b class="{style}">● {escape(group)}</b>' for group, style in colours.items())
     return (
         f'<div class="card plot"><h3>{escape(title)}</h3><svg viewBox="0 0 960 400" role="img" '

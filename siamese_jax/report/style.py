@@ -18,9 +18,11 @@ main { max-width: 1320px; margin: 0 auto; padding: 28px 24px 64px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -.01em; }
 h2 { font-size: 18px; margin: 36px 0 10px; }
 h3 { font-size: 13px; margin: 0 0 4px; font-weight: 600; }
-p { margin: 4px 0; } .soft { color: var(--soft); } small { font-size: 12px; }
+p { margin: 4px 0; } a { color: var(--accent); }
+.soft { color: var(--soft); } small { font-size: 12px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 16px 18px; overflow-x: auto; }
+.warning + .card { margin-top: 16px; }
 .warning { background: var(--loud); color: var(--loud-ink); border: 1px solid var(--loud-line);
   border-left-width: 8px; border-radius: 8px; padding: 12px 16px; margin: 16px 0 0;
   font-weight: 600; overflow-wrap: anywhere; }

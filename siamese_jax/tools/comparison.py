@@ -19,7 +19,7 @@ COLUMNS = {
     "recall@1": "recall@1",
     "recall@1 sd": "sd",
     "map@r": "map@r",
-    "before": "recall@1 of the trunk's features",
+    "before": "recall@1 before",
     "parameters": "parameters",
     "images/s": "images/s",
     "width": "width",
@@ -141,7 +141,8 @@ def write(
     body = [
         plot,
         section("Table", f'<div class="card">{grid}</div>'),
-        '<p class="soft">recall@1 and map@r on the test split after training; images/s through '
+        '<p class="soft">recall@1 and map@r on the test split after training, before: of the '
+        "trunk's pooled features; images/s through "
         "trunk and head on the machine that ran the comparison, reading of files not counted; "
         "parameters of both.</p>",
     ]
