@@ -19,7 +19,7 @@ def base() -> ConfigDict:
             "head": head(),
             "cache": {
                 "enabled": True,  # run a wholly frozen trunk once, and train the head on that
-                "views": 4,  # augmented views of each training image, beside the plain one
+                "views": 0,  # augmented views of each training image, beside the plain one
             },
             "loss": {"name": "triplet"},
             "miner": {"name": "none"},
@@ -70,7 +70,7 @@ def trunk() -> ConfigDict:
             "name": "resnet50",
             "weights": "imagenet",  # random, imagenet, a named source, or a path
             "offline_fallback": placeholder(str),  # trunk to use where the weights cannot be had
-            "image_size": 128,
+            "image_size": 192,
             "stage": placeholder(str),  # output to pool; the last by default
             "pool": "average",  # average, max, rmac, gem
             "dtype": "float32",  # or bfloat16

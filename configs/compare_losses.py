@@ -13,6 +13,7 @@ from configs import common
 def get_config():
     config = common.base()
     config.trunk.name = "efficientnet_lite0"
+    config.trunk.image_size = 128  # so that a cell takes seconds
     config.head = common.linear_head(512)
     config.cache.views = 2
     config.loss = {"name": "triplet", "mining": "hard", "margin": 0.2}

@@ -62,6 +62,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     records, keys = load_data(config, run)
     trunk = load_trunk(config, run, found)
     model = encoder.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
+    log_summary(records, trunk)
     inputs = make_inputs(config, model, trunk, records, keys)
     if "before" not in run:
         run = describe(config, run, trunk, inputs.records, keys)
@@ -186,6 +187,22 @@ def bare_metrics(config: ConfigDict, inputs: Inputs, split: str) -> dict[str, An
         vectors, records, distance="cosine", ks=tuple(config.eval.ks)
     )
     return evaluation.summary(values, records)
+
+
+def log_summary(records: Records, trunk: TrunkWeights) -> None:
+    """What is about to be trained on what."""
+    for split in np.unique(records.split):
+        part = records.select(records.split == split)
+        log.info(
+            "%s: %d images of %d classes, %d queries, %d gallery images",
+            split or "no split",
+            len(part),
+            len(np.unique(part.label, axis=0)),
+            part.is_query.sum(),
+            part.is_gallery.sum(),
+        )
+    count = sum(leaf.size for leaf in jax.tree.leaves(trunk.variables["params"]))
+    log.info("trunk: %s, %.1f million parameters, %s", trunk.trunk, count / 1e6, trunk.source)
 
 
 def describe(
@@ -392,9 +409,12 @@ def run_steps(
                     )
                     warn_of_collapse(values, run, i + 1)
                     metrics_log.write(i + 1, values)
-                    bar.set_postfix(loss=f"{values['loss']:.4f}", **{
-                        k.split("/")[1]: f"{v:.3f}" for k, v in latest.items() if k == best
-                    })  # fmt: skip
+                    rate = (bar.format_dict["rate"] or 0) * len(batch["id"])
+                    shown = {k: f"{v:.3f}" for k, v in latest.items() if k.endswith("/recall@1")}
+                    bar.set_postfix_str(
+                        f"{rate:.0f} images/s, loss {values['loss']:.4f}"
+                        + "".join(f", {name} {value}" for name, value in shown.items())
+                    )
                 evaluate_now = (i + 1) % options.eval_every == 0 or done
                 if evaluate_now:
                     latest = evaluate_state(config, state, inputs, splits)
