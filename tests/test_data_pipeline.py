@@ -120,6 +120,14 @@ def test_steps_bound_the_batches(records):
     np.testing.assert_array_equal([b["id"] for b in batches], expected)
 
 
+def test_a_closed_iterator_has_ended(records):
+    batches = train_batches(records, sampler(records), image_size=8)
+    next(batches)
+    batches.close()
+    assert list(batches) == []
+    batches.close()  # and may be closed again
+
+
 def test_one_image_twice_in_a_batch_is_augmented_twice(records):
     batch = next(
         train_batches(records, lambda step: np.zeros(4, np.int32), image_size=16, augment=AUGMENT)

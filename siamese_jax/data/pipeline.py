@@ -8,6 +8,7 @@ in, and one batch of uint8 pixels comes out: memory does not depend on the size 
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ class Batches(Iterator[Batch]):
     Attributes:
       broken: path -> what is wrong, of all images met so far (read-ahead included).
       steps: how many batches there are in all, None for no end.
+      close: ends the reading ahead; also done when the iterator is dropped or Python ends.
     """
 
     def __init__(
@@ -52,14 +54,19 @@ class Batches(Iterator[Batch]):
     ):
         self.steps, self.broken = steps, broken
         self._records, self._strict, self._needs_one = records, strict, needs_one
-        self._batches = dataset.as_numpy_iterator()
+        self._batches = [dataset.as_numpy_iterator()]
+        # Reading ahead must end before the interpreter does: a thread that then asks for Python's
+        # global lock never gets it, and the process would wait for that thread for ever.
+        self.close = weakref.finalize(self, self._batches.clear)
         self._told: set[str] = set()
 
     def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Batch:
-        row, image, good = next(self._batches)
+        if not self._batches:  # closed
+            raise StopIteration
+        row, image, good = next(self._batches[0])
         here = row >= 0
         bad = [str(p) for p in self._records.path[row[here & ~good]]]
         for path in bad:
