@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery, Predicate
-from siamese_jax.search import ann, bounds, exact, scan, sharded
+from siamese_jax.search import ann, bounds, exact, few, scan, sharded
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.sources import Rows, as_rows
 
@@ -245,6 +245,11 @@ class _Search:
 
     def nearest(self, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
         """Yields (i, place, j, distance) arrays, in parts that are whole queries."""
+        euclidean = self.distance in ("euclidean", "sqeuclidean")
+        some = 0 < len(self.queries) <= few.MOST and len(self.gallery.rows) > 0
+        if some and euclidean and self.adaptive and self.gallery.resident is False:
+            yield from self._nearest_few(wanted, k)
+            return
         if self.adaptive and precision == "bfloat16":
             try:
                 yield from self._nearest(wanted, k, precision, patience=8 * k)
@@ -253,6 +258,19 @@ class _Search:
                 # Raised before anything was yielded.
                 precision = "float32"
         yield from self._nearest(wanted, k, precision, patience=np.inf)
+
+    def _nearest_few(self, wanted: np.ndarray, k: int) -> Iterator[tuple]:
+        i, j = few.candidates(
+            self.queries,
+            self.gallery.rows,
+            min(k, len(self.gallery.rows)),
+            self.there,
+            self.codes,
+            functools.partial(self._settle, 0, wanted),
+        )
+        away = self._away(0, i, j)
+        i, place, which = exact.first(i, j, away, wanted)
+        yield i, place, j[which], away[which]
 
     def _nearest(
         self, wanted: np.ndarray, k: int, precision: str, patience: float

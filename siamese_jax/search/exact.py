@@ -19,7 +19,7 @@ import numpy as np
 
 # float64 numbers in one piece of work: two such buffers stay in a core's second-level cache.
 _PIECE = 1 << 16
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
@@ -57,8 +57,8 @@ def pair_distances(
     if len(i) < 8 * piece:
         work()
     else:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for task in [pool.submit(work) for _ in range(_THREADS)]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for task in [pool.submit(work) for _ in range(THREADS)]:
                 task.result()
     return found
 

@@ -43,7 +43,8 @@ class Rows:
         for shard, at in zip(self.shards, self.starts[:-1], strict=True):
             low, high = max(start, at), min(stop, at + len(shard))
             if low < high:
-                out[low - start : high - start, : self.width] = shard[low - at : high - at]
+                with np.errstate(over="ignore"):
+                    out[low - start : high - start, : self.width] = shard[low - at : high - at]
         return stop - start
 
     def view(self, start: int, size: int) -> np.ndarray | None:
