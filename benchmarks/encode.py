@@ -172,7 +172,7 @@ def flops(trunk: str, form: str, size: int) -> float:
     module = find(trunk).build(form=form)
     image = jnp.zeros((1, size, size, 3), jnp.uint8)
     scaled = lambda x: module.apply(found.variables, normalise(x, found.preprocessing))  # noqa: E731
-    analysis = jax.jit(scaled).lower(image).compile().cost_analysis()
+    analysis: Any = jax.jit(scaled).lower(image).compile().cost_analysis()
     return float(analysis["flops"])
 
 
@@ -196,7 +196,8 @@ def main() -> None:
             )
             for peer in args.peers:
                 found = random_weights(trunk, peer)
-                other = peers[peer](found, size) if peers[peer] else None
+                make = peers[peer]
+                other = make(found, size) if make else None
                 if other is None:
                     continue
                 for dtype in [jnp.bfloat16, jnp.float32] if gpu else [jnp.float32]:

@@ -57,8 +57,8 @@ def inference(
 ) -> Callable[[ArrayLike], dict[str, Array]]:
     """A compiled function: uint8 [n,h,w,3] -> {stage: [n,h',w',c] in `dtype`}.
 
-    `stages` defaults to the last one. Images go through in blocks of at most `block` (default: all
-    of a call's at once), the last one padded, so memory and compiled programs stay bounded.
+    `stages` defaults to the last one. Images go through in blocks of `block` (default: as many as
+    the platform likes at a time), the last one padded. A size of images is compiled once.
     """
     row = find(weights.trunk)
     wanted = tuple(stages) or row.stages[-1:]
@@ -78,19 +78,31 @@ def inference(
 
     @jax.jit
     def run(held: Any, images: Array) -> dict[str, Array]:
-        outputs = module.apply(held, normalise(images, weights.preprocessing, dtype))
+        outputs: Any = module.apply(held, normalise(images, weights.preprocessing, dtype))
         return {name: outputs[name] for name in wanted}
 
     def encode(images: ArrayLike) -> dict[str, Array]:
         images = np.asarray(images) if not isinstance(images, jax.Array) else images
         held = variables(images.shape[1:])
-        if block is None or len(images) <= block:
+        step = block or _usual_block(images.shape)
+        if len(images) <= step:
             return run(held, images)
-        starts = range(0, len(images), block)
-        parts = [run(held, _padded(images[i : i + block], block)) for i in starts]
+        parts = [
+            run(held, _padded(images[i : i + step], step)) for i in range(0, len(images), step)
+        ]
         return {name: jnp.concatenate([p[name] for p in parts])[: len(images)] for name in wanted}
 
     return encode
+
+
+def _usual_block(shape: Sequence[int]) -> int:
+    """All of a call on an accelerator; on a CPU, images whose outputs stay in its cache.
+
+    At 224 pixels, blocks of 2 are fastest: against 16, 1.3 times for EfficientNet.
+    """
+    if jax.default_backend() != "cpu":
+        return shape[0]
+    return max(1, round(2 * 224**2 / (shape[1] * shape[2])))
 
 
 def _padded(images: Any, block: int) -> Any:
