@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unknown arguments {' '.join(argv[1:])}; see --help")
     if CONFIG.value is None:
         raise UserError("give an experiment: --config=configs/resnet_triplet.py")
-    from siamese_jax.evaluation import results_table
+    from siamese_jax.report.summary import text_table
     from siamese_jax.train import train
 
     enable_compilation_cache()
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--config={config_file}: there is no such file") from None
     workdir = Path(WORKDIR.value or default_workdir(config_file, config.to_dict()))
     results = train(config, workdir)
-    print(results_table(results))
+    print(text_table(results))
     print(f"report: {workdir / 'report' / 'index.html'}")
 
 

@@ -62,25 +62,6 @@ def save_per_query(path: Path, values: PerQuery, records: Records) -> None:
     np.savez(path, **columns)
 
 
-def results_table(results: dict[str, Any]) -> str:
-    """The metrics of every split before and after training, as text."""
-    lines = []
-    for split in ("validation", "test"):
-        if split not in results:
-            continue
-        before, after = results[split]["before"], results[split]["after"]
-        lines.append(
-            f"{split}: {after['queries']} queries, {after['gallery']} gallery images, "
-            f"{after['lone_queries']} queries without an answer left out"
-        )
-        lines.append(f"{'':16}{'before':>9}{'after':>9}{'gain':>9}")
-        for name, value in after.items():
-            if isinstance(value, float):
-                gain = value - before[name]
-                lines.append(f"{name:16}{before[name]:9.4f}{value:9.4f}{gain:+9.4f}")
-    return "\n".join(lines)
-
-
 def examples(
     vectors: np.ndarray, records: Records, *, distance: str, n: int = 24, k: int = 10, seed: int = 0
 ) -> list[Example]:

@@ -5,7 +5,7 @@ run.json        versions, device, trunk and weights really used, data fingerprin
 metrics.jsonl   a line per logged step
 events/         the same for TensorBoard
 checkpoints/    see checkpoint.py
-report/         index.html, and per_query.npz behind its numbers
+report/         index.html, and per_query_<split>.npz behind its numbers
 results.json    written last: a run that has it is finished
 """
 

@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     log_summary(records, trunk)
     inputs = make_inputs(config, model, trunk, records, keys)
     if "before" not in run:
-        run = describe(config, run, trunk, inputs.records, keys)
+        run = describe(config, run, trunk, inputs.records, fingerprint(records, keys))
         run["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
     loss, miner, sampler = make_loss(config), make_miner(config), make_sampler(config, inputs)
     params, batch_stats = initial_parameters(config, model, trunk, inputs, loss)
@@ -206,9 +206,9 @@ def log_summary(records: Records, trunk: TrunkWeights) -> None:
 
 
 def describe(
-    config: ConfigDict, run: dict[str, Any], trunk: TrunkWeights, records: Records, keys: list
+    config: ConfigDict, run: dict[str, Any], trunk: TrunkWeights, records: Records, data: str
 ) -> dict[str, Any]:
-    """The content of run.json: all that the numbers depend on."""
+    """The content of run.json: all that the numbers depend on; `data` is the data's fingerprint."""
     splits = {str(s): records.select(records.split == s) for s in np.unique(records.split)}
     return {
         **run,
@@ -218,7 +218,7 @@ def describe(
         "data": {
             "source": config.data.source,
             "root": config.data.root,
-            "fingerprint": fingerprint(records, keys),
+            "fingerprint": data,
             "notes": list(records.notes),
             "images": len(records),
         },

@@ -55,6 +55,49 @@ def test_a_run_leaves_its_results(finished):
     assert list((workdir / "events").iterdir())
 
 
+def test_a_folder_with_faults_is_trained_on(cache, tmp_path):
+    """A text file named .jpg, an empty class and a class of one image: said, and got over."""
+    root = tiny.make_folder(tmp_path / "shop")
+    (root / "class0" / "note.jpg").write_text("no picture")
+    (root / "empty").mkdir()
+    for image in list((root / "class5").iterdir())[1:]:
+        image.unlink()
+    workdir = tmp_path / "run"
+    done = tiny.run(cache, *tiny.TINY, f"--config.data.root={root}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert "note.jpg" in done.stderr
+    assert "empty" in done.stderr
+    results = json.loads((workdir / "results.json").read_text())
+    assert [path.rsplit("/", 1)[1] for path in results["skipped"]] == ["note.jpg"]
+    assert results["data"]["images"] == 21
+    strict = tiny.run(
+        cache,
+        *tiny.TINY,
+        f"--config.data.root={root}",
+        f"--workdir={tmp_path / 'strict'}",
+        "--config.data.strict=True",
+    )
+    assert strict.returncode == 2
+    assert "note.jpg" in strict.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("made", "said"), [("nothing", "neither images nor folders"), ("flat", "class")])
+def test_folders_that_cannot_be_trained_on(cache, tmp_path, made, said):
+    root = tmp_path / "shop"
+    root.mkdir()
+    if made == "flat":
+        tiny.make_folder(tmp_path / "other")
+        (tmp_path / "other" / "class0" / "0.png").rename(root / "0.png")
+    done = tiny.run(
+        cache, *tiny.TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert str(root) in last
+
+
 def test_a_finished_run_is_not_run_again(finished, cache, folder):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
