@@ -88,7 +88,7 @@ def diffused(train: Side, side: Side, **options: Any) -> Ranking:
 
 
 def whitened_reciprocal(
-    train: Side, side: Side, k1: int, k2: int, weight: float, **options: object
+    train: Side, side: Side, k1: int, k2: int, weight: float, **options: Any
 ) -> Ranking:
     white = fitted(train, **options)
     x, y = white(side.queries), white(side.gallery)
