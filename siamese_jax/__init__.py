@@ -13,6 +13,9 @@ _HOMES = {
     "embed_folder": "features",
     "Encoder": "encoder",
     "Ranking": "ranking",
+    "range_search": "ranking",
+    "pairwise_distances": "ranking",
+    "Gallery": "gallery",
     "evaluate": "metrics",
     "UserError": "errors",
 }

@@ -55,10 +55,14 @@ def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> P
     chunk = next((c for c in (1, 8, 64, 256, 1024) if c >= q), 1024)
     while chunk > 8 and 8 * chunk * block > share:
         chunk //= 2
+    # The floor is the k-th best of the groups seen first: there must be several times k of them.
+    while chunk > 64 and share // (8 * chunk) < min(g, 16 * k):
+        chunk //= 2
     size = 2 if precision == "bfloat16" else 4
     keep_blocks = -(-g // block) * block * d * size <= 2 * share
     hold = max(1, min(share // (8 * chunk * block), -(-g // block)))
-    group = 32 if k * 64 > g or k > 32 else 64
+    seen = min(g, block * hold if keep_blocks else block)
+    group = next((n for n in (32 if k > 32 else 64, 8) if seen >= 4 * k * n), 1)
     state = 2 * chunk if keep_blocks else max(chunk, share // (64 * k + 16) // chunk * chunk)
     pairs = max(1 << 12, share // 16 * chunk // state)
     return Plan(chunk, block, hold, group, keep_blocks, state, pairs)
