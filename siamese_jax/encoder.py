@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,7 +211,7 @@ class Encoder:
             )
         if not len(images):
             return np.zeros((0, self.embedding_dim), np.float32)
-        return in_blocks(self._embed_block, images, block_size())
+        return in_blocks(self._embed_block, images, block_size(images.shape))
 
     def _embed_block(self, images: np.ndarray) -> Array:
         return _embed_jit(self.model, self.params, self.batch_stats, images)
@@ -245,9 +245,14 @@ def model_fingerprint(model: Model, variables: Any, *reading: Any) -> str:
     ).hexdigest()
 
 
-def block_size() -> int:
-    """Images embedded at a time: what fits a CPU's cache, or fills a GPU."""
-    return 16 if jax.default_backend() == "cpu" else 256
+def block_size(shape: Sequence[int]) -> int:
+    """Images embedded at a time, of those in [n, h, w, 3]: a CPU's cache full, or a GPU's worth.
+
+    On a CPU, blocks of 2 are the fastest at 224 pixels (`benchmarks/encode.py`).
+    """
+    if jax.default_backend() != "cpu":
+        return 256
+    return max(1, round(2 * 224**2 / (shape[1] * shape[2])))
 
 
 def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: int) -> np.ndarray:

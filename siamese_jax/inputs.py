@@ -13,6 +13,7 @@ from siamese_jax.data.pipeline import Batches, eval_batches, train_batches
 from siamese_jax.data.records import Records
 from siamese_jax.encoder import (
     Model,
+    block_size,
     embed,
     feature_shape,
     features,
@@ -112,8 +113,12 @@ def cached_inputs(
     plain = model_fingerprint(headless, trunk_variables, reading.image_size, reading.fit)
     augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
     shape = feature_shape(model, trunk_variables, reading.image_size)
-    compute = functools.partial(_features, *inference_trunk(model, trunk_variables))
+    trunk = functools.partial(_features, *inference_trunk(model, trunk_variables))
     store = VectorStore(folder / plain, shape)
+
+    def compute(images: np.ndarray) -> np.ndarray:
+        return in_blocks(trunk, images, block_size(images.shape))
+
     cached = CachedVectors(
         store, lambda rows: _noting(_plain(records.select(rows), reading), skipped), compute
     )

@@ -1,0 +1,123 @@
+"""What a frozen trunk costs: in FLOPs of the compiled step, and in seconds an epoch with the cache.
+
+    python benchmarks/frozen_trunk.py --trunk=efficientnet_lite0 --size=128 --images=256
+
+The peer is this package's own step that runs the trunk every time, as a trainer without a cache
+does, and the step of a trunk that is trained whole. Random weights: speed does not depend on them.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siamese_jax import encoder, optim, weights
+from siamese_jax.losses import LOSSES
+from siamese_jax.train_step import init_state, make_train_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trunk", default="efficientnet_lite0")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=3)
+    args = parser.parse_args()
+
+    trunk = weights.load(args.trunk, "random")
+    model = encoder.build_model(trunk, head={"layers": (512,)})
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (args.images, args.size, args.size, 3), dtype=np.uint8)
+    labels = (np.arange(args.images) // 4).astype(np.int32)
+
+    run_trunk = features_of(model, trunk)
+    began = time.perf_counter()
+    cached = encoder.in_blocks(run_trunk, images, args.batch)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    encoder.in_blocks(run_trunk, images, args.batch)
+    one_pass = time.perf_counter() - began
+
+    variants = {
+        "cached features": ("feature", cached, ["trunk/"]),
+        "frozen, no cache": ("image", images, ["trunk/"]),
+        "trained whole": ("image", images, []),
+    }
+    runs = {name: prepare(model, trunk, args, *how, labels) for name, how in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(args.epochs):
+        for name, run in runs.items():
+            seconds[name].append(run["epoch"]())
+    forward = flops(run_trunk.lower(images[: args.batch]))
+    print(f"{args.trunk} at {args.size} px, {args.images} images, {jax.devices()[0].device_kind}")
+    print(f"one pass of the trunk: {one_pass:.2f} s ({first:.2f} s with its compilation)")
+    print(f"{'':20}{'s an epoch':>12}{'ratio':>8}{'FLOPs / forward':>18}")
+    base = statistics.median(seconds["cached features"])
+    for name, run in runs.items():
+        median = statistics.median(seconds[name])
+        print(f"{name:20}{median:12.3f}{median / base:8.1f}{run['flops'] / forward:18.3f}")
+
+
+def features_of(model: encoder.Model, trunk: Any) -> Any:
+    params, stats = trunk.variables["params"], trunk.variables["batch_stats"]
+    return jax.jit(lambda images: encoder.features(model, params, stats, images)[0])
+
+
+def prepare(
+    model: encoder.Model,
+    trunk: Any,
+    args: argparse.Namespace,
+    kind: str,
+    inputs: np.ndarray,
+    freeze: list[str],
+    labels: np.ndarray,
+) -> dict[str, Any]:
+    """The compiled step's FLOPs, and a function that runs an epoch and says how long it took."""
+    loss = LOSSES["triplet"](margin=0.2, mining="hard")
+    shape = encoder.feature_shape(model, trunk.variables, args.size)
+    head = encoder.init_head(model, shape, jax.random.key(0))
+    params = {"trunk": trunk.variables["params"], "head": head["params"], "loss": {}}
+    stats = {"trunk": trunk.variables["batch_stats"], "head": head["batch_stats"]}
+    params, stats = jax.tree.map(jnp.array, (params, stats))
+    tx = optim.make_optimizer(params, learning_rate=1e-4, freeze=freeze)
+    step: Any = make_train_step(
+        apply_fn=functools.partial(encoder.embed, model),
+        loss=loss,
+        tx=tx,
+        trainable=optim.trainable(params, freeze),
+    )
+    held = [init_state(params, stats, tx, jax.random.key(1))]
+
+    def batch(start: int) -> dict[str, np.ndarray]:
+        rows = slice(start, start + args.batch)
+        return {
+            kind: inputs[rows],
+            "label": labels[rows],
+            "mask": np.ones(len(labels[rows]), bool),
+        }
+
+    def epoch() -> float:
+        began = time.perf_counter()
+        for start in range(0, args.images - args.batch + 1, args.batch):
+            held[0], metrics = step(held[0], batch(start))
+        jax.block_until_ready(metrics)
+        return time.perf_counter() - began
+
+    cost = flops(step.lower(held[0], batch(0)))
+    epoch()  # compiles
+    return {"flops": cost, "epoch": epoch}
+
+
+def flops(lowered: Any) -> float:
+    analysis = lowered.compile().cost_analysis()
+    return (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+
+
+if __name__ == "__main__":
+    main()
