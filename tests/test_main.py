@@ -81,7 +81,9 @@ def test_a_folder_with_faults_is_trained_on(cache, tmp_path):
     assert "note.jpg" in strict.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize(("made", "said"), [("nothing", "neither images nor folders"), ("flat", "class")])
+@pytest.mark.parametrize(
+    ("made", "said"), [("nothing", "neither images nor folders"), ("flat", "class")]
+)
 def test_folders_that_cannot_be_trained_on(cache, tmp_path, made, said):
     root = tmp_path / "shop"
     root.mkdir()
