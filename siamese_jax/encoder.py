@@ -21,7 +21,7 @@ from siamese_jax.pooling import FIXED_POOLS, check_pool
 from siamese_jax.trunks import TRUNKS, Preprocessing, normalise
 from siamese_jax.weights import TrunkWeights
 from siamese_jax.weights import load as load_weights
-from siamese_jax.weights.inference import fold_batch_norm
+from siamese_jax.weights.inference import fold_batch_norm, transformed_kernels
 
 Array = jax.Array
 
@@ -93,7 +93,8 @@ def features(
 
     Args:
       model: static.
-      params, batch_stats: the trunk's.
+      params, batch_stats: the trunk's; a folded trunk has no statistics, and takes its transformed
+        kernels (see `inference_trunk`) in their place.
       images: uint8 [n, h, w, 3].
       train: whether `model.train_stages` use batch statistics.
 
@@ -101,7 +102,8 @@ def features(
       float32 [n, c] (or [n, h', w', c] for GeM), and the trunk's new batch_stats.
     """
     x = normalise(images, model.preprocessing, model.trunk.dtype)
-    variables = {"params": params, "batch_stats": batch_stats}
+    constants = "tiles" if model.trunk.folded else "batch_stats"
+    variables = {"params": params, constants: batch_stats}
     if train and model.train_stages:
         outputs, new = model.trunk.apply(
             variables, x, train_stages=model.train_stages, mutable=["batch_stats"]
@@ -270,23 +272,31 @@ def _embed_jit(model: Model, params: Any, batch_stats: Any, images: Array) -> Ar
     return embed(model, params, batch_stats, images)[0]
 
 
-def make_encoder(model: Model, params: Any, batch_stats: Any, **options: Any) -> Encoder:
+def make_encoder(
+    model: Model, params: Any, batch_stats: Any, *, image_size: int, **options: Any
+) -> Encoder:
     """An encoder for inference."""
     trunk = {"params": params["trunk"], "batch_stats": batch_stats["trunk"]}
-    model, trunk = inference_trunk(model, trunk)
+    model, trunk = inference_trunk(model, trunk, image_size)
     return Encoder(
         model,
         {"trunk": trunk["params"], "head": params["head"]},
         {"trunk": trunk["batch_stats"], "head": batch_stats["head"]},
+        image_size=image_size,
         **options,
     )
 
 
-def inference_trunk(model: Model, trunk_variables: Any) -> tuple[Model, Any]:
-    """The model and its trunk's variables without BatchNorm: it goes into the convolutions."""
+def inference_trunk(model: Model, trunk_variables: Any, image_size: int) -> tuple[Model, Any]:
+    """The fastest form of a trunk that is not trained.
+
+    BatchNorm goes into the convolutions, and the kernels that images of that size convolve with
+    are transformed once; these take the place of the statistics that are no longer needed.
+    """
     folded = fold_batch_norm(model.name, model.trunk.form, trunk_variables)
     trunk = model.trunk.clone(folded=True)
-    return model._replace(trunk=trunk, train_stages=()), {"batch_stats": {}, **folded}
+    tiles = transformed_kernels(trunk, folded, (image_size, image_size, 3))
+    return model._replace(trunk=trunk, train_stages=()), {**folded, "batch_stats": tiles}
 
 
 def load_encoder(

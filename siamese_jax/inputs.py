@@ -113,7 +113,9 @@ def cached_inputs(
     plain = model_fingerprint(headless, trunk_variables, reading.image_size, reading.fit)
     augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
     shape = feature_shape(model, trunk_variables, reading.image_size)
-    trunk = functools.partial(_features, *inference_trunk(model, trunk_variables))
+    trunk = functools.partial(
+        _features, *inference_trunk(model, trunk_variables, reading.image_size)
+    )
     store = VectorStore(folder / plain, shape)
 
     def compute(images: np.ndarray) -> np.ndarray:

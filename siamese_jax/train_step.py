@@ -99,9 +99,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         mask = full_mask(state.params)
         moving = select(state.params, mask)
-        (value, (batch_stats, embeddings)), grads = jax.value_and_grad(
-            compute_loss, has_aux=True
-        )(moving, state, batch)
+        (value, (batch_stats, embeddings)), grads = jax.value_and_grad(compute_loss, has_aux=True)(
+            moving, state, batch
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         moving = optax.apply_updates(moving, updates)
         memory = state.memory

@@ -44,6 +44,18 @@ def _fold(params: Mapping[str, Any], stats: Mapping[str, Any], epsilon: float) -
     return {name: jnp.asarray(leaf, jnp.float32) for name, leaf in folded.items()}
 
 
+def transformed_kernels(module: Any, folded: Mapping[str, Any], size: Sequence[int]) -> Any:
+    """The "tiles" collection that images of [h, w, 3] use (see `trunks.winograd`); perhaps empty.
+
+    Worked out once, here; without it, a folded trunk transforms its kernels in every call.
+    """
+
+    def apply(variables: Any) -> Any:
+        return module.apply(variables, jnp.zeros((1, *size), module.dtype), mutable=["tiles"])[1]
+
+    return jax.jit(apply)(folded).get("tiles", {})
+
+
 def _wide(leaf: Any) -> np.ndarray:
     return np.asarray(leaf, np.float64)
 
@@ -71,9 +83,7 @@ def inference(
     def variables(size: tuple[int, ...]) -> Any:
         """With the transformed kernels that images of [h,w,3] use, worked out once."""
         if size not in prepared:
-            image = lambda: jnp.zeros((1, *size), dtype)  # noqa: E731
-            make = jax.jit(lambda v: module.apply(v, image(), mutable=["tiles"])[1])
-            prepared[size] = {"tiles": {}} | folded | make(folded)
+            prepared[size] = folded | {"tiles": transformed_kernels(module, folded, size)}
         return prepared[size]
 
     @jax.jit
