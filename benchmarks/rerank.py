@@ -114,7 +114,7 @@ METHODS: dict[str, tuple[Method, dict[str, list]]] = {
     "diffusion": (diffused, {"graph_k": [5, 20], "query_k": [3, 10], "alpha": [0.5, 0.9]}),
     "learned whitening, k-reciprocal": (
         whitened_reciprocal,
-        {"learned": [True], "dim": [256], "shrinkage": [0.1]} | RECIPROCAL,
+        RECIPROCAL | {"learned": [True], "dim": [256], "shrinkage": [0.1]},
     ),
 }
 
