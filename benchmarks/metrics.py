@@ -3,8 +3,9 @@
     python benchmarks/metrics.py --n 60502 --d 512        (the size of SOP's test set)
 
 Both take turns in one process; medians, ratios, the values and the peak of resident memory above
-the data are printed. On a machine that others use too, processor time is the fairer measure. pytorch-metric-learning's AccuracyCalculator knows precision@1 and map@r; its
-documented way to add a metric, a subclass, gives it the other recalls from the 1000 neighbours that
+the data are printed. On a machine that others use too, processor time is the fairer measure.
+pytorch-metric-learning's AccuracyCalculator knows precision@1 and map@r; its documented way to add
+a metric, a subclass, gives it the other recalls from the 1000 neighbours that
 they need. "map@r alone" is its own default search, as deep as the largest class.
 """
 
