@@ -4,9 +4,9 @@
 
 Both take turns in one process; medians, ratios, the values and the peak of resident memory above
 the data are printed. On a machine that others use too, processor time is the fairer measure.
-pytorch-metric-learning's AccuracyCalculator knows precision@1 and map@r; its documented way to add
-a metric, a subclass, gives it the other recalls from the 1000 neighbours that
-they need. "map@r alone" is its own default search, as deep as the largest class.
+pytorch-metric-learning's AccuracyCalculator knows precision@1 and map@r; its documented way to
+add a metric, a subclass, gives it the other recalls from the 1000 neighbours that they need.
+"map@r alone" is its own default search, as deep as the largest class.
 """
 
 import argparse

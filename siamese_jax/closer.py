@@ -22,8 +22,10 @@ distances D are rounded to float32, which makes ties of what lies within 2^-23 o
     e = 1.01 (u ((2 d + 16) |x| Y + 8 Y^2) + v (2 d + 16) (|x| + Y + |c|)^2) + d 2^-140 + 2^-23 D.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -134,8 +136,8 @@ def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
     rounding = np.where(at < 0, 0, 2.0**-23 * np.abs(squared))
     x32 = jnp.asarray(x, jnp.float32)
     query, own = found.own(rows)
-    before = np.zeros(shape, np.int64)
-    for start in range(0, len(space.gallery), chunk):
+
+    def scored(start: int) -> tuple[int, np.ndarray, np.ndarray, Array, Array]:
         y = space.rows(space.gallery[start : start + chunk])
         e = space.error(norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24) + rounding
         low, high = (middle - e).astype(np.float32), (middle + e).astype(np.float32)
@@ -148,7 +150,13 @@ def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
             high,
             space.scale,
         )
-        codes, mine = np.array(codes), (own >= start) & (own < start + len(y))
+        return start, low, high, scores, codes
+
+    before = np.zeros(shape, np.int64)
+    for start, low, high, scores, found_codes in _one_ahead(
+        scored(start) for start in range(0, len(space.gallery), chunk)
+    ):
+        codes, mine = np.array(found_codes), (own >= start) & (own < start + chunk)
         codes[own[mine] - start, query[mine]] = 0
         j, b = np.divmod(_flatnonzero(codes & _UNSURE), shape[1])
         codes &= ~_UNSURE
@@ -162,6 +170,18 @@ def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
 
 
 _UNSURE = np.uint8(128)
+_T = TypeVar("_T")
+
+
+def _one_ahead(jobs: Iterator[_T]) -> Iterator[_T]:
+    """The jobs in order, the next one always started: the device works on it meanwhile."""
+    waiting = next(jobs, None)
+    for job in jobs:
+        assert waiting is not None
+        yield waiting
+        waiting = job
+    if waiting is not None:
+        yield waiting
 
 
 @partial(jax.jit, static_argnames="scale")
