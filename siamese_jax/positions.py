@@ -72,7 +72,7 @@ def positions(
     order = np.argsort(counts, kind="stable")
     lone, few = np.searchsorted(counts[order], (0, FEW), side="right")
     d, g = queries.shape[1], len(gallery)
-    # Bytes that one more query takes: two blocks of scores and masks, its row, its limits or its pairs.
+    # Bytes that one more query takes: scores and masks of two blocks, its row, its limits.
     ways: tuple[tuple[Callable[..., np.ndarray], np.ndarray, int], ...] = (
         (counted, order[lone:few], 24 * min(_CHUNK, g) + 28 * d + 64 * FEW),
         (sorted_, order[few:], 64 * g + 16 * d),
