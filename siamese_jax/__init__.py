@@ -19,7 +19,22 @@ _HOMES = {
     "evaluate": "metrics",
     "UserError": "errors",
 }
-_MODULES = ("distances", "losses", "miners", "ranking", "metrics", "rerank", "encoder", "features")
+_MODULES = (
+    "bootstrap",
+    "breakdown",
+    "clustering",
+    "distances",
+    "encoder",
+    "features",
+    "landmarks",
+    "losses",
+    "metrics",
+    "miners",
+    "ranking",
+    "rerank",
+    "verification",
+    "weights",
+)
 
 __all__ = [*_HOMES, *_MODULES]
 
