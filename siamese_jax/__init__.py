@@ -10,6 +10,7 @@ from typing import Any
 _HOMES = {
     "rank": "ranking",
     "load_encoder": "encoder",
+    "whiten": "encoder_folder",
     "embed_folder": "features",
     "Encoder": "encoder",
     "Ranking": "ranking",

@@ -1,4 +1,4 @@
-"""The command line: `python -m siamese_jax embed | rank | evaluate | compare | diff | weights`.
+"""The command line: `python -m siamese_jax TOOL`; without a TOOL it lists them.
 
 A tool is a module with `main(argv)`; only the one that is asked for is imported.
 """
@@ -21,6 +21,7 @@ TOOLS = {
         "siamese_jax.tools.evaluate",
         "retrieval metrics of an encoder on labelled images",
     ),
+    "whiten": ("siamese_jax.tools.whiten", "fit a whitening, and save it with the encoder"),
     "compare": (
         "siamese_jax.tools.compare",
         "trunks x heads x losses, trained and put in one table",

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamese_jax import checkpoint
+from siamese_jax import checkpoint, encoder_folder
+from siamese_jax.combined import Combined
 from siamese_jax.errors import UserError
 from siamese_jax.head import Head, make_head
 from siamese_jax.pooling import FIXED_POOLS, check_pool
@@ -183,6 +184,8 @@ class Encoder:
       fit: how they are brought there: "squash", "crop" or "pad".
       distance: what the embeddings are compared by.
       provenance: where trunk and weights came from, as `run.json` holds it.
+      mirror: whether every image is seen mirrored.
+      arguments: what `load_encoder` was called with, where it made this encoder.
     """
 
     model: Model
@@ -192,6 +195,8 @@ class Encoder:
     fit: str = "squash"
     distance: str = "cosine"
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mirror: bool = False
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Embeds images, in blocks of a fixed size so that one compilation serves any number.
@@ -213,6 +218,7 @@ class Encoder:
             )
         if not len(images):
             return np.zeros((0, self.embedding_dim), np.float32)
+        images = images[:, :, ::-1] if self.mirror else images
         return in_blocks(self._embed_block, images, block_size(images.shape))
 
     def _embed_block(self, images: np.ndarray) -> Array:
@@ -234,7 +240,21 @@ class Encoder:
     def fingerprint(self) -> str:
         """32 hexadecimal digits of all that an embedding depends on beside the image."""
         variables = {"params": self.params, "batch_stats": self.batch_stats}
-        return model_fingerprint(self.model, variables, self.image_size, self.fit)
+        seen = ("mirror",) if self.mirror else ()
+        return model_fingerprint(self.model, variables, self.image_size, self.fit, *seen)
+
+    def at_size(self, image_size: int) -> "Encoder":
+        """The same for images of another size."""
+        if image_size == self.image_size:
+            return self
+        shape = (image_size, image_size, 3)
+        tiles = transformed_kernels(self.model.trunk, {"params": self.params["trunk"]}, shape)
+        batch_stats = {**self.batch_stats, "trunk": tiles}
+        return dataclasses.replace(self, batch_stats=batch_stats, image_size=image_size)
+
+    def mirrored(self) -> "Encoder":
+        """The same, seeing every image mirrored."""
+        return dataclasses.replace(self, mirror=not self.mirror)
 
 
 def model_fingerprint(model: Model, variables: Any, *reading: Any) -> str:
@@ -308,22 +328,33 @@ def load_encoder(
     pool: str = "average",
     offline_fallback: str | None = None,
     dtype: str = "float32",
-) -> Encoder:
-    """An encoder from a run's folder, or a trunk with its pretrained features.
+    whitening: bool = True,
+) -> Encoder | Combined:
+    """An encoder from a folder, or a trunk with its pretrained features.
 
     Args:
-      name: a folder that `main.py` has trained in, or a name in TRUNKS.
+      name: a folder that `main.py` has trained in or `whiten` has saved to, or a name in TRUNKS.
       weights: of a trunk: "imagenet", "random", a named source, or a file.
       image_size: pixels; by default what the run, or the weights, were trained at.
       stage, pool: the trunk's output to use and its pooling, for a bare trunk.
       offline_fallback: a trunk to take instead where the weights cannot be had.
       dtype: compute type of a bare trunk, "float32" or "bfloat16".
+      whitening: whether a whitening that lies in the folder is applied.
 
     Raises:
       UserError: no such run or trunk, or weights that cannot be had.
     """
     if Path(name).is_dir():
-        return _from_run(Path(name), image_size)
+        return _from_folder(Path(name), image_size, whitening)
+    arguments = {
+        "name": os.fspath(name),
+        "weights": os.fspath(weights),
+        "image_size": image_size,
+        "stage": stage,
+        "pool": pool,
+        "offline_fallback": offline_fallback,
+        "dtype": dtype,
+    }
     found = load_weights(os.fspath(name), weights, offline_fallback=offline_fallback)
     model = build_model(found, stage=stage, pool=pool, dtype=dtype)
     params = {"trunk": found.variables["params"], "head": {}}
@@ -339,6 +370,7 @@ def load_encoder(
         batch_stats,
         image_size=image_size or found.image_size,
         provenance=found.describe(),
+        arguments=arguments,
     )
 
 
@@ -374,6 +406,16 @@ def model_of_config(
     )
 
 
+def _from_folder(folder: Path, image_size: int | None, whitening: bool) -> Encoder | Combined:
+    arguments = encoder_folder.load_arguments(folder)
+    if arguments is None:
+        made: Encoder | Combined = _from_run(folder, image_size)
+    else:
+        size = {} if image_size is None else {"image_size": image_size}
+        made = load_encoder(**arguments | size | {"whitening": False})
+    return encoder_folder.with_whitening(folder, made) if whitening else made
+
+
 def _from_run(folder: Path, image_size: int | None) -> Encoder:
     files = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
     if not files["config"].exists() or not files["run"].exists():
@@ -399,4 +441,5 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
         fit=config["data"]["fit"],
         distance=config["distance"],
         provenance={"run": str(folder), "step": found[0], **run["trunk"]},
+        arguments={"name": str(folder), "image_size": image_size},
     )

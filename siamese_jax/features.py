@@ -5,6 +5,7 @@ and the content of the image, so it cannot be stale: touch an image or an option
 another one.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.vectors import VectorStore
 
 if TYPE_CHECKING:
+    from siamese_jax.combined import Combined
     from siamese_jax.data.records import Records
     from siamese_jax.encoder import Encoder
 
@@ -121,12 +123,13 @@ def feature_batches(
 
 
 def embed_records(
-    encoder: "Encoder",
+    encoder: "Encoder | Combined",
     records: "Records",
     *,
     batch_size: int = 32,
     cache_dir: str | os.PathLike[str] | None = None,
     strict: bool = False,
+    keys: list[bytes] | None = None,
 ) -> Embedded:
     """Embeds every image of a data set; images that cannot be read are left out and listed.
 
@@ -136,6 +139,7 @@ def embed_records(
       batch_size: images in memory at a time.
       cache_dir: where embeddings are kept; $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax by default.
       strict: a broken image raises UserError.
+      keys: `content_keys(records)` where they are known already.
 
     Returns:
       Embedded, in the order of the records.
@@ -143,10 +147,20 @@ def embed_records(
     Raises:
       UserError: no image could be read, or one could not under `strict`.
     """
+    from siamese_jax.combined import Combined
     from siamese_jax.data.cache import cache_root
     from siamese_jax.data.pipeline import eval_batches
     from siamese_jax.data.records import content_keys
 
+    keys = content_keys(records) if keys is None else keys
+    options: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "strict": strict}
+    if isinstance(encoder, Combined):
+        parts = [embed_records(part, records, keys=keys, **options) for part in encoder.parts]
+        # A file that is gone since the first pass is gone for all.
+        shared = functools.reduce(np.intersect1d, [part.ids for part in parts])
+        vectors = encoder.join([part.vectors[np.isin(part.ids, shared)] for part in parts])
+        kept = parts[0].records.select(np.isin(parts[0].ids, shared))
+        return Embedded(vectors, kept.id, kept.label, kept.path, kept)
     root = Path(cache_dir) if cache_dir else cache_root()
     store = VectorStore(root / "embeddings" / encoder.fingerprint, (encoder.embedding_dim,))
 
@@ -160,7 +174,7 @@ def embed_records(
         )
 
     cached = CachedVectors(store, batches, encoder)
-    rows = cached.rows(records.id, content_keys(records), describe="embedding")
+    rows = cached.rows(records.id, keys, describe="embedding")
     good = rows >= 0
     if not good.any():
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")
@@ -169,7 +183,9 @@ def embed_records(
     return Embedded(vectors, kept.id, kept.label, kept.path, kept)
 
 
-def embed_folder(encoder: "Encoder", folder: str | os.PathLike[str], **options: Any) -> Embedded:
+def embed_folder(
+    encoder: "Encoder | Combined", folder: str | os.PathLike[str], **options: Any
+) -> Embedded:
     """Embeds the images of a folder: class folders give labels, a flat folder has none (-1).
 
     Args:

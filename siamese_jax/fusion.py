@@ -1,17 +1,13 @@
-"""Several opinions in one: encoders, rankings, and views of the same image."""
+"""Several opinions in one: embeddings of several encoders, or rankings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.ranking import Ranking
 from siamese_jax.unit import unit
-
-Encode = Callable[[np.ndarray], ArrayLike]
 
 
 def concatenate(
@@ -71,37 +67,3 @@ def fuse_rankings(rankings: Sequence[Ranking | ArrayLike], k: int, *, c: float =
         found.indices[q, : len(best)] = rows[best]
         found.distances[q, : len(best)] = -score[best]
     return found
-
-
-def augmented(encode: Encode, *, flip: bool = True, scales: Sequence[float] = (1.0,)) -> Encode:
-    """Test-time augmentation: an encoder that averages over mirrored and resized views.
-
-        z = unit( sum over views v of unit( encode(v) ) )
-
-    Args:
-      encode: uint8 [n, h, w, 3] -> real [n, d], for every size it will be given.
-      flip: also the mirror image.
-      scales: sizes relative to the input, such as (1, 0.7071, 1.4142).
-
-    Returns:
-      A function of the same kind, float32 [n, d] of length 1.
-    """
-    if not scales or min(scales) <= 0:
-        raise UserError(f"scales {tuple(scales)} must be positive, at least one")
-
-    def views(images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
-        sized = [_resized(images, scale) for scale in scales]
-        mirrored = [view[:, :, ::-1] for view in sized] if flip else []
-        return unit(np.sum([unit(encode(view)) for view in sized + mirrored], axis=0))
-
-    return views
-
-
-def _resized(images: np.ndarray, scale: float) -> np.ndarray:
-    n, h, w, c = images.shape
-    size = max(1, round(h * scale)), max(1, round(w * scale))
-    if size == (h, w):
-        return images
-    scaled = jax.image.resize(jnp.asarray(images, jnp.float32), (n, *size, c), "bilinear")
-    return np.asarray(jnp.clip(jnp.round(scaled), 0, 255)).astype(np.uint8)

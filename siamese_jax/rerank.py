@@ -2,15 +2,17 @@
 
 Here are the ways that move the vectors towards their neighbours; `k_reciprocal`, `diffuse`,
 `fit_whitening` and the fusions have files of their own, and are named here too. All take
-embeddings [n, d], compare by cosine, and return vectors of length 1 or a `Ranking`.
+embeddings [n, d], compare by cosine, and return vectors of length 1 or a `Ranking`; `augmented`,
+`fused` and `whitened` do likewise to whole encoders.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax.combined import augmented, fused, whitened
 from siamese_jax.diffusion import diffuse
 from siamese_jax.errors import UserError
-from siamese_jax.fusion import augmented, concatenate, fuse_rankings
+from siamese_jax.fusion import concatenate, fuse_rankings
 from siamese_jax.ranking import MEMORY_LIMIT, Ranking, rank
 from siamese_jax.reciprocal import k_reciprocal
 from siamese_jax.unit import unit
@@ -25,7 +27,9 @@ __all__ = [
     "expand_queries",
     "fit_whitening",
     "fuse_rankings",
+    "fused",
     "k_reciprocal",
+    "whitened",
 ]
 
 

@@ -11,8 +11,13 @@
 Only the first `dim` rows of P are kept, which is the best reduction by either criterion.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,10 +34,12 @@ class Whitening:
     Attributes:
       mean: float64 [d].
       projection: float64 [dim, d].
+      about: what it was fitted to, as JSON can hold it.
     """
 
     mean: np.ndarray
     projection: np.ndarray
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, rows: ArrayLike) -> np.ndarray:
         rows = np.asarray(rows)
@@ -40,17 +47,25 @@ class Whitening:
             raise UserError(f"this whitening was fitted to [n, {len(self.mean)}], not {rows.shape}")
         return unit((rows - self.mean) @ self.projection.T)
 
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits of the map."""
+        numbers = np.concatenate([self.mean[None], self.projection]).astype("<f8")
+        return hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Writes the map to `path`, an .npz file that `Whitening.load` reads."""
+        about = np.array(json.dumps(dict(self.about)))
         with open(path, "wb") as file:
-            np.savez(file, mean=self.mean, projection=self.projection)
+            np.savez(file, mean=self.mean, projection=self.projection, about=about)
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":
         """Raises UserError where `path` isn't a saved whitening."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file["mean"], file["projection"])
+                about = json.loads(str(file["about"]))
+                return cls(file["mean"], file["projection"], about)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; save a fitted whitening there first") from None
         except (KeyError, ValueError, OSError, TypeError, AttributeError):

@@ -2,11 +2,13 @@
 
 `label` and `path` must be there. `split` (train, validation, test), `is_query` and `is_gallery` may
 be left out, as may the box `x_1,y_1,x_2,y_2` (pixels; empty for the whole picture) and `category`,
-the super-class. Other columns are passed over.
+the super-class. Other columns are passed over. With a separator, a label may hold several:
+"cat;black".
 """
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +31,16 @@ _FLAG = {
 }
 
 
-def from_csv(path: str | os.PathLike[str], *, images: str | None = None) -> Records:
+def from_csv(
+    path: str | os.PathLike[str], *, images: str | None = None, separator: str | None = None
+) -> Records:
     """Reads a CSV file of images.
 
     Args:
       path: of the file.
       images: the folder that relative paths start from; None for the folder of the file.
+      separator: what stands between the labels of an image, such as ";": labels are then bool
+        [n, c], and images match that share one. None for one label an image.
 
     Returns:
       Records; without `is_query` (`is_gallery`) every image is asked (searched), and without
@@ -72,7 +78,9 @@ def from_csv(path: str | os.PathLike[str], *, images: str | None = None) -> Reco
 
     if empty := [i for i, label in enumerate(columns["label"]) if not label]:
         raise UserError(f"{path}, line {lines[empty[0]]}: the label is empty")
-    return make_records(
+    if separator == "":
+        raise UserError("the separator of labels must be at least one character")
+    records = make_records(
         files,
         columns["label"],
         root=str(base),
@@ -82,6 +90,15 @@ def from_csv(path: str | os.PathLike[str], *, images: str | None = None) -> Reco
         box=_boxes(path, columns, lines),
         super_classes=columns.get("category"),
     )
+    return records if separator is None else _with_several(records, columns["label"], separator)
+
+
+def _with_several(records: Records, cells: list[str], separator: str) -> Records:
+    """The records with multi-hot labels; names around separators are stripped, empty ones none."""
+    held = [{part.strip() for part in cell.split(separator)} - {""} for cell in cells]
+    names = sorted(set().union(*held))
+    hot = np.array([[name in mine for name in names] for mine in held], bool)
+    return replace(records, label=hot.reshape(len(cells), len(names)), class_names=tuple(names))
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[dict[str, list[str]], list[int]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from siamese_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from siamese_jax.encoder import Encoder
+    from siamese_jax.combined import Part
 
 PLACES = "a folder, an image, a CSV file, or a data set's name (emoji, tfds:NAME)"
 
@@ -47,6 +47,18 @@ def count(text: str) -> int:
     return number
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """A comma-separated list of numbers from 0 on, as an argument's type.
+
+    >>> numbers("1,0.7071")
+    (1.0, 0.7071)
+    """
+    found = tuple(float(part) for part in text.split(","))
+    if not all(0 <= number < float("inf") for number in found):
+        raise argparse.ArgumentTypeError("numbers must be at least 0")
+    return found
+
+
 def share(text: str) -> float:
     """A number between 0 and 1, as an argument's type."""
     number = float(text)
@@ -57,7 +69,13 @@ def share(text: str) -> float:
 
 def add_encoder(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("encoder")
-    group.add_argument("--encoder", required=True, help="a run's folder, or a trunk's name")
+    group.add_argument(
+        "--encoder",
+        action="append",
+        required=True,
+        help="a run's folder, a folder that `whiten` wrote, or a trunk's name; given several "
+        "times, the encoders are fused: cosines are the weighted mean of theirs",
+    )
     group.add_argument(
         "--weights", default="imagenet", help="of a trunk: imagenet, random, a named source, a file"
     )
@@ -73,20 +91,60 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache-dir", help="of embeddings; default: $SIAMESE_JAX_CACHE")
 
 
-def open_encoder(args: argparse.Namespace) -> "Encoder":
-    """The encoder that the options name; compiled programs are kept from here on."""
+def add_combination(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("views and fusion (compared by cosine)")
+    group.add_argument(
+        "--mirror", action="store_true", help="embed each image as the mean with its mirror image"
+    )
+    group.add_argument(
+        "--scales", type=numbers, help="sizes to average over, relative to the usual: 1,1.4142"
+    )
+    group.add_argument(
+        "--fuse-weights", type=numbers, help="of several encoders: 2,1; default: equal"
+    )
+    group.add_argument(
+        "--no-whitening", action="store_true", help="leave out the whitening of an encoder's folder"
+    )
+
+
+def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True) -> "Part":
+    """One encoder as the options say; compiled programs are kept from here on."""
     from siamese_jax.compilation_cache import enable_compilation_cache
     from siamese_jax.encoder import load_encoder
 
     enable_compilation_cache()
     return load_encoder(
-        args.encoder,
+        name,
         args.weights,
         args.image_size,
         stage=args.stage,
         pool=args.pool,
         offline_fallback=args.offline_fallback,
+        whitening=whitening,
     )
+
+
+def check_combination(args: argparse.Namespace) -> None:
+    """UserError for weights that are not those of the encoders: found before the work."""
+    weights = args.fuse_weights
+    if weights is not None and (len(weights) != len(args.encoder) or not sum(weights) > 0):
+        raise UserError(
+            f"--fuse-weights has {len(weights)} numbers for {len(args.encoder)} encoders; give "
+            "one for each, not all 0"
+        )
+    if args.scales is not None and min(args.scales) == 0:
+        raise UserError("--scales must be above 0")
+
+
+def combine_encoders(args: argparse.Namespace) -> "Part":
+    """All encoders that the options name, each in its views, fused where there are several."""
+    from siamese_jax import combined
+
+    encoders = [open_encoder(args, name, whitening=not args.no_whitening) for name in args.encoder]
+    if args.mirror or args.scales:
+        options = {"mirror": args.mirror, "scales": args.scales or (1.0,)}
+        encoders = [combined.augmented(encoder, **options) for encoder in encoders]
+    return encoders[0] if len(encoders) == 1 else combined.fused(encoders, args.fuse_weights)
 
 
 def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None:

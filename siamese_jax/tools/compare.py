@@ -20,7 +20,7 @@ from siamese_jax.tools import cli, comparison
 from siamese_jax.tools.grid import Cell, cells, override, read_grid
 
 if TYPE_CHECKING:
-    from siamese_jax.encoder import Encoder
+    from siamese_jax.combined import Part
 
 IMAGES_PER_MEASURE = 64
 
@@ -110,7 +110,7 @@ def _speed_key(config: Mapping[str, Any]) -> str:
 
 
 def images_per_second(
-    encoder: "Encoder", *, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
+    encoder: "Part", *, repeats: int = 5, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """The median over `repeats` passes of random images, after one that compiles."""
     side = encoder.image_size

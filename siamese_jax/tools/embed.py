@@ -23,6 +23,7 @@ SUFFIXES = (".npz", ".npy", ".csv")
 def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("embed", __doc__)
     cli.add_encoder(parser)
+    cli.add_combination(parser)
     parser.add_argument("--images", required=True, help=cli.PLACES)
     sides.add_split(parser)
     cli.add_outputs(parser, SUFFIXES)
@@ -30,9 +31,12 @@ def main(argv: Sequence[str]) -> None:
     if not args.out:
         parser.error("give a file to write: --out=vectors.npz")
     cli.check_outputs(args.out, SUFFIXES)
+    cli.check_combination(args)
 
-    records = sides.read_records(args.images, split=args.split, labels=args.labels)
-    encoder = cli.open_encoder(args)
+    records = sides.read_records(
+        args.images, split=args.split, labels=args.labels, separator=args.label_separator
+    )
+    encoder = cli.combine_encoders(args)
     side = sides.embed_side(
         encoder, records, args.images, batch_size=args.batch_size, cache_dir=args.cache_dir
     )

@@ -2,99 +2,152 @@
 
 python -m siamese_jax evaluate --encoder=resnet50 --query=photos/ --out=metrics.json
 python -m siamese_jax evaluate --encoder=runs/emoji        (the run's own test split)
+python -m siamese_jax evaluate --encoder=resnet50 --landmarks=gnd_roxford5k.pkl --gallery=jpg/
 """
 
+import argparse
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, reranking, search
+from siamese_jax.tools import cli, graded, reranking, search, structure
 
 if TYPE_CHECKING:
+    from siamese_jax.breakdown import ClassRow
     from siamese_jax.metrics import PerQuery
 
 SUFFIXES = (".json", ".csv")
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = cli.Parser("evaluate", __doc__)
-    search.add_arguments(parser)
-    reranking.add_arguments(parser)
-    parser.add_argument(
-        "--metrics",
-        type=lambda text: tuple(text.split(",")),
-        help="names such as recall@k,map@r,ndcg@10; default: all that rank by labels",
-    )
-    parser.add_argument("--per-query", help="a CSV file to write, one row a query")
-    parser.add_argument(
-        "--worst", type=cli.count, default=5, help="classes found worst, to list (%(default)s)"
-    )
-    parser.add_argument(
-        "--interval",
-        type=cli.share,
-        metavar="SHARE",
-        help="bootstrap intervals over the queries that hold this share, such as 0.95",
-    )
-    cli.add_outputs(parser, SUFFIXES)
-    args = parser.parse_args(argv)
-    cli.check_outputs(args.out, SUFFIXES)
-    cli.check_outputs([args.per_query] if args.per_query else [], (".csv",))
+    args = parse(argv)
+    if args.landmarks:
+        blocks, facts = graded.evaluate(args)
+        report(args, blocks, facts)
+        return
 
     from siamese_jax.metrics import DEFAULT, expand
-    from siamese_jax.report.summary import aligned, text_table
+    from siamese_jax.report.summary import aligned
 
     expand(args.metrics or DEFAULT, args.ks)  # A wrong name is said before the work.
     pair = reranking.expand(search.open_pair(args), args)
     if not pair.labelled:
         raise UserError(
-            f"{args.query or args.encoder}: no labels to evaluate by; make class folders, a CSV "
+            f"{args.query or args.encoder[0]}: no labels to evaluate by; make class folders, a CSV "
             "with labels, or give --labels=stem where file names tell the class"
         )
     values = reranking.measure(pair, args.rerank, args.ks, args.metrics)
     metrics = search.summary(pair, values)
-    shown = metrics if args.interval is None else with_intervals(metrics, values, args.interval)
-    print(text_table({"retrieval": shown}))
-    worst = worst_classes(pair, values, args.worst)
+    if args.interval is not None:
+        metrics = with_intervals(metrics, values, args, pair.query.labels)
+    classes = class_rows(pair, values)
+    blocks = {"retrieval": metrics, **structure.measure(pair, args)}
+    report(args, blocks, pair.provenance, classes)
+    worst = worst_classes(classes, next(iter(values.values)), args.worst)
     if worst:
         print("\n" + aligned(worst))
     if args.per_query:
         write_per_query(args.per_query, pair, values)
         print(f"wrote {args.per_query}")
+    if args.per_class:
+        write_per_class(args.per_class, classes, list(values.values))
+        print(f"wrote {args.per_class}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.Parser("evaluate", __doc__)
+    search.add_arguments(parser)
+    reranking.add_arguments(parser)
+    structure.add_arguments(parser)
+    graded.add_arguments(parser)
+    group = parser.add_argument_group("metrics and tables")
+    group.add_argument(
+        "--metrics",
+        type=lambda text: tuple(text.split(",")),
+        help="names such as recall@k,map@r,ndcg@10; default: all that rank by labels",
+    )
+    group.add_argument("--per-query", help="a CSV file to write, one row a query")
+    group.add_argument("--per-class", help="a CSV file to write, one row a class, the worst first")
+    group.add_argument(
+        "--worst", type=cli.count, default=5, help="classes found worst, to list (%(default)s)"
+    )
+    group.add_argument(
+        "--interval",
+        type=cli.share,
+        metavar="SHARE",
+        help="bootstrap intervals that hold this share of resampled means, such as 0.95",
+    )
+    group.add_argument(
+        "--resample",
+        choices=("queries", "classes"),
+        default="queries",
+        help="what the intervals draw again; whole classes, to expect of other classes",
+    )
+    cli.add_outputs(parser, SUFFIXES)
+    args = parser.parse_args(argv)
+    cli.check_outputs(args.out, SUFFIXES)
+    cli.check_outputs([path for path in (args.per_query, args.per_class) if path], (".csv",))
+    if args.landmarks:
+        graded.check(args)
+    return args
+
+
+def report(
+    args: argparse.Namespace,
+    blocks: Mapping[str, Mapping[str, Any]],
+    provenance: dict[str, Any],
+    classes: Sequence["ClassRow"] = (),
+) -> None:
+    """Prints the blocks of metrics, and writes them to the files that were asked for."""
+    from siamese_jax.report.summary import text_table
+
+    print(text_table(blocks))
     for path in args.out:
         if Path(path).suffix.lower() == ".json":
-            search.write_json(path, {"metrics": shown, "provenance": pair.provenance})
+            table = [row._asdict() | {"label": str(row.label)} for row in classes]
+            first, *others = blocks
+            content = {"metrics": blocks[first], **{name: blocks[name] for name in others}}
+            search.write_json(path, content | {"classes": table, "provenance": provenance})
         else:
-            write_metrics_csv(path, shown)
-            search.write_provenance(path, pair.provenance)
+            write_metrics_csv(path, blocks)
+            search.write_provenance(path, provenance)
         print(f"wrote {path}")
 
 
-def worst_classes(pair: search.Pair, values: "PerQuery", count: int) -> list[tuple[Any, ...]]:
-    """(class, its first metric, its queries), worst first; nothing where a class is one query."""
+def class_rows(pair: search.Pair, values: "PerQuery") -> list["ClassRow"]:
+    """The metrics class by class, worst first; images without a label have no part in it."""
     from siamese_jax.breakdown import by_class
+    from siamese_jax.metrics import PerQuery
 
-    names = pair.query.records.class_names if pair.query.labels.ndim == 2 else ()
-    classes = by_class(values, pair.query.labels, names=names)
+    known, labels = pair.query.labelled, pair.query.labels
+    part = PerQuery({n: v[known] for n, v in values.values.items()}, values.relevant[known])
+    return by_class(part, labels[known], names=pair.query.classes if labels.ndim == 2 else ())
+
+
+def worst_classes(classes: Sequence["ClassRow"], first: str, n: int) -> list[tuple[Any, ...]]:
+    """(class, its first metric, its queries), worst first; nothing where a class is one query."""
     counted = [row for row in classes if row.queries]
-    if max(row.queries for row in counted) == 1 or len(counted) == 1:
+    if len(counted) < 2 or max(row.queries for row in counted) == 1:
         return []
-    first = next(iter(values.values))
-    rows = [(str(row.label), row.means[first], row.queries) for row in counted[:count]]
+    rows = [(str(row.label), row.means[first], row.queries) for row in counted[:n]]
     return [("worst classes", first, "queries"), *rows]
 
 
 def with_intervals(
-    metrics: dict[str, Any], values: "PerQuery", confidence: float
+    metrics: dict[str, Any], values: "PerQuery", args: argparse.Namespace, labels: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """The metrics with the two ends of their bootstrap intervals over the queries."""
+    """The metrics with the two ends of their bootstrap intervals."""
     from siamese_jax.bootstrap import interval
 
+    if args.resample == "classes" and labels.ndim == 2:
+        raise UserError("--resample=classes needs one label for each image; resample queries")
+    groups = labels if args.resample == "classes" else None
     found = {
-        name: interval(values.values[name], confidence=confidence)
+        name: interval(values.values[name], confidence=args.interval, groups=groups)
         for name in metrics
         if name in values.values
     }
@@ -107,22 +160,39 @@ def with_intervals(
 
 def write_per_query(path: str, pair: search.Pair, values: "PerQuery") -> None:
     """A row a query: path, label, its relevant items, its metrics; empty cells for lone queries."""
+    rows = []
+    for i, query in enumerate(pair.query.records.path):
+        row = [float(value[i]) for value in values.values.values()]
+        cells = ["" if np.isnan(value) else value for value in row]
+        rows.append([query, int(values.relevant[i]), *cells])
+    write_csv(path, ["query", "relevant", *values.values], rows)
+
+
+def write_per_class(path: str, classes: Sequence["ClassRow"], names: Sequence[str]) -> None:
+    """A row a class: its queries that count, its lone ones, the means of its metrics."""
+    rows = [
+        [row.label, row.queries, row.lone, *(row.means.get(name, "") for name in names)]
+        for row in classes
+    ]
+    write_csv(path, ["class", "queries", "lone", *names], rows)
+
+
+def write_metrics_csv(path: str, blocks: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row a metric: its value, or its columns where it has several, such as an interval."""
+    rows: list[list[Any]] = []
+    names: dict[str, None] = {}
+    for block in blocks.values():
+        columns = block if any(isinstance(v, Mapping) for v in block.values()) else {"value": block}
+        names |= dict.fromkeys(columns)
+        measures = dict.fromkeys(name for column in columns.values() for name in column)
+        rows += [[name, columns] for name in measures]
+    table = [[n, *(columns.get(c, {}).get(n) for c in names)] for n, columns in rows]
+    write_csv(path, ["metric", *names], table)
+
+
+def write_csv(path: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["query", "relevant", *values.values])
-        for i, query in enumerate(pair.query.records.path):
-            row = [float(value[i]) for value in values.values.values()]
-            cells = ["" if np.isnan(value) else value for value in row]
-            writer.writerow([query, int(values.relevant[i]), *cells])
-
-
-def write_metrics_csv(path: str, shown: Mapping[str, Any]) -> None:
-    """A row a metric: its value, and its interval where that was asked for."""
-    columns = shown if "value" in shown else {"value": shown}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["metric", *columns])
-        for name in columns["value"]:
-            writer.writerow([name, *(column.get(name) for column in columns.values())])
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -166,7 +166,7 @@ def _write_html(path: str, found: Found, metrics: dict[str, Any], args: Any) -> 
     fallback = pair.provenance["encoder"].get("fallback_for")
     write_report(
         path,
-        title=f"{Path(args.encoder).name}: {len(found)} queries",
+        title=f"{' + '.join(Path(name).name for name in args.encoder)}: {len(found)} queries",
         results={"these queries": metrics} if metrics else {},
         run=pair.provenance,
         curves={},

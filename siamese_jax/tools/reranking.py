@@ -1,9 +1,10 @@
 """The options that better a ranking after the search: expansion of vectors, then re-ranking."""
 
 import argparse
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,58 @@ if TYPE_CHECKING:
     from siamese_jax.metrics import PerQuery
     from siamese_jax.ranking import Ranking
 
-METHODS = ("k_reciprocal", "diffusion")
+# Their options are those of the functions in `siamese_jax.rerank`, which check their values.
+METHODS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "k_reciprocal": {"k1": int, "k2": int, "weight": float},
+    "diffusion": {
+        "graph_k": int,
+        "query_k": int,
+        "alpha": float,
+        "gamma": float,
+        "iterations": int,
+    },
+}
+
+
+class Method(NamedTuple):
+    """A way to order the gallery, and its options."""
+
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def function(self) -> Callable[..., "Ranking"]:
+        from siamese_jax import rerank
+
+        return rerank.k_reciprocal if self.name == "k_reciprocal" else rerank.diffuse
+
+    def describe(self) -> dict[str, Any]:
+        """The name and every option, also those left at their defaults."""
+        known = inspect.signature(self.function).parameters
+        defaults = {name: known[name].default for name in METHODS[self.name]}
+        return {"method": self.name} | defaults | self.options
+
+
+def method(text: str) -> Method:
+    """ "k_reciprocal:k1=12,weight=0.5" as an argument's type.
+
+    >>> method("k_reciprocal:k1=12,weight=0.5")
+    Method(name='k_reciprocal', options={'k1': 12, 'weight': 0.5})
+    """
+    name, _, rest = text.partition(":")
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
+    options = {}
+    for part in rest.split(",") if rest else []:
+        option, _, value = part.partition("=")
+        if option not in METHODS[name]:
+            known = ", ".join(METHODS[name])
+            raise argparse.ArgumentTypeError(f"{name} has no option {option!r}; it has: {known}")
+        try:
+            options[option] = METHODS[name][option](value)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{option}={value!r} is not a number") from None
+    return Method(name, options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +82,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="of both: weight cosine^alpha; 0 is the plain mean (%(default)s)",
     )
-    group.add_argument("--rerank", choices=METHODS, help="order the gallery by this instead")
+    ways = "; ".join(f"{name}:{'=,'.join(options)}=" for name, options in METHODS.items())
+    group.add_argument(
+        "--rerank",
+        type=method,
+        metavar="METHOD[:OPTION=VALUE,...]",
+        help=f"order the gallery by this instead: {ways}",
+    )
 
 
 def expand(pair: search.Pair, args: argparse.Namespace) -> search.Pair:
     """The pair with its vectors moved as --augment and --expand say; noted in the provenance."""
     from siamese_jax import rerank
 
-    asked = {name: getattr(args, name) for name in ("expand", "augment", "rerank")}
-    used = {name: value for name, value in asked.items() if value is not None}
+    used = {name: getattr(args, name) for name in ("expand", "augment") if getattr(args, name)}
+    if used:
+        used["alpha"] = args.alpha
+    if args.rerank:
+        used |= args.rerank.describe()
     if not used:
         return pair
     if args.augment:
@@ -54,38 +115,44 @@ def expand(pair: search.Pair, args: argparse.Namespace) -> search.Pair:
             gallery_ids=pair.gallery_ids,
         )
         pair = replace(pair, query=replace(pair.query, vectors=moved))
-    facts = {**pair.provenance, "reranking": used | {"alpha": args.alpha}, "distance": "cosine"}
+    facts = {**pair.provenance, "reranking": used, "distance": "cosine"}
     return replace(pair, distance="cosine", provenance=facts)
 
 
-def rank(pair: search.Pair, method: str | None, k: int) -> "Ranking":
+def rank(pair: search.Pair, method: Method | None, k: int) -> "Ranking":
     """The k nearest by the pair's distance, or by the method's own."""
-    from siamese_jax import ranking, rerank
+    from siamese_jax import ranking
 
     ids: dict[str, Any] = {"query_ids": pair.query_ids, "gallery_ids": pair.gallery_ids}
     vectors = (pair.query.vectors, pair.gallery.vectors)
-    if method == "k_reciprocal":
-        return rerank.k_reciprocal(*vectors, k, **ids)
-    if method == "diffusion":
-        return rerank.diffuse(*vectors, k, **ids)
-    return ranking.rank(*vectors, k, distance=pair.distance, **ids)
+    if method is None:
+        return ranking.rank(*vectors, k, distance=pair.distance, **ids)
+    return method.function(*vectors, k, **method.options, **ids)
 
 
 def measure(
-    pair: search.Pair, method: str | None, ks: Sequence[int], metrics: Sequence[str] | None = None
+    pair: search.Pair,
+    method: Method | None,
+    ks: Sequence[int],
+    metrics: Sequence[str] | None = None,
 ) -> "PerQuery":
     """The metrics of every query: over the whole gallery, or over a method's ranking.
 
     A method's ranking is taken as deep as the largest k and the largest class ask for; what looks
-    deeper (map, mrr) is left out, or an error where `metrics` names it.
+    deeper (map, mrr) is left out, or has the whole gallery ranked where `metrics` names it.
     """
     if method is None:
         return search.measure(pair, ks, metrics)
-    from siamese_jax.metrics import of_ranking
+    from siamese_jax.metrics import METRICS, expand, of_ranking
     from siamese_jax.relevance import relevance
 
     labels = (pair.query.labels, pair.gallery.labels)
     ids: dict[str, Any] = {"query_ids": pair.query_ids, "gallery_ids": pair.gallery_ids}
     largest = int(np.max(relevance(*labels, **ids).counts, initial=1))
-    found = rank(pair, method, max(*ks, largest))
+    depth = max(*ks, largest)
+    if metrics is not None:
+        chosen = expand(metrics, ks)
+        deepest = {"k": 0, "r": largest, "all": len(pair.gallery.vectors)}
+        depth = max(k or deepest[METRICS[family][1]] for family, k in chosen.values())
+    found = rank(pair, method, depth)
     return of_ranking(found, *labels, ks=ks, metrics=metrics, **ids)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, sides
 from siamese_jax.tools.sides import Side
 
 if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
     from siamese_jax.metrics import PerQuery
 
 
@@ -43,6 +43,7 @@ class Pair:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_encoder(parser)
+    cli.add_combination(parser)
     group = parser.add_argument_group("images")
     group.add_argument(
         "--query",
@@ -66,8 +67,16 @@ def open_pair(args: argparse.Namespace) -> Pair:
 
     if args.distance is not None:
         distances.check(args.distance)
+    cli.check_combination(args)
     asked, searched, where = _records(args)
-    encoder = cli.open_encoder(args)
+    return embed_pair(args, asked, searched, where)
+
+
+def embed_pair(
+    args: argparse.Namespace, asked: "Records", searched: "Records", where: tuple[str, str]
+) -> Pair:
+    """Both sides' records embedded as the options say."""
+    encoder = cli.combine_encoders(args)
     options = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
     query = sides.embed_side(encoder, asked, where[0], **options)
     gallery = sides.embed_side(encoder, searched, where[1], **options)
@@ -83,18 +92,16 @@ def open_pair(args: argparse.Namespace) -> Pair:
     return Pair(query, gallery, *sides.integer_ids(query, gallery), distance, facts)
 
 
-def _records(args: argparse.Namespace) -> tuple[Any, Any, tuple[str, str]]:
+def _records(args: argparse.Namespace) -> tuple["Records", "Records", tuple[str, str]]:
+    options = {"labels": args.labels, "separator": args.label_separator}
     if args.query is not None:
-        asked, searched = sides.read_sides(
-            args.query, args.gallery, split=args.split, labels=args.labels
-        )
+        asked, searched = sides.read_sides(args.query, args.gallery, split=args.split, **options)
         return asked, searched, (args.query, args.gallery or args.query)
-    if not Path(args.encoder).is_dir():
-        raise UserError(f"{args.encoder} is no run with data of its own: give --query=DIR")
     split = args.split or "test"
-    own = sides.run_records(Path(args.encoder)).where(split)
-    where = f"{args.encoder} ({split})"
-    searched = own if args.gallery is None else sides.read_records(args.gallery, labels=args.labels)
+    run, records = sides.own_records(args.encoder)
+    own = records.where(split)
+    where = f"{run} ({split})"
+    searched = own if args.gallery is None else sides.read_records(args.gallery, **options)
     return (
         own.select(own.is_query),
         searched.select(searched.is_gallery),

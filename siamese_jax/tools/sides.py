@@ -1,6 +1,7 @@
 """Queries and gallery as users point at them, turned into vectors, class names and ids."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import numpy as np
 from siamese_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from siamese_jax.combined import Part
     from siamese_jax.data.records import Records
-    from siamese_jax.encoder import Encoder
 
 LABELS = ("folder", "stem", "none")
 
@@ -27,6 +28,7 @@ class Side:
         image has a class of its own.
       ids: str [n]; the same file has the same id on both sides, so it is never its own answer.
       labelled: bool [n].
+      classes: names of multi-hot columns; nothing where a label is a name itself.
       facts: where the images are from, how many, their fingerprint, for the provenance.
     """
 
@@ -35,6 +37,7 @@ class Side:
     labels: np.ndarray
     ids: np.ndarray
     labelled: np.ndarray
+    classes: tuple[str, ...]
     facts: dict[str, Any]
 
 
@@ -48,27 +51,36 @@ def add_split(parser: argparse.ArgumentParser) -> None:
         default="folder",
         help="labels of a folder's images: its class folders, the file names' stems, or none",
     )
+    parser.add_argument(
+        "--label-separator",
+        help="what stands between the labels of an image with several, in a CSV: ';'",
+    )
 
 
-def read_records(where: str, *, split: str | None = None, labels: str = "folder") -> "Records":
+def read_records(
+    where: str, *, split: str | None = None, labels: str = "folder", separator: str | None = None
+) -> "Records":
     """The images at a place, all of them or one split; nothing is split here.
 
     Args:
       where: a folder in any known layout, an image file, a CSV file, or a data set's name.
       split: "train", "validation" or "test", of a data set that brings splits.
       labels: as in `LABELS`; of folders without class folders only stems can give any.
+      separator: between the labels of an image, in a CSV file.
 
     Raises:
       UserError: nothing is there, or not that split.
     """
+    from siamese_jax.data.csv_file import from_csv
     from siamese_jax.data.folders import from_images
     from siamese_jax.data.sources import load_images, load_records
 
     path = Path(where)
-    if path.exists():
-        is_csv = path.is_file() and path.suffix.lower() == ".csv"
-        records = load_images(where) if labels == "folder" or is_csv else from_images(where)
-        records = _labelled_by_stem(records) if labels == "stem" and not is_csv else records
+    if path.is_file() and path.suffix.lower() == ".csv":
+        records = from_csv(where, separator=separator)
+    elif path.exists():
+        records = load_images(where) if labels == "folder" else from_images(where)
+        records = _labelled_by_stem(records) if labels == "stem" else records
     elif where == "emoji" or where.startswith("tfds:"):
         records = load_records(where, None, fractions=None)
     else:
@@ -86,7 +98,12 @@ def _labelled_by_stem(records: "Records") -> "Records":
 
 
 def read_sides(
-    query: str, gallery: str | None, *, split: str | None, labels: str
+    query: str,
+    gallery: str | None,
+    *,
+    split: str | None,
+    labels: str,
+    separator: str | None = None,
 ) -> tuple["Records", "Records"]:
     """The images that are asked and those that are searched.
 
@@ -96,8 +113,9 @@ def read_sides(
     Raises:
       UserError: a side without images.
     """
-    asked = read_records(query, labels=labels)
-    searched = asked if gallery is None else read_records(gallery, labels=labels)
+    options: dict[str, Any] = {"labels": labels, "separator": separator}
+    asked = read_records(query, **options)
+    searched = asked if gallery is None else read_records(gallery, **options)
     if split is not None:
         # Image folders have no splits: the option is for the side that has some.
         divided = [bool((side.split != "").any()) for side in (asked, searched)]
@@ -121,6 +139,8 @@ def run_records(run: Path) -> "Records":
     from siamese_jax import run_folder
     from siamese_jax.train import load_data
 
+    if not run.is_dir():
+        raise UserError(f"{run} does not exist; give the folder of a run")
     for name in ("config.json", "run.json"):
         if not (run / name).exists():
             raise UserError(f"{run} is not a run: it has no {name}")
@@ -128,14 +148,37 @@ def run_records(run: Path) -> "Records":
     return load_data(config, run_folder.read_json(run / "run.json"))[0]
 
 
+def own_records(encoders: Sequence[str]) -> tuple[Path, "Records"]:
+    """The run that the encoders come from, and its data set.
+
+    Raises:
+      UserError: no encoder is of a run, or they are of runs with different data or splits, where
+        one may have been trained on what the other is tested on.
+    """
+    from siamese_jax import encoder_folder
+    from siamese_jax.run_folder import read_json
+    from siamese_jax.tools.diff import check_comparable
+
+    homes = [encoder_folder.home(name) for name in encoders if Path(name).is_dir()]
+    runs = [folder for folder in homes if folder.is_dir()]
+    if not runs:
+        raise UserError(f"{encoders[0]} is no run with data of its own: give --query=DIR")
+    records = run_records(runs[0])
+    for other in runs[1:]:
+        facts = [read_json(run / "run.json") for run in (runs[0], other)]
+        check_comparable(runs[0], facts[0], other, facts[1])
+    return runs[0], records
+
+
 def embed_side(
-    encoder: "Encoder", records: "Records", where: str, *, batch_size: int, cache_dir: str | None
+    encoder: "Part", records: "Records", where: str, *, batch_size: int, cache_dir: str | None
 ) -> Side:
     """Embeds a side's images, those that were not embedded before."""
-    from siamese_jax.data.records import fingerprint
+    from siamese_jax.data.records import content_keys, fingerprint
     from siamese_jax.features import embed_records
 
-    found = embed_records(encoder, records, batch_size=batch_size, cache_dir=cache_dir)
+    keys = content_keys(records)
+    found = embed_records(encoder, records, batch_size=batch_size, cache_dir=cache_dir, keys=keys)
     kept = found.records
     ids = np.array([str(Path(path).resolve()) for path in found.paths], dtype=np.str_)
     if kept.box is not None:  # Several things in one picture are several items.
@@ -147,9 +190,10 @@ def embed_side(
         "images": len(kept),
         "unreadable": len(records) - len(kept),
         "classes": len(np.unique(labels[labelled])) if labels.ndim == 1 else labels.shape[1],
-        "fingerprint": fingerprint(records),
+        "fingerprint": fingerprint(records, keys),
     }
-    return Side(found.vectors, kept, labels, ids, labelled, facts)
+    classes = kept.class_names if labels.ndim == 2 else ()
+    return Side(found.vectors, kept, labels, ids, labelled, classes, facts)
 
 
 def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +221,7 @@ def align_classes(query: Side, gallery: Side) -> tuple[Side, Side]:
     def brought(side: Side) -> Side:
         labels = np.zeros((len(side.labels), len(classes)), bool)
         labels[:, np.searchsorted(classes, side.records.class_names)] = side.labels
-        return replace(side, labels=labels)
+        return replace(side, labels=labels, classes=tuple(classes))
 
     return brought(query), brought(gallery)
 
@@ -202,7 +246,7 @@ def shown_labels(side: Side) -> list[str]:
     ]
 
 
-def provenance(encoder: "Encoder", facts: dict[str, Any], **more: Any) -> dict[str, Any]:
+def provenance(encoder: "Part", facts: dict[str, Any], **more: Any) -> dict[str, Any]:
     """What the numbers came from: encoder, weights, data, versions, device."""
     from siamese_jax.run_folder import environment
 

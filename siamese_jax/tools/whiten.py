@@ -1,0 +1,73 @@
+"""`whiten`: fits a whitening to an encoder's embeddings, and saves it with the encoder.
+
+    python -m siamese_jax whiten --encoder=runs/emoji          (on the run's own training split)
+    python -m siamese_jax whiten --encoder=resnet50 --images=photos/ --out=encoders/photos
+
+From then on `--encoder=runs/emoji` (or encoders/photos), and load_encoder, apply it; embeddings
+that were cached before stay of use, and --no-whitening leaves it out. Fit it on images that will
+not be tested on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli, sides
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.Parser("whiten", __doc__)
+    cli.add_encoder(parser)
+    parser.add_argument(
+        "--images", help=f"{cli.PLACES}. Default, for a run: the split that it was trained on"
+    )
+    sides.add_split(parser)
+    parser.add_argument(
+        "--method",
+        choices=("pca", "learned"),
+        help="learned makes images of one class alike, and needs labels; default: by labels",
+    )
+    parser.add_argument("--dim", type=cli.count, help="dimensions to keep; default: all")
+    parser.add_argument(
+        "--shrinkage",
+        type=float,
+        default=0.1,
+        help="share of its mean that the inverted matrix gets on its diagonal (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="a folder; default: the run's own")
+    args = parser.parse_args(argv)
+    if len(args.encoder) > 1:
+        raise UserError("a whitening is of one encoder: give --encoder once")
+    name = args.encoder[0]
+    if args.out is None and not Path(name).is_dir():
+        raise UserError(f"{name} has no folder to save a whitening in: give --out=DIR")
+
+    from siamese_jax.encoder_folder import whiten
+
+    if args.images is None:
+        run, records = sides.own_records([name])
+        split = args.split or "train"
+        where, records = f"{run} ({split})", records.where(split)
+    else:
+        where = args.images
+        records = sides.read_records(
+            where, split=args.split, labels=args.labels, separator=args.label_separator
+        )
+    encoder = cli.open_encoder(args, name, whitening=False)
+    out = args.out or Path(name)
+    made = whiten(
+        encoder,
+        records,
+        out,
+        method=args.method,
+        dim=args.dim,
+        shrinkage=args.shrinkage,
+        batch_size=args.batch_size,
+        cache_dir=args.cache_dir,
+    )
+    about = made.provenance["whitening"]
+    print(
+        f"{about['method']} whitening, {encoder.embedding_dim} -> {about['dim']} dimensions, "
+        f"fitted to {about['images']} images of {where}"
+    )
+    print(f"wrote {out}/whitening.npz: --encoder={out} applies it, --no-whitening leaves it out")
