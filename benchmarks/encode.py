@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamese_jax import weights
+from siamese_jax import encoder, weights
 from siamese_jax.trunks import TRUNKS, find, normalise
-from siamese_jax.weights.inference import inference
 from siamese_jax.weights.port import flatten, names, schemes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,11 +50,11 @@ def random_weights(trunk: str, form: str) -> weights.TrunkWeights:
     return weights.TrunkWeights(**{**vars(found), "variables": variables})
 
 
-def ours(found: weights.TrunkWeights, dtype: Any = jnp.float32) -> Run:
-    last = find(found.trunk).stages[-1]
-    encode = inference(found, dtype=dtype)
-    pool = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32), (1, 2)))
-    return lambda images: np.asarray(pool(encode(images)[last]))
+def ours(found: weights.TrunkWeights, size: int, dtype: Any = jnp.float32) -> Run:
+    """The encoder that `load_encoder` makes of a bare trunk."""
+    params, stats = ({"trunk": found.variables[k], "head": {}} for k in ("params", "batch_stats"))
+    model = encoder.build_model(found, dtype=jnp.dtype(dtype).name)
+    return encoder.make_encoder(model, params, stats, image_size=size)
 
 
 def keras_peer(found: weights.TrunkWeights, size: int) -> Run | None:
@@ -105,7 +104,7 @@ def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
     theirs = names(found.trunk, "torch", naming)
     state = {
         theirs[path]: torch.from_numpy(
-            np.ascontiguousarray(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf)
+            np.array(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf, order="C")
         )
         for path, leaf in flatten(found.variables).items()
     }
@@ -201,7 +200,9 @@ def main() -> None:
                 if other is None:
                     continue
                 for dtype in [jnp.bfloat16, jnp.float32] if gpu else [jnp.float32]:
-                    a, b, difference = compare(ours(found, dtype), other, images, args.repeats)
+                    a, b, difference = compare(
+                        ours(found, size, dtype), other, images, args.repeats
+                    )
                     print(
                         f"{trunk:17} {size:4}  {peer:6} {args.batch / a[0]:10.1f} "
                         f"{args.batch / b[0]:11.1f} {b[0] / a[0]:6.2f} {b[1] / a[1]:12.2f} "
@@ -211,7 +212,7 @@ def main() -> None:
             if gpu:
                 rate, work = matrix_rate(), flops(trunk, "torch", size) * args.batch
                 t = statistics.median(
-                    seconds(ours(random_weights(trunk, "torch"), jnp.bfloat16), images)[0]
+                    seconds(ours(random_weights(trunk, "torch"), size, jnp.bfloat16), images)[0]
                     for _ in range(3)
                 )
                 share, peak = 100 * work / t / rate, rate / 1e12

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from siamese_jax.data.pipeline import Batches, eval_batches, train_batches
@@ -14,12 +13,12 @@ from siamese_jax.data.records import Records
 from siamese_jax.encoder import (
     Model,
     block_size,
-    embed,
     feature_shape,
-    features,
     in_blocks,
     inference_trunk,
     model_fingerprint,
+    run_embed,
+    run_features,
 )
 from siamese_jax.errors import UserError
 from siamese_jax.features import Batch, CachedVectors, feature_batches, fingerprint
@@ -85,10 +84,10 @@ def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: 
         return np.concatenate(rows), chosen.select(np.isin(chosen.id, np.concatenate(good)))
 
     def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
-        return run(lambda images: _features(model, trunk_variables, images), chosen)
+        return run(lambda images: run_features(model, trunk_variables, images), chosen)
 
     def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
-        return run(lambda images: _embed(model, params, batch_stats, images), chosen)
+        return run(lambda images: run_embed(model, params, batch_stats, images), chosen)
 
     return Inputs(records, batches, features_of, embed_all, skipped)
 
@@ -114,7 +113,7 @@ def cached_inputs(
     augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
     shape = feature_shape(model, trunk_variables, reading.image_size)
     trunk = functools.partial(
-        _features, *inference_trunk(model, trunk_variables, reading.image_size)
+        run_features, *inference_trunk(model, trunk_variables, reading.image_size)
     )
     store = VectorStore(folder / plain, shape)
 
@@ -161,7 +160,7 @@ def cached_inputs(
 
     def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
         vectors, chosen = features_of(chosen)
-        embed_block = functools.partial(_embed, model, params, batch_stats)
+        embed_block = functools.partial(run_embed, model, params, batch_stats)
         return in_blocks(embed_block, vectors, 512), chosen
 
     return Inputs(records, batches, features_of, embed_all, skipped)
@@ -216,13 +215,3 @@ def train_labels(records: Records) -> np.ndarray:
 def _view_key(key: bytes, image: int, view: int) -> bytes:
     text = key + image.to_bytes(8, "little") + view.to_bytes(8, "little")
     return hashlib.blake2b(text, digest_size=16).digest()
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _features(model: Model, trunk_variables: Any, images: Any) -> Any:
-    return features(model, trunk_variables["params"], trunk_variables["batch_stats"], images)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(model: Model, params: Any, batch_stats: Any, inputs: Any) -> Any:
-    return embed(model, params, batch_stats, inputs)[0]

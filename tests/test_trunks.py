@@ -8,7 +8,7 @@ import pytest
 from siamese_jax import trunks, weights
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import TRUNKS, convolution, winograd
-from siamese_jax.weights.inference import fold_batch_norm, inference
+from siamese_jax.weights.inference import fold_batch_norm, transformed_kernels
 from siamese_jax.weights.port import shapes
 
 # (trunk, form) -> trainable numbers, BatchNorm statistics. Without the classifier.
@@ -230,20 +230,14 @@ def test_folding_the_norms_changes_nothing(name, form, rng):
     expected = jax.jit(TRUNKS[name].build(form=form).apply)(variables, x)
     folded = fold_batch_norm(name, form, variables)
     assert "norm" not in str(jax.tree_util.tree_structure(folded))
-    found = weights.TrunkWeights(**{**vars(found), "variables": variables})
-    stages = TRUNKS[name].stages[1:]
-    for block in (None, 2):
-        outputs = inference(found, stages=stages, block=block)(images)
-        assert outputs.keys() == set(stages)
+    module = TRUNKS[name].build(form=form, folded=True)
+    tiles = transformed_kernels(module, folded, images.shape[1:])
+    for variables in (folded, folded | {"tiles": tiles}):
+        outputs = jax.jit(module.apply)(variables, x)
+        assert outputs.keys() == expected.keys()
         for stage, output in outputs.items():
             scale = np.abs(expected[stage]).max()
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=2e-5 * scale)
-
-
-def test_inference_names_an_unknown_stage():
-    found = weights.load("resnet18", "random")
-    with pytest.raises(UserError, match="no stage 'stage9'"):
-        inference(found, stages=("stage9",))
 
 
 def test_bfloat16_is_close_and_keeps_float32_parameters(rng):

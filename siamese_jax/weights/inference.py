@@ -1,22 +1,18 @@
-"""A frozen trunk as one fast function: BatchNorm folded away, the batch in blocks that fit a cache.
+"""What a frozen trunk's weights become for speed: BatchNorm folded away, kernels transformed once.
 
 In inference a norm is a straight line, so it disappears into the convolution before it:
 
     g (k * x + b - m) / sqrt(v + e) + c  =  (k g') * x + (b - m) g' + c,   g' = g / sqrt(v + e)
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.typing import ArrayLike
 
-from siamese_jax.errors import UserError
-from siamese_jax.trunks import find, normalise
-from siamese_jax.weights import TrunkWeights
+from siamese_jax.trunks import find
 
 
 def fold_batch_norm(trunk: str, form: str, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,63 +54,3 @@ def transformed_kernels(module: Any, folded: Mapping[str, Any], size: Sequence[i
 
 def _wide(leaf: Any) -> np.ndarray:
     return np.asarray(leaf, np.float64)
-
-
-def inference(
-    weights: TrunkWeights,
-    *,
-    stages: Sequence[str] = (),
-    dtype: Any = jnp.float32,
-    block: int | None = None,
-) -> Callable[[ArrayLike], dict[str, Array]]:
-    """A compiled function: uint8 [n,h,w,3] -> {stage: [n,h',w',c] in `dtype`}.
-
-    `stages` defaults to the last one. Images go through in blocks of `block` (default: as many as
-    the platform likes at a time), the last one padded. A size of images is compiled once.
-    """
-    row = find(weights.trunk)
-    wanted = tuple(stages) or row.stages[-1:]
-    if unknown := set(wanted) - set(row.stages):
-        raise UserError(f"{weights.trunk} has no stage {min(unknown)!r}; it has: {row.stages}")
-    module = row.build(form=weights.form, folded=True, dtype=dtype)
-    folded = fold_batch_norm(weights.trunk, weights.form, weights.variables)
-    prepared: dict[tuple[int, ...], Any] = {}
-
-    def variables(size: tuple[int, ...]) -> Any:
-        """With the transformed kernels that images of [h,w,3] use, worked out once."""
-        if size not in prepared:
-            prepared[size] = folded | {"tiles": transformed_kernels(module, folded, size)}
-        return prepared[size]
-
-    @jax.jit
-    def run(held: Any, images: Array) -> dict[str, Array]:
-        outputs: Any = module.apply(held, normalise(images, weights.preprocessing, dtype))
-        return {name: outputs[name] for name in wanted}
-
-    def encode(images: ArrayLike) -> dict[str, Array]:
-        images = np.asarray(images) if not isinstance(images, jax.Array) else images
-        held = variables(images.shape[1:])
-        step = block or _usual_block(images.shape)
-        if len(images) <= step:
-            return run(held, images)
-        parts = [
-            run(held, _padded(images[i : i + step], step)) for i in range(0, len(images), step)
-        ]
-        return {name: jnp.concatenate([p[name] for p in parts])[: len(images)] for name in wanted}
-
-    return encode
-
-
-def _usual_block(shape: Sequence[int]) -> int:
-    """All of a call on an accelerator; on a CPU, images whose outputs stay in its cache.
-
-    At 224 pixels, blocks of 2 are fastest: against 16, 1.3 times for EfficientNet.
-    """
-    if jax.default_backend() != "cpu":
-        return shape[0]
-    return max(1, round(2 * 224**2 / (shape[1] * shape[2])))
-
-
-def _padded(images: Any, block: int) -> Any:
-    short = block - len(images)
-    return images if not short else jnp.pad(images, ((0, short), (0, 0), (0, 0), (0, 0)))
