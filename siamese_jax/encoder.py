@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from siamese_jax.weights import TrunkWeights
 from siamese_jax.weights import load as load_weights
 from siamese_jax.weights.inference import fold_batch_norm, transformed_kernels
 
+log = logging.getLogger(__name__)
 Array = jax.Array
 
 __all__ = ["TRUNKS", "Encoder", "Model", "build_model", "embed", "features", "load_encoder"]
@@ -366,6 +368,8 @@ def load_encoder(
     """
     if Path(name).is_dir():
         return _from_folder(Path(name), image_size, whitening)
+    if os.sep in os.fspath(name):
+        raise UserError(f"{name} does not exist; give the folder of a run, or a trunk's name")
     arguments = {
         "name": os.fspath(name),
         "weights": os.fspath(weights),
@@ -447,6 +451,8 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
     found = checkpoint.load_newest(folder / "checkpoints", step)
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet: train it first")
+    if step is None:
+        log.warning("%s is not finished: its checkpoint of step %d is used", folder, found[0])
     leaves = {name: jnp.asarray(leaf) for name, leaf in found[1].items()}
     weights = stored_weights(run, leaves)
     model = model_of_config(config, weights)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siamese_jax.errors import UserError
 from siamese_jax.vectors import VectorStore
@@ -82,7 +83,12 @@ class CachedVectors:
         todo = np.array(sorted(first.values()), np.int64)
         if len(todo):
             key_of = {int(ids[i]): keys[i] for i in todo}
-            with tqdm(total=len(todo), desc=describe, unit="image", smoothing=0.05) as bar:
+            known = len(ids) - int(missing.sum())
+            title = f"{describe} ({known} of {len(ids)} known)" if known else describe
+            with (
+                logging_redirect_tqdm(),  # or a warning would end up inside the bar
+                tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
+            ):
                 for batch in self.batches(todo):
                     good = np.asarray(batch["mask"])
                     vectors = np.asarray(self.compute(batch["image"]))[good]
@@ -174,7 +180,9 @@ def embed_records(
         )
 
     cached = CachedVectors(store, batches, encoder)
-    rows = cached.rows(records.id, keys, describe="embedding")
+    mirrored = ", mirrored" if getattr(encoder, "mirror", False) else ""
+    title = f"embedding at {encoder.image_size} px{mirrored}"
+    rows = cached.rows(records.id, keys, describe=title)
     good = rows >= 0
     if not good.any():
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")

@@ -88,6 +88,9 @@ def main(argv: Sequence[str]) -> None:
     cli.check_outputs(args.out, SUFFIXES)
 
     pair = reranking.expand(search.open_pair(args), args)
+    if args.k > len(pair.gallery.vectors):
+        n = len(pair.gallery.vectors)
+        print(f"-k {args.k} is more than the gallery's {n} images: every query lists all there are")
     found = Found(pair, reranking.rank(pair, args.rerank, args.k))
     metrics: dict[str, Any] = {}
     if pair.labelled:
