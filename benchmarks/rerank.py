@@ -121,8 +121,8 @@ EXPANSIONS: dict[str, list] = {"k": [1, 2, 5], "alpha": [0.0, 3.0]}
 RECIPROCAL: dict[str, list] = {"k1": [6, 12, 20], "k2": [1, 3], "weight": [0.3, 0.6, 0.8]}
 LEARNED: dict[str, list] = {
     "learned": [True],
-    "dim": [128, 256, 512],
-    "shrinkage": [0.01, 0.03, 0.1, 0.3, 1.0],
+    "dim": [256, 512, 1024],
+    "shrinkage": [0.01, 0.1, 0.3, 1.0, 3.0, 10.0],
 }
 WEIGHTS: dict[str, list] = {"weight": [0.1, 0.25, 0.5, 1.0]}
 METHODS: dict[str, tuple[Method, dict[str, list]]] = {
@@ -139,7 +139,7 @@ METHODS: dict[str, tuple[Method, dict[str, list]]] = {
     "diffusion": (diffused, {"graph_k": [5, 20], "query_k": [3, 10], "alpha": [0.5, 0.9]}),
     "learned whitening, k-reciprocal": (
         whitened_reciprocal,
-        RECIPROCAL | {"learned": [True], "dim": [256, 512], "shrinkage": [0.1, 1.0]},
+        RECIPROCAL | {"learned": [True], "dim": [512], "shrinkage": [1.0, 3.0]},
     ),
 }
 

@@ -28,7 +28,7 @@ def whiten(
     *,
     method: str | None = None,
     dim: int | None = None,
-    shrinkage: float = 0.1,
+    shrinkage: float = 1.0,
     **options: Any,
 ) -> Combined:
     """Fits a whitening to an encoder's embeddings of images that will not be tested on.
@@ -39,7 +39,7 @@ def whiten(
       out: a folder for `load_encoder`: the run's own, or a new one; None saves nothing.
       method: "pca" or "learned", which needs labels; None takes "learned" where there are any.
       dim: dimensions to keep, at most the encoder's; all if not given.
-      shrinkage: as in `fit_whitening`.
+      shrinkage: as in `fit_whitening`; 1 was best on the emoji's training classes.
       **options: of `siamese_jax.features.embed_records`.
 
     Returns:

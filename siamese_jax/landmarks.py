@@ -174,10 +174,16 @@ class _Type:
 
 
 class _Array:
-    """What a pickle says of an array."""
+    """What a pickle says of an array: in its state, or at once from protocol 5 on."""
 
     def __init__(self, *_: Any) -> None:
         self.values = np.zeros(0)
+
+    @classmethod
+    def of(cls, data: Any, kind: _Type, shape: tuple[int, ...], order: str) -> "_Array":
+        made = cls()
+        made.values = kind.read(data).reshape(shape, order="F" if order == "F" else "C")
+        return made
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, columns_first, data = state
@@ -189,8 +195,10 @@ class _Array:
 
 _NAMES: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Array.of,
     ("numpy.core.multiarray", "scalar"): lambda kind, data: kind.read(data)[0],
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
+    ("__builtin__", "bytes"): lambda: b"",  # an empty array's, in protocol 2
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
 }

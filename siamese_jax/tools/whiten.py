@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--shrinkage",
         type=float,
-        default=0.1,
+        default=1.0,
         help="share of its mean that the inverted matrix gets on its diagonal (%(default)s)",
     )
     parser.add_argument("--out", type=Path, help="a folder; default: the run's own")
