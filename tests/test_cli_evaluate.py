@@ -242,3 +242,36 @@ def test_rerank_options_are_those_of_the_functions():
         known = inspect.signature(Method(name, {}).function).parameters
         for option, kind in options.items():
             assert type(known[option].default) is kind
+
+
+def test_an_interrupted_embed_goes_on_with_the_rest(world, vectors, tmp_path, monkeypatch, capsys):
+    from siamese_jax.encoder import Encoder
+
+    seen, whole = [], Encoder.__call__
+
+    def cut_off(encoder, images):
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return whole(encoder, images)
+
+    out = tmp_path / "v.npy"
+    options = [f"--images={world}/shop", "--batch-size=5", f"--cache-dir={tmp_path}/cache"]
+    monkeypatch.setattr(Encoder, "__call__", cut_off)
+    assert main(["embed", *ENCODER, *options, f"--out={out}"]) == 130
+    assert "goes on" in capsys.readouterr().err
+    assert not out.exists()
+    monkeypatch.setattr(Encoder, "__call__", whole)
+    assert main(["embed", *ENCODER, *options, f"--out={out}"]) == 0
+    shown = capsys.readouterr().err
+    assert "(15 of 30 known)" in shown
+    assert "15/15" in shown
+    with np.load(world / "v.npz") as arrays:
+        np.testing.assert_allclose(np.load(out), arrays["vectors"], rtol=1e-4, atol=1e-4)
+
+
+def test_more_neighbours_than_images_are_said(world, vectors, tmp_path, capsys):
+    arguments = [f"--query={world}/shop", "-k", "99", f"--out={tmp_path}/found.csv"]
+    assert main(["rank", *ENCODER, *arguments]) == 0
+    assert "-k 99 is more than the gallery's 30 images" in capsys.readouterr().out
+    assert len(read_csv(tmp_path / "found.csv")) == 30 * 29

@@ -445,6 +445,37 @@ def test_diff_refuses_other_data(compared, tmp_path, capsys):
     assert "cannot be compared" in capsys.readouterr().err
 
 
+def test_a_run_that_is_not_finished(compared, tmp_path, capsys, caplog):
+    """It has no numbers to compare yet; its newest checkpoint embeds, and that is said."""
+    _, workdir, _ = compared
+    other = tmp_path / "unfinished"
+    shutil.copytree(workdir / "resnet18-far", other)
+    (other / "results.json").unlink()
+    assert main(["diff", str(workdir / "resnet18-near"), str(other)]) == 2
+    assert "not a finished run: results.json is missing" in capsys.readouterr().err
+    assert main(["evaluate", f"--encoder={other}", "--metrics=recall@1"]) == 0
+    assert "is not finished: its checkpoint of step 3 is used" in caplog.text
+
+
+def test_a_run_is_whitened_in_its_own_folder(compared, tmp_path, capsys):
+    _, workdir, _ = compared
+    run_dir = tmp_path / "run"
+    shutil.copytree(workdir / "resnet18-near", run_dir)
+    assert main(["whiten", f"--encoder={run_dir}", "--dim=3"]) == 0
+    assert f"4 -> 3 dimensions, fitted to 10 images of {run_dir} (train)" in capsys.readouterr().out
+    out = tmp_path / "m.json"
+    assert main(["evaluate", f"--encoder={run_dir}", "--metrics=recall@1", f"--out={out}"]) == 0
+    facts = json.loads(out.read_text())["provenance"]
+    assert facts["encoder"]["whitening"]["dim"] == 3
+    assert facts["distance"] == "cosine"
+    assert not (run_dir / "encoder.json").exists()
+    # Beside it, from another place: the folder points to the run, and stands for its data too.
+    beside = tmp_path / "beside"
+    assert main(["whiten", f"--encoder={run_dir}", "--dim=3", f"--out={beside}"]) == 0
+    assert main(["evaluate", f"--encoder={beside}", "--metrics=recall@1", f"--out={out}"]) == 0
+    assert json.loads(out.read_text())["provenance"]["encoder"]["whitening"]["dim"] == 3
+
+
 def test_evaluate_of_a_run_gives_its_own_results_again(compared, tmp_path, capsys):
     _, workdir, _ = compared
     out, run_dir = tmp_path / "m.json", workdir / "resnet18-near"
