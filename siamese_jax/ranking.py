@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery, Predicate
-from siamese_jax.search import ann, bounds, exact, few, scan, sharded
+from siamese_jax.search import ann, bounds, dense, exact, few, scan, sharded
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.sources import Rows, as_rows
 
@@ -250,12 +250,19 @@ class _Search:
         if some and euclidean and self.adaptive and self.gallery.resident is False:
             yield from self._nearest_few(wanted, k)
             return
+        g = len(self.gallery.rows)
+        sizes = dense.plan(len(self.queries), g, self.rows.width, k, self.memory_limit)
+        if self.adaptive and g and sizes is not None:
+            try:
+                yield from self._nearest_dense(wanted, sizes)
+                return
+            except scan.TooManyError:
+                pass  # Raised before anything was yielded, here as below.
         if self.adaptive and precision == "bfloat16":
             try:
                 yield from self._nearest(wanted, k, precision, patience=8 * k)
                 return
             except scan.TooManyError:
-                # Raised before anything was yielded.
                 precision = "float32"
         yield from self._nearest(wanted, k, precision, patience=np.inf)
 
@@ -269,8 +276,19 @@ class _Search:
             functools.partial(self._settle, 0, wanted),
         )
         away = self._away(0, i, j)
-        i, place, which = exact.first(i, j, away, wanted)
-        yield i, place, j[which], away[which]
+        yield exact.first(i, j, away, wanted)
+
+    def _nearest_dense(self, wanted: np.ndarray, sizes: dense.Plan) -> Iterator[tuple]:
+        return dense.nearest(
+            self.queries,
+            self.gallery.rows,
+            wanted,
+            sizes,
+            there=self.there,
+            codes=self.codes,
+            distance=self.distance,
+            origin=self.frame("float32").origin,
+        )
 
     def _nearest(
         self, wanted: np.ndarray, k: int, precision: str, patience: float
@@ -300,8 +318,8 @@ class _Search:
             for at, count, side, chunk in chunks:
                 i, j = self._with_zeros(at, count, side, blocks.zeros, k, *chunk.pairs())
                 away = self._away(at, i, j)
-                i, place, which = exact.first(i, j, away, wanted[at : at + count])
-                yield i + at, place, j[which], away[which]
+                i, place, j, away = exact.first(i, j, away, wanted[at : at + count])
+                yield i + at, place, j, away
 
     def nearest_on(
         self, devices: Sequence[jax.Device], wanted: np.ndarray, k: int, precision: str
@@ -355,9 +373,9 @@ class _Search:
             i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
             away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
             sure[at : at + count] |= lost[:count]
-            i, place, which = exact.first(i, j, away, wanted[at : at + count])
+            i, place, j, away = exact.first(i, j, away, wanted[at : at + count])
             good = sure[at + i]
-            yield i[good] + at, place[good], j[which][good], away[which][good]
+            yield i[good] + at, place[good], j[good], away[good]
         again = np.flatnonzero(~sure)
         if len(again):
             rest = self._only(again)
@@ -391,8 +409,8 @@ class _Search:
                 fine &= self.codes[0][here][i] != self.codes[1][j]
             i, j = i[fine], j[fine].astype(np.int32)
             away = self._away(at, i, j)
-            i, place, which = exact.first(i, j, away, wanted[here])
-            yield i + at, place, j[which], away[which]
+            i, place, j, away = exact.first(i, j, away, wanted[here])
+            yield i + at, place, j, away
 
     def _only(self, which: np.ndarray) -> "_Search":
         """The same search for some of the queries."""
@@ -446,8 +464,8 @@ class _Search:
             near = away <= reach[here][i]
             i, j, away = i[near], j[near], away[near]
             whole = np.full(count, len(self.gallery.rows))
-            i, _, which = exact.first(i, j, away, whole)
-            yield i + at, j[which], away[which]
+            i, _, j, away = exact.first(i, j, away, whole)
+            yield i + at, j, away
 
     def _prepare(self, precision: str, k: int) -> tuple[Frame, scan.Plan, scan.Blocks]:
         q, (g, d) = len(self.queries), (len(self.gallery.rows), self.rows.width)
@@ -468,8 +486,8 @@ class _Search:
         self, at: int, wanted: np.ndarray, i: np.ndarray, j: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Each query's first pairs among (i, j)."""
-        i, _, which = exact.first(i, j, self._away(at, i, j), wanted)
-        return i.astype(np.int32), j[which]
+        i, _, j, _ = exact.first(i, j, self._away(at, i, j), wanted)
+        return i.astype(np.int32), j
 
     def _with_zeros(
         self,

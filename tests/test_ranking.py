@@ -13,7 +13,7 @@ from siamese_jax.distances import DISTANCES
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery
 from siamese_jax.ranking import pairwise_distances, range_search, rank
-from siamese_jax.search import bounds, scan
+from siamese_jax.search import bounds, dense, scan
 from siamese_jax.search.ann import recall
 
 PRECISIONS = ("float32", "bfloat16")
@@ -60,6 +60,37 @@ def test_a_few_queries_by_the_thousand():
         distance = DISTANCES[n % 2]
         found = rank(x, y, k, distance=distance, query_ids=own, gallery_ids=ids)
         same(found, ranking(x, y, k, distance, own, ids), f"case {n}")
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_large_share_of_the_gallery(distance, monkeypatch):
+    """Many answers come from one product in float64, unless too many of its pairs are uncertain."""
+    rng = np.random.default_rng(3)
+    searched = []
+    kept = dense.nearest
+
+    def watched(*arguments, **options):
+        parts = list(kept(*arguments, **options))
+        searched.append(kind)
+        return parts
+
+    monkeypatch.setattr(dense, "nearest", watched)
+    for n in range(12 * len(KINDS)):
+        kind = KINDS[n % len(KINDS)]
+        q, g, d = int(rng.choice([9, 70])), int(rng.choice([40, 700])), int(rng.choice([1, 24]))
+        x, y = case(rng, kind, q, g, d)
+        k = int(rng.choice([g // 2, g, g + 3]))
+        own, ids = rng.integers(0, 9, size=q), rng.integers(0, 9, size=g)
+        keep = rng.random(g) < 0.8
+        found = rank(
+            x, y, k, distance=distance, query_ids=own, gallery_ids=ids, keep=keep,
+            memory_limit=2**20 if n % 2 else 2**28,
+        )  # fmt: skip
+        same(found, ranking(x, y, k, distance, own, ids, keep), f"case {n}: {kind} {x.shape} {k}")
+    # The other half of the cases is short of memory.
+    assert searched.count("normal") >= 6
+    # Equal rows are at distance 0, which a product cannot certify.
+    assert distance == "dot" or searched.count("equal") < 6
 
 
 @pytest.mark.parametrize("d", [1, 2, 33, 128, 515, 2048, 4096])

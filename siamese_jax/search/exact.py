@@ -39,39 +39,54 @@ def pair_distances(
     Returns:
       float32 [n]. A value depends on its own two rows alone, so not on how the work is cut.
     """
-    d = queries.shape[1]
+    n, d = len(i), queries.shape[1]
     piece = max(1, _PIECE // max(1, d))
-    x = queries.astype(np.float64) if len(queries) * 2 < len(i) else None
-    found = np.empty(len(i), np.float32)
-
-    starts = iter(range(0, len(i), piece))
+    found = np.empty(n, np.float32)
+    # Making unit rows is work per query, not per pair, where pairs share queries.
+    shared = len(queries) * 2 < n
+    x = queries.astype(np.float64) if shared else queries
+    if shared and distance == "cosine":
+        unit(x)
+    starts = iter(range(0, n, piece))
 
     def work() -> None:
         # Each thread takes the next piece until none is left: cheaper than a task for each.
+        own, other = np.empty((2, min(piece, n), d))
         for start in starts:
-            here = slice(start, start + piece)
-            own = queries[i[here]].astype(np.float64) if x is None else x[i[here]]
-            other = rows(j[here]).astype(np.float64)
-            found[here] = _distances(own, other, distance)
+            here = slice(start, min(start + piece, n))
+            a, b = own[: here.stop - start], other[: here.stop - start]
+            a[:] = x[i[here]]
+            b[:] = rows(j[here])
+            if distance == "cosine" and not shared:
+                unit(a)
+            found[here] = _distances(a, b, distance)
 
-    if len(i) < 8 * piece:
+    if n < 8 * piece:
         work()
     else:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for task in [pool.submit(work) for _ in range(THREADS)]:
-                task.result()
+        in_threads(work)
     return found
 
 
+def in_threads(work: Callable[[], None]) -> None:
+    """Runs `work` on every core; it takes its pieces from a common iterator until none is left."""
+    if THREADS == 1:
+        work()
+        return
+    with ThreadPoolExecutor(THREADS) as pool:
+        for task in [pool.submit(work) for _ in range(THREADS)]:
+            task.result()
+
+
 def _distances(x: np.ndarray, y: np.ndarray, distance: str) -> np.ndarray:
-    """float64 [n, d] twice -> float32 [n]; overwrites both."""
+    """float64 [n, d] twice -> float32 [n]; overwrites y. For cosine, rows of x are of length 1."""
     if distance == "dot":
         # Adding 0 turns a negative zero into a positive one: they would sort apart.
-        return (0.0 - np.einsum("nd,nd->n", x, y)).astype(np.float32) + np.float32(0)
+        return (0.0 - np.vecdot(x, y)).astype(np.float32) + np.float32(0)
     if distance == "cosine":
-        zero = ~(_normalise(x) & _normalise(y))
+        zero = ~(unit(y) & x.any(axis=1))
     np.subtract(y, x, out=y)
-    squared = np.einsum("nd,nd->n", y, y)
+    squared = np.vecdot(y, y)
     if distance == "sqeuclidean":
         return squared.astype(np.float32)
     if distance == "euclidean":
@@ -83,17 +98,17 @@ def _distances(x: np.ndarray, y: np.ndarray, distance: str) -> np.ndarray:
     return (squared / 2).astype(np.float32)
 
 
-def _normalise(x: np.ndarray) -> np.ndarray:
-    """Makes rows of length 1 in place; says which are not zero. No square over- or underflows,
-    as the rows come from float32."""
-    norm = np.sqrt(np.einsum("nd,nd->n", x, x))
+def unit(x: np.ndarray) -> np.ndarray:
+    """Makes float64 rows of length 1 in place; says which are not zero. No square over- or
+    underflows, as the rows come from float32."""
+    norm = np.sqrt(np.vecdot(x, x))
     x /= np.where(norm > 0, norm, 1)[:, None]
     return norm > 0
 
 
 def first(
     i: np.ndarray, j: np.ndarray, distance: np.ndarray, k: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The k[i] first pairs of every query in the order (distance, row).
 
     Args:
@@ -103,22 +118,37 @@ def first(
       k: int [q].
 
     Returns:
-      (i, place, which): the pair `which` is number `place` of the answers of query i; in the order
-      of i, then place.
+      (i, place, j, distance): the answers, `place` counted from 0 for each query; in the order of
+      i, then place.
     """
-    order = np.argsort(_sortable(distance) << np.uint64(32) | j.astype(np.uint64))
-    # A stable sort of 16-bit integers is a radix sort.
-    kind = np.uint16 if len(k) <= 1 << 16 else np.int32
-    order = order[np.argsort(i[order].astype(kind), kind="stable")]
-    i = i[order]
+    key = _sortable(distance) << np.uint64(32) | j.astype(np.uint64)
+    if (i[1:] < i[:-1]).any():
+        order = by_query(i, len(k))
+        i, key = i[order], key[order]
     count = np.bincount(i, minlength=len(k))
-    place = np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)
+    start = np.cumsum(count) - count
+    for at, n in zip(start.tolist(), count.tolist(), strict=True):
+        if n > 1:
+            key[at : at + n].sort()
+    place = np.arange(len(i)) - np.repeat(start, count)
     keep = place < k[i]
-    return i[keep], place[keep], order[keep]
+    i, place, key = i[keep], place[keep], key[keep]
+    return i, place, (key & np.uint64(0xFFFFFFFF)).astype(j.dtype), _unsortable(key)
+
+
+def by_query(i: np.ndarray, q: int) -> np.ndarray:
+    """The order of pairs by their query, stable."""
+    # A stable sort of 16-bit integers is a radix sort.
+    return np.argsort(i.astype(np.uint16 if q <= 1 << 16 else np.int32), kind="stable")
 
 
 def _sortable(distance: np.ndarray) -> np.ndarray:
     """float32 -> uint64 in the same order: the bits of a float, with those of negatives turned."""
-    bits = distance.view(np.uint32)
-    turned = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return turned.astype(np.uint64)
+    bits = distance.view(np.int32)
+    return (bits ^ (bits >> 31 | np.int32(-(2**31)))).view(np.uint32).astype(np.uint64)
+
+
+def _unsortable(key: np.ndarray) -> np.ndarray:
+    """The distance in the upper half of a key."""
+    bits = (key >> np.uint64(32)).astype(np.uint32).view(np.int32)
+    return (bits ^ (~bits >> 31 | np.int32(-(2**31)))).view(np.float32)

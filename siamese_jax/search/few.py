@@ -6,13 +6,12 @@ c = (2d + 64) 2^-24, from the true one (see `bounds`), so what can be among the 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import bounds, scan
-from siamese_jax.search.exact import THREADS
+from siamese_jax.search import scan
+from siamese_jax.search.exact import in_threads
 from siamese_jax.search.sources import Rows
 
 MOST = 4
@@ -85,13 +84,13 @@ def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarr
         difference = np.empty((size, d), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for at in starts:
-                block = piece(rows, at, min(size, stop - at))
+                block = scan.piece(rows, at, min(size, stop - at))
                 for n in range(q):
                     e = np.subtract(block, queries[n], out=difference[: len(block)])
                     here = found[n, at - start : at - start + len(block)]
                     np.einsum("nd,nd->n", e, e, out=here)
 
-    _in_threads(work)
+    in_threads(work)
     if q and not np.isfinite(found).all():
         wrong = start + int(np.argmin(np.isfinite(found).all(axis=0)))
         raise UserError(scan.complaint(rows, wrong))
@@ -100,27 +99,5 @@ def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarr
 
 def check(rows: Rows) -> None:
     """Refuses a row that is not finite, or whose squared distances could overflow."""
-    largest = bounds.largest(rows.width)
     for at in range(0, len(rows), _SLICE):
-        fine = (np.abs(piece(rows, at, min(_SLICE, len(rows) - at))) <= largest).all(axis=1)
-        if not fine.all():
-            raise UserError(scan.complaint(rows, at + int(np.argmin(fine))))
-
-
-def piece(rows: Rows, start: int, size: int) -> np.ndarray:
-    """float32 [size, d], without a copy where that is possible."""
-    block = rows.view(start, size)
-    if block is None:
-        block = np.empty((size, rows.width), np.float32)
-        rows.read(start, block)
-    return block
-
-
-def _in_threads(work: Callable[[], None]) -> None:
-    """`work` takes pieces from a common iterator, so each thread ends when all are done."""
-    if THREADS == 1:
-        work()
-        return
-    with ThreadPoolExecutor(THREADS) as pool:
-        for task in [pool.submit(work) for _ in range(THREADS)]:
-            task.result()
+        scan.check_rows(rows, at, min(_SLICE, len(rows) - at))

@@ -151,6 +151,24 @@ def prepare_rows(
     return side
 
 
+def piece(rows: Rows, start: int, size: int) -> np.ndarray:
+    """float32 [size, d] from row `start` on, without a copy where that is possible."""
+    block = rows.view(start, size)
+    if block is None:
+        block = np.empty((size, rows.width), np.float32)
+        rows.read(start, block)
+    return block
+
+
+def check_rows(rows: Rows, start: int, size: int) -> np.ndarray:
+    """`piece`, refusing a row that is not finite, or whose squared distances could overflow."""
+    block = piece(rows, start, size)
+    fine = (np.abs(block) <= bounds.largest(rows.width)).all(axis=1)
+    if not fine.all():
+        raise UserError(complaint(rows, start + int(np.argmin(fine))))
+    return block
+
+
 def complaint(rows: Rows, row: int) -> str:
     """What to say about a row that is not finite, or too large."""
     with np.errstate(over="ignore"):
@@ -243,6 +261,7 @@ class Chunk:
         if not self.i:
             return np.empty(0, np.int32), np.empty(0, np.int32)
         i, j, high = (np.concatenate(v) for v in (self.i, self.j, self.high))
+        # In the order of blocks, whose rows so stay in the cache when they are scored exactly.
         reach = high >= self.floor[i]
         return i[reach], j[reach]
 
