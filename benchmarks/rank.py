@@ -8,7 +8,10 @@ medians. Peers that are not installed are left out. Building an index is not tim
 "rank, arrays" prepares the gallery inside the time, "rank, Gallery" has it prepared, as FAISS has.
 "of rate" is 2 q g d / time over the rate of a plain matrix product of the same dtype, measured in
 the same run. "CPU s" is processor time, which other programs on the machine disturb less. "same"
-is the share of queries with exactly our answer, row for row: others round their distances more.
+is the share of queries with exactly our answer, row for row. Of those that differ (32 at most),
+"us" have the answer of a stable sort of float64 distances, rounded to float32, and so many "it".
+"right" and "recall" are how often and how nearly 64 queries spread over all have that answer.
+With --approximate, the graph indexes of `rank` are timed too, and their recall is given.
 """
 
 import argparse
@@ -25,6 +28,7 @@ import numpy as np
 
 from siamese_jax.gallery import Gallery
 from siamese_jax.ranking import rank
+from siamese_jax.search.ann import recall
 
 CPU_SHAPES = [
     (2048, 64000, 128, 10),
@@ -37,13 +41,17 @@ GPU_SHAPES = [(10_000, 1_000_000, 128, 100)]
 Search = Callable[[], np.ndarray]
 
 
-def ours(x: np.ndarray, y: np.ndarray, k: int) -> dict[str, Search]:
+def ours(x: np.ndarray, y: np.ndarray, k: int, approximate: bool) -> dict[str, Search]:
     gallery = Gallery(y, resident=True)
     found: dict[str, Search] = {
         "rank, Gallery": lambda: rank(x, gallery, k).indices,
         "rank, arrays": lambda: rank(x, y, k).indices,
         "rank, float32": lambda: rank(x, gallery, k, precision="float32").indices,
     }
+    for library in ("usearch", "faiss") if approximate else ():
+        found[f"rank, ~{library}"] = lambda name=library: (  # type: ignore[misc]
+            rank(x, gallery, k, approximate=name).indices
+        )
     if jax.default_backend() != "cpu":
         limit = 8 * 2**30
         found = {
@@ -133,6 +141,19 @@ def peak(search: Search) -> float:
         return float("nan")
 
 
+def float64_sort(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
+    """The k first rows by distance for each query, ties in the order of rows; a loop over both."""
+    found = np.empty((len(x), k), np.int64)
+    for n, query in enumerate(x.astype(np.float64)):
+        squares = [
+            ((y[at : at + 4096].astype(np.float64) - query) ** 2).sum(1)
+            for at in range(0, len(y), 4096)
+        ]
+        away = np.sqrt(np.concatenate(squares)).astype(np.float32)
+        found[n] = np.argsort(away, kind="stable")[:k]
+    return found
+
+
 def matrix_rate(dtype: Any) -> float:
     """Multiply-adds counted twice, per second, of a large matrix product; the best of nine."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
@@ -152,11 +173,13 @@ def matrix_rate(dtype: Any) -> float:
     return 2 * n**3 / min(times)
 
 
-def compare(q: int, g: int, d: int, k: int, repeats: int, only: list[str]) -> None:
+def compare(
+    q: int, g: int, d: int, k: int, repeats: int, only: list[str], approximate: bool
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((q, d), dtype=np.float32)
     y = rng.standard_normal((g, d), dtype=np.float32)
-    searches = ours(x, y, k)
+    searches = ours(x, y, k, approximate)
     for name, build in PEERS.items():
         try:
             searches[name] = build(x, y, k)
@@ -169,6 +192,18 @@ def compare(q: int, g: int, d: int, k: int, repeats: int, only: list[str]) -> No
     print(", ".join(f"{t.__name__} {rate / 1e9:.0f}" for t, rate in rates.items()))
     answers = {name: search() for name, search in searches.items()}
     memory = {name: peak(search) for name, search in searches.items()}
+    first = next(iter(searches))
+    differ = {
+        name: np.flatnonzero(np.any(found != answers[first], axis=1))
+        for name, found in answers.items()
+    }
+    spread = np.unique(np.linspace(0, q - 1, min(q, 64)).astype(int))
+    some = np.unique(np.concatenate([spread, *(rows[:32] for rows in differ.values())]))
+    truth = dict(zip(some.tolist(), float64_sort(x[some], y, k), strict=True))
+
+    def right(name: str, rows: np.ndarray) -> list[bool]:
+        return [bool((answers[name][row] == truth[row]).all()) for row in rows.tolist()]
+
     wall: dict[str, list[float]] = {name: [] for name in searches}
     busy: dict[str, list[float]] = {name: [] for name in searches}
     for _ in range(repeats):
@@ -177,22 +212,25 @@ def compare(q: int, g: int, d: int, k: int, repeats: int, only: list[str]) -> No
             search()
             wall[name].append(time.perf_counter() - start)
             busy[name].append(time.process_time() - cpu)
-    first = next(iter(searches))
     faiss = statistics.median(wall["FAISS flat"]) if "FAISS flat" in wall else float("nan")
     faiss_cpu = statistics.median(busy["FAISS flat"]) if "FAISS flat" in wall else float("nan")
     print(
         f"{'':15}{'ms':>8}{'best ms':>9}{'FAISS / it':>11}{'CPU s':>8}{'FAISS / it':>11}"
-        f"{'of rate':>9}{'peak MiB':>10}{'same':>9}"
+        f"{'of rate':>9}{'peak MiB':>10}{'same':>9}{'us, it':>12}{'right':>8}{'recall':>8}"
     )
     for name in searches:
         median, cpu = statistics.median(wall[name]), statistics.median(busy[name])
         half = name.startswith("rank") and ("bf" in name or (q >= 64 and "32" not in name))
         rate = rates[jnp.bfloat16 if half else jnp.float32]
         same = np.mean(np.all(answers[name] == answers[first], axis=1))
+        other = differ[name][:32]
+        sides = f"{sum(right(first, other))}, {sum(right(name, other))} of {len(other)}"
+        found = recall(answers[name][spread], np.stack([truth[row] for row in spread.tolist()]))
         print(
             f"{name:15}{median * 1e3:8.0f}{min(wall[name]) * 1e3:9.0f}{faiss / median:11.2f}"
             f"{cpu:8.2f}{faiss_cpu / cpu:11.2f}{2 * q * g * d / median / rate:9.0%}"
-            f"{memory[name]:10.0f}{same:9.2%}",
+            f"{memory[name]:10.0f}{same:9.2%}{sides:>12}"
+            f"{np.mean(right(name, spread)):8.1%}{found:8.4f}",
             flush=True,
         )
 
@@ -202,6 +240,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", help="q,g,d,k")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="names to take, by how they begin, with commas")
+    parser.add_argument("--approximate", action="store_true")
     args = parser.parse_args()
     shapes = CPU_SHAPES if jax.default_backend() == "cpu" else GPU_SHAPES
     if args.shapes:
@@ -210,7 +249,8 @@ def main() -> None:
         ]
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
     for shape in shapes:
-        compare(*shape, repeats=args.repeats, only=[v for v in args.only.split(",") if v])
+        only = [v for v in args.only.split(",") if v]
+        compare(*shape, repeats=args.repeats, only=only, approximate=args.approximate)
 
 
 if __name__ == "__main__":
