@@ -252,7 +252,8 @@ class _Search:
             return
         g = len(self.gallery.rows)
         sizes = dense.plan(len(self.queries), g, self.rows.width, k, self.memory_limit)
-        if self.adaptive and g and sizes is not None:
+        # A product in float64 does more than "float32" asks for.
+        if (self.adaptive or precision == "float32") and g and sizes is not None:
             try:
                 yield from self._nearest_dense(wanted, sizes)
                 return
