@@ -110,7 +110,8 @@ def test_odd_sizes_round_as_the_form_says():
     for form in ("keras", "torch"):
         found = weights.load("efficientnet_lite0", "random", form=form)
         x = trunks.normalise(image, found.preprocessing)
-        outputs.append(TRUNKS["efficientnet_lite0"].build(form=form).apply(found.variables, x))
+        module = TRUNKS["efficientnet_lite0"].build(form=form)
+        outputs.append(jax.jit(module.apply)(found.variables, x))
     keras, torch = outputs
     assert keras["stage3"].shape == torch["stage3"].shape == (1, 10, 10, 40)
     assert np.abs(keras["stem"] - torch["stem"]).max() > 1e-3
@@ -136,14 +137,14 @@ def loop(x, kernel, stride, pads, depthwise):
 @pytest.mark.parametrize(
     ("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1), (5, 2), (7, 2)]
 )
-@pytest.mark.parametrize("depthwise", [True, False])
+@pytest.mark.parametrize(("depthwise", "channels"), [(True, 5), (False, 5), (False, 3)])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_every_form_of_a_convolution_is_the_sum(
-    size, stride, same, depthwise, platform, rng, monkeypatch
+    size, stride, same, depthwise, channels, platform, rng, monkeypatch
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    x = rng.normal(size=(2, 11, 8, 5)).astype(np.float32)
-    shape = (size, size, 1, 5) if depthwise else (size, size, 5, 6)
+    x = rng.normal(size=(2, 11, 8, channels)).astype(np.float32)
+    shape = (size, size, 1, channels) if depthwise else (size, size, channels, 6)
     kernel = rng.normal(size=shape).astype(np.float32)
     padding = convolution.pads(x.shape[1:3], size, stride, same)
     found = convolution.convolve(jnp.asarray(x), jnp.asarray(kernel), stride, padding, depthwise)
@@ -157,7 +158,7 @@ def test_every_form_of_a_convolution_is_the_sum(
     ("n", "size", "channels"), [(3, (13, 9), 32), (8, (4, 5), 64), (4, (48, 45), 128)]
 )
 def test_fewer_products_give_the_same_sum(n, size, channels, rng):
-    """Sizes that fill their last tile and that do not; the largest goes in several passes."""
+    """Sizes that fill their last tile and that do not."""
     x = rng.normal(size=(n, *size, channels)).astype(np.float32)
     kernel = (rng.normal(size=(3, 3, channels, 40)) / np.sqrt(9 * channels)).astype(np.float32)
     assert winograd.suits(x.shape, kernel.shape, 1)
@@ -166,6 +167,16 @@ def test_fewer_products_give_the_same_sum(n, size, channels, rng):
     expected = loop(x, kernel, 1, ((1, 1), (1, 1)), False)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 12])
+@pytest.mark.parametrize("size", [16, 100, 112, 448])
+def test_the_images_taken_at_once_divide_them_all(n, size, monkeypatch):
+    found = convolution.images_at_once((n, size, size, 3))
+    assert n % found == 0
+    assert found == 1 or found * size**2 <= 1.5 * 112**2
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolution.images_at_once((n, size, size, 3)) == n
 
 
 def test_only_the_trained_stages_use_and_update_the_statistics_of_the_batch(rng):
@@ -222,10 +233,13 @@ def test_batch_norm_trains_as_defined(rng):
         ("efficientnet_lite0", "torch"),
     ],
 )
-def test_folding_the_norms_changes_nothing(name, form, rng):
+def test_folding_the_norms_changes_nothing(name, form, rng, monkeypatch):
+    """With the early stages taking two images at a time."""
+    monkeypatch.setattr(convolution, "_PART", 2 * 48 * 40)
     found = weights.load(name, "random", form=form)
     variables = varied(found.variables)
-    images = rng.integers(0, 256, (3, 48, 40, 3), np.uint8)
+    images = rng.integers(0, 256, (4, 48, 40, 3), np.uint8)
+    assert convolution.images_at_once(images.shape) == 2
     x = trunks.normalise(images, found.preprocessing)
     expected = jax.jit(TRUNKS[name].build(form=form).apply)(variables, x)
     folded = fold_batch_norm(name, form, variables)

@@ -1,11 +1,13 @@
 """Convolution in the form that the platform runs fastest; the one place where that is decided.
 
 XLA's CPU backend runs a 1x1 convolution several times slower than the same product written as
-`dot_general`, and a depthwise convolution tens of times slower than k x k shifted multiply-adds. A
-GPU wants plain convolutions. All forms compute the same sum; `tests/test_trunks.py` compares them.
+`dot_general`, a depthwise convolution tens of times slower than k x k shifted multiply-adds, and a
+convolution of three colours slower than one product with its gathered patches. A GPU wants plain
+convolutions. All forms compute the same sum; `tests/test_trunks.py` compares them.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +18,10 @@ from siamese_jax.trunks import winograd
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Patches of at most so many numbers are gathered: 3x3 of three colours, not 7x7.
+_PATCH = 32
+# Pixels of input whose maps in a trunk's early stages fit in a CPU core's cache.
+_PART = 112**2
 
 
 def pads(size: Sequence[int], kernel: int, stride: int, same: bool) -> Pads:
@@ -44,8 +50,23 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Pads, depthwise: boo
     if depthwise:
         return _shifted_multiply_adds(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1):
-        return _product(x, kernel, stride)
+        return _product(x[:, ::stride, ::stride, :], kernel)
+    if math.prod(kernel.shape[:3]) <= _PATCH:
+        return _product(jnp.concatenate(_shifted(x, kernel.shape[0], stride, padding), -1), kernel)
     return _convolution(x, kernel, stride, padding, False)
+
+
+def images_at_once(shape: Sequence[int]) -> int:
+    """How many of the images [n,h,w,c] a frozen trunk's early stages take at a time; divides n.
+
+    Their maps are large and their kernels small, so on a CPU they want few images, and caches. The
+    late stages are the other way round.
+    """
+    n, height, width = shape[:3]
+    if jax.default_backend() != "cpu":
+        return n
+    most = max(1, round(_PART / (height * width)))
+    return max(k for k in range(1, min(n, most) + 1) if n % k == 0)
 
 
 def fewer_products(x: Array, kernel: Array, stride: int, depthwise: bool) -> bool:
@@ -61,21 +82,27 @@ def _convolution(x: Array, kernel: Array, stride: int, padding: Pads, depthwise:
     )
 
 
-def _product(x: Array, kernel: Array, stride: int) -> Array:
-    x = x[:, ::stride, ::stride, :]
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+def _product(patches: Array, kernel: Array) -> Array:
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    return lax.dot_general(patches, kernel, (((3,), (0,)), ((), ())))
 
 
 def _shifted_multiply_adds(x: Array, kernel: Array, stride: int, padding: Pads) -> Array:
     k, channels = kernel.shape[0], kernel.shape[-1]
+    taps = kernel.reshape(k * k, 1, 1, 1, channels)
+    terms = map(jnp.multiply, _shifted(x, k, stride, padding), taps)
+    return functools.reduce(jnp.add, terms)
+
+
+def _shifted(x: Array, k: int, stride: int, padding: Pads) -> list[Array]:
+    """The k x k views of x [n,h,w,c] whose pixel i, j is x[:, i*stride+a, j*stride+b]."""
     # The barrier has the padded array made once; XLA would work its borders out k x k times.
     x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
-    n, height, width, _ = x.shape
+    n, height, width, channels = x.shape
     rows, columns = ((size - k) // stride + 1 for size in (height, width))
 
-    def shifted(a: int, b: int) -> Array:
+    def view(a: int, b: int) -> Array:
         last = (n, a + (rows - 1) * stride + 1, b + (columns - 1) * stride + 1, channels)
         return lax.slice(x, (0, a, b, 0), last, (1, stride, stride, 1))
 
-    terms = (shifted(a, b) * kernel[a, b][None, None] for a in range(k) for b in range(k))
-    return functools.reduce(jnp.add, terms)
+    return [view(a, b) for a in range(k) for b in range(k)]

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Activation, Conv, Norm
+from siamese_jax.trunks.layers import Activation, Conv, Norm, run_stages
 
 STAGES = ("stem", *(f"stage{i}" for i in range(1, 8)), "top")
 _NORMS = {"keras": Norm(1e-3, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -155,14 +155,17 @@ class EfficientNet(nn.Module):
         }
         act: Activation = relu6 if self.lite else nn.silu
         stem, top = stem_and_top(self.width, self.lite)
-        x = Single(stem, 3, 2, act, conv, name="stem")(x, "stem" in train_stages)
-        outputs = {"stem": x}
-        for i, stage in enumerate(plan(self.width, self.depth, self.lite), 1):
-            name = f"stage{i}"
-            layers = Stage(stage, not self.lite, act, conv, name=name)
-            outputs[name] = x = layers(x, name in train_stages)
-        outputs["top"] = Single(top, 1, 1, act, conv, name="top")(x, "top" in train_stages)
-        return outputs
+        stages = plan(self.width, self.depth, self.lite)
+
+        def layers(name: str) -> nn.Module:
+            if name == "stem":
+                return Single(stem, 3, 2, act, conv, name=name)
+            if name == "top":
+                return Single(top, 1, 1, act, conv, name=name)
+            stage = stages[STAGES.index(name) - 1]
+            return Stage(stage, not self.lite, act, conv, name=name)
+
+        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages)
 
 
 def stem_and_top(width: float, lite: bool) -> tuple[int, int]:

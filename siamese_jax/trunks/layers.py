@@ -1,14 +1,15 @@
 """The one layer all trunks are made of: convolution, batch normalisation, activation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from siamese_jax.trunks import winograd
-from siamese_jax.trunks.convolution import convolve, fewer_products, pads
+from siamese_jax.trunks.convolution import convolve, fewer_products, images_at_once, pads
 
 Activation = Callable[[Array], Array]
 
@@ -93,6 +94,42 @@ class Conv(nn.Module):
         if not known or self.is_initializing():
             return winograd.transform(kernel)
         return self.variable("tiles", "kernel", winograd.transform, kernel).value
+
+
+def run_stages(
+    trunk: nn.Module,
+    x: Array,
+    layers: Callable[[str], nn.Module],
+    early: Sequence[str],
+    late: Sequence[str],
+    train_stages: Sequence[str],
+) -> dict[str, Array]:
+    """Every stage's output by its name; `layers(name)` makes the module that is stage `name`.
+
+    In a folded trunk the `early` stages may take a few of the images at a time.
+    """
+
+    def run(names: Sequence[str], x: Array) -> dict[str, Array]:
+        outputs = {}
+        for name in names:
+            outputs[name] = x = layers(name)(x, name in train_stages)
+        return outputs
+
+    def run_in_parts(x: Array, images: int) -> dict[str, Array]:
+        step = nn.scan(
+            lambda trunk, carry, part: (carry, run(early, part)),
+            variable_broadcast=("params", "tiles"),
+            split_rngs={},
+        )
+        parts = x.reshape(-1, images, *x.shape[1:])
+        outputs = step(trunk, (), parts)[1]
+        return jax.tree.map(lambda y: y.reshape(len(x), *y.shape[2:]), outputs)
+
+    # Variables are only read where a frozen trunk runs; a scan could not write them.
+    frozen = trunk.folded and not trunk.is_mutable_collection("tiles")
+    images = images_at_once(x.shape) if frozen else len(x)
+    outputs = run(early, x) if images == len(x) else run_in_parts(x, images)
+    return outputs | run(late, outputs[early[-1]])
 
 
 def max_pool(x: Array, size: int, stride: int, padding: int) -> Array:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Conv, Norm, max_pool
+from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 _NORMS = {"keras": Norm(1.001e-5, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -97,10 +97,12 @@ class ResNet(nn.Module):
             "frozen": self.folded,
             "dtype": self.dtype,
         }
-        x = Stem(conv, name="stem")(x, "stem" in train_stages)
-        outputs = {"stem": x}
-        for i, depth in enumerate(self.depths):
-            name, stride = f"stage{i + 1}", 1 if i == 0 else 2
-            stage = Stage(depth, 64 * 2**i, stride, self.bottleneck, self.form, conv, name=name)
-            outputs[name] = x = stage(x, name in train_stages)
-        return outputs
+
+        def layers(name: str) -> nn.Module:
+            if name == "stem":
+                return Stem(conv, name=name)
+            i = STAGES.index(name) - 1
+            depth, features, stride = self.depths[i], 64 * 2**i, 1 if i == 0 else 2
+            return Stage(depth, features, stride, self.bottleneck, self.form, conv, name=name)
+
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)

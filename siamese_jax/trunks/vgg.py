@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Conv, Norm, max_pool
+from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
 
 STAGES = tuple(f"stage{i}" for i in range(1, 6))
 WIDTHS = (64, 128, 256, 512, 512)
@@ -48,7 +48,9 @@ class VGG(nn.Module):
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
         norm = _NORM if self.normalised and not self.folded else None
         conv = {"bias": True, "norm": norm, "frozen": self.folded, "dtype": self.dtype}
-        outputs = {}
-        for name, depth, width in zip(STAGES, self.depths, WIDTHS, strict=True):
-            outputs[name] = x = Stage(depth, width, conv, name=name)(x, name in train_stages)
-        return outputs
+
+        def layers(name: str) -> nn.Module:
+            i = STAGES.index(name)
+            return Stage(self.depths[i], WIDTHS[i], conv, name=name)
+
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
