@@ -72,24 +72,36 @@ def _packaged(source: Source) -> Path:
     return path
 
 
-def _from_hub(source: Source, folder: Path, endpoint: str | None = None) -> Path:
-    """model.safetensors of a Hub repository; the Hub names its cached file by the sha256."""
+def _from_hub(source: Source, folder: Path) -> Path:
+    """model.safetensors of a Hub repository, from $HF_ENDPOINT if that names a mirror.
+
+    A file that was fetched before is taken without asking. The Hub names it by its sha256.
+    """
     try:
         import huggingface_hub
     except ImportError:
         raise Unavailable(
             f"{source.hub} lies on the Hugging Face Hub; run: pip install huggingface_hub"
         ) from None
-    try:
-        found = huggingface_hub.hf_hub_download(
-            source.hub, "model.safetensors", cache_dir=folder / "hub", endpoint=endpoint
-        )
-    except Exception as e:  # its many kinds of network trouble all mean: not to be had
-        raise Unavailable(f"{source.hub} was not fetched from the Hub: {_line(e)}") from None
+    wanted, kept = (source.hub, "model.safetensors"), folder / "hub"
+    found = huggingface_hub.try_to_load_from_cache(*wanted, cache_dir=kept)
+    if not isinstance(found, str):
+        _log.warning("fetching %s from the Hub to %s", source.hub, kept)
+        mirror = os.environ.get("HF_ENDPOINT") or None
+        try:
+            # Asked first, because this fails at once where the download tries for half a minute.
+            huggingface_hub.get_hf_file_metadata(
+                huggingface_hub.hf_hub_url(*wanted, endpoint=mirror)
+            )
+            found = huggingface_hub.hf_hub_download(*wanted, cache_dir=kept, endpoint=mirror)
+        except Exception as e:  # its many kinds of trouble all mean: not to be had
+            raise Unavailable(f"{source.hub} was not fetched from the Hub: {_line(e)}") from None
     path = Path(found)
-    announced = path.resolve().name
-    if len(announced) == 64:
-        check(path, "sha256:" + announced)
+    announced = path.resolve()
+    if len(announced.name) == 64:
+        _check_or_delete(announced, "sha256:" + announced.name)
+    else:
+        _log.warning("%s came without a sha256, so it was not checked", path)
     return path
 
 
@@ -103,6 +115,16 @@ def check(path: Path, digest: str) -> None:
             f"{path} has the {kind} {found}, not the published {digits}; "
             "delete it and fetch it again"
         )
+
+
+def _check_or_delete(path: Path, digest: str) -> None:
+    """`check` of a download; a wrong one is deleted, so that the next attempt starts anew."""
+    try:
+        check(path, digest)
+    except UserError as e:
+        path.unlink()
+        message = str(e).replace("delete it and fetch", "it was deleted; fetch")
+        raise UserError(message) from None
 
 
 def fetch(url: str, target: Path, digest: str) -> Path:
@@ -124,13 +146,7 @@ def fetch(url: str, target: Path, digest: str) -> Path:
                 if permanent or attempt == _ATTEMPTS - 1 or not _promising(e):
                     raise Unavailable(f"{url} was not downloaded: {_line(e)}") from None
                 time.sleep(0.2 * 4**attempt)
-        try:
-            check(part, digest)
-        except UserError as e:
-            part.unlink()
-            raise UserError(
-                str(e).replace("delete it and fetch", "it was deleted; fetch")
-            ) from None
+        _check_or_delete(part, digest)
         os.replace(part, target)
     return target
 
