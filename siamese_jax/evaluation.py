@@ -51,15 +51,18 @@ def summary(values: PerQuery, records: Records) -> dict[str, Any]:
     }
 
 
-def save_per_query(path: Path, values: PerQuery, records: Records) -> None:
-    """One row a query: its id, its metrics, how many relevant items there are."""
+def save_per_query(path: Path, values: PerQuery, queries: np.ndarray, gallery: np.ndarray) -> None:
+    """What `diff` needs: a row a query, and what was asked and searched.
+
+    Args:
+      path: of the .npz file to write.
+      values: of the q queries.
+      queries, gallery: uint64 [q], [g] of `siamese_jax.data.records.marks`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, Any] = {
-        "id": records.id[records.is_query],
-        "relevant": values.relevant,
-        **values.values,
-    }
-    np.savez(path, **columns)
+    columns: dict[str, Any] = {"query": queries, "gallery": np.sort(gallery)}
+    columns |= {"relevant": values.relevant, **values.values}
+    np.savez_compressed(path, **columns)
 
 
 def examples(

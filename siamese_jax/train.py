@@ -19,7 +19,7 @@ from siamese_jax import checkpoint, distances, encoder, evaluation, optim, run_f
 from siamese_jax import memory as memory_bank
 from siamese_jax.collapse import collapse_warning, embedding_statistics
 from siamese_jax.data.cache import cache_root
-from siamese_jax.data.records import Records, content_keys, fingerprint
+from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.samplers import SAMPLERS
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import Model, TrunkWeights
@@ -89,7 +89,9 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     )
     state, chosen_step = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
 
-    results = finish(config, workdir, state, chosen_step, model, inputs, run)
+    marked = np.zeros(int(records.id.max()) + 1, np.uint64)
+    marked[records.id] = marks(records, keys)
+    results = finish(config, workdir, state, chosen_step, model, inputs, run, marked)
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_json(workdir / "results.json", results)
     return results
@@ -504,8 +506,12 @@ def finish(
     model: Model,
     inputs: Inputs,
     run: dict[str, Any],
+    marked: np.ndarray,
 ) -> dict[str, Any]:
-    """Evaluates the chosen state on every split, and writes the report."""
+    """Evaluates the chosen state on every split, and writes the report.
+
+    `marked` is the mark of each image, by its id (see `siamese_jax.data.records.marks`).
+    """
     results: dict[str, Any] = {}
     pictures: list[Any] = []
     for split in evaluated(inputs.records):
@@ -517,7 +523,9 @@ def finish(
         )
         after = evaluation.summary(found, records)
         results[split] = {"before": run["before"][split], "after": after}
-        evaluation.save_per_query(workdir / "report" / f"per_query_{split}.npz", found, records)
+        asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
+        path = workdir / "report" / f"per_query_{split}.npz"
+        evaluation.save_per_query(path, found, asked, searched)
         pictures = evaluation.examples(vectors, records, distance=config.distance, seed=config.seed)
     results |= {
         "checkpoint_step": step,

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from siamese_jax.__main__ import main
+from siamese_jax.bootstrap import difference
 from siamese_jax.errors import UserError
 from siamese_jax.tools.compare import images_per_second
 from siamese_jax.tools.comparison import table
@@ -329,6 +330,7 @@ MISTAKES = {
     "no output": (["embed", *ENCODER, "--images=x"], 2, "--out"),
     "interval": (["evaluate", *ENCODER, "--query=x", "--interval=95"], 2, "between 0 and 1"),
     "no run": (["diff", "/no/such", "/"], 2, "/no/such"),
+    "no result": (["diff", "/", "/"], 2, "not a finished run"),
     "no config": (["compare", "--config=/no/such.py"], 2, "/no/such.py"),
 }
 
@@ -443,6 +445,87 @@ def test_diff_refuses_other_data(compared, tmp_path, capsys):
     (other / "run.json").write_text(json.dumps(facts))
     assert main(["diff", str(workdir / "resnet18-near"), str(other)]) == 2
     assert "cannot be compared" in capsys.readouterr().err
+
+
+def test_diff_of_evaluations_and_a_run(compared, tmp_path, capsys):
+    """A run, and what `evaluate` wrote of its test split; of another split it is refused."""
+    _, workdir, _ = compared
+    run_dir = workdir / "resnet18-near"
+    own, other = tmp_path / "own.json", tmp_path / "other.csv"
+    options = [f"--encoder={run_dir}", "--metrics=recall@1,mrr"]
+    assert main(["evaluate", *options, f"--out={own}"]) == 0
+    assert main(["evaluate", *options, "--distance=cosine", f"--out={other}"]) == 0
+    out = tmp_path / "diff.json"
+
+    def diff(a, b, *more):
+        assert main(["diff", str(a), str(b), f"--out={out}", *more]) == 0
+        return json.loads(out.read_text())
+
+    for pair in ((run_dir, own), (own, run_dir)):
+        same = diff(*pair)
+        assert same["split"] == "test"
+        assert set(same["metrics"]) == {"recall@1", "mrr"}
+        for row in same["metrics"].values():
+            assert (row["difference"], row["low"], row["high"]) == (0, 0, 0)
+    for a in (own, run_dir):
+        found = diff(a, other)
+        assert found["config"]["distance"] == ["euclidean", "cosine"]
+        assert found["metrics"]["mrr"]["queries"] == 4
+    capsys.readouterr()
+    assert main(["diff", str(own), str(run_dir), "--split=validation"]) == 2
+    assert "different splits, test and validation" in capsys.readouterr().err
+    train = tmp_path / "train.json"
+    assert main(["evaluate", *options, "--split=train", f"--out={train}"]) == 0
+    assert main(["diff", str(own), str(train)]) == 2
+    assert "different splits, test and train" in capsys.readouterr().err
+    train.with_name("train.json.per_query.npz").unlink()
+    assert main(["diff", str(own), str(train)]) == 2
+    assert "train.json.per_query.npz is not beside it" in capsys.readouterr().err
+
+
+def test_diff_pairs_by_what_was_asked(world, vectors, tmp_path, capsys):
+    """The order of a CSV's rows says nothing; another class, image or gallery is refused."""
+    rng, rows = np.random.default_rng(1), []
+    for side in ("query", "gallery"):
+        marks = {"is_query": side == "query", "is_gallery": side == "gallery"}
+        # Labels by chance: metrics then differ from query to query.
+        labels = rng.permutation(vectors[side]["labels"])
+        paths = vectors[side]["paths"]
+        rows += [{"label": n, "path": p, **marks} for n, p in zip(labels, paths, strict=True)]
+
+    def evaluate(name, rows, *options):
+        table, out = tmp_path / f"{name}.csv", tmp_path / f"{name}.json"
+        with open(table, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        assert main(["evaluate", *ENCODER, f"--query={table}", *options, f"--out={out}"]) == 0
+        return out
+
+    plain = evaluate("plain", rows)
+    back = evaluate("back", rows[::-1], "--rerank=diffusion:graph_k=2", "--metrics=map")
+    assert main(["diff", str(plain), str(back), f"--out={tmp_path}/d.json"]) == 0
+    row = json.loads((tmp_path / "d.json").read_text())["metrics"]["map"]
+    x, y = (json.loads(path.read_text())["metrics"]["map"] for path in (plain, back))
+    assert (row["a"], row["b"]) == (pytest.approx(x), pytest.approx(y))
+    with np.load(f"{plain}.per_query.npz") as a, np.load(f"{back}.per_query.npz") as b:
+        np.testing.assert_array_equal(a["query"], b["query"][::-1])
+        order = np.argsort(a["query"])
+        paired = difference(a["map"][order], b["map"][::-1][order])
+        scattered = difference(a["map"], b["map"])
+    assert (row["low"], row["high"]) == (paired.low, paired.high)
+    assert (row["low"], row["high"]) != (scattered.low, scattered.high)
+    others = {
+        "moved": [rows[0] | {"label": "elm" if rows[0]["label"] == "ash" else "ash"}, *rows[1:]],
+        "fewer": rows[1:],
+        "gallery": rows[:-1],
+    }
+    for name, other in others.items():
+        capsys.readouterr()
+        assert main(["diff", str(plain), str(evaluate(name, other))]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert ("searched other images" if name == "gallery" else "asked different queries") in said
+        assert f"({2 if name == 'moved' else 1} are in one alone)" in said
 
 
 def test_a_run_that_is_not_finished(compared, tmp_path, capsys, caplog):

@@ -1,14 +1,16 @@
-"""`diff`: how two runs differ on the same queries, with the paired-bootstrap interval.
+"""`diff`: how two results differ on the same queries, with the paired-bootstrap interval.
 
     python -m siamese_jax diff runs/triplet runs/infonce
+    python -m siamese_jax diff runs/triplet whitened.json
 
-Runs on different images or different splits are refused: their numbers cannot be compared. An
-interval that holds 0 means that these queries do not tell the two runs apart.
+Each is a finished run's folder or a file that `evaluate --out` wrote, whose FILE.per_query.npz must
+lie beside it. Other images, other labels or another split are refused: such numbers cannot be
+compared. An interval that holds 0 means that these queries do not tell the two apart.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,15 +20,33 @@ from siamese_jax.tools import cli, search
 SUFFIXES = (".json",)
 
 
+class Measured(NamedTuple):
+    """One of the two results.
+
+    Attributes:
+      split: of the data, if known.
+      provenance: what the numbers came from.
+      columns: arrays that `siamese_jax.evaluation.save_per_query` wrote.
+      config, run: the contents of config.json and run.json, of a run.
+    """
+
+    split: str | None
+    provenance: dict[str, Any]
+    columns: dict[str, np.ndarray]
+    config: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+
+
 def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("diff", __doc__)
-    parser.add_argument("run_a", type=Path, help="a finished run's folder")
-    parser.add_argument("run_b", type=Path, help="the one to compare with it")
+    what = "a finished run's folder, or a file that `evaluate --out` wrote"
+    parser.add_argument("a", type=Path, metavar="A", help=what)
+    parser.add_argument("b", type=Path, metavar="B", help="what to compare with it, likewise")
     parser.add_argument(
         "--confidence", type=cli.share, default=0.95, help="of the interval (%(default)s)"
     )
     parser.add_argument(
-        "--split", default="test", help="whose queries: test or validation (%(default)s)"
+        "--split", help="whose queries of a run: test or validation; default: B's or A's, or test"
     )
     cli.add_outputs(parser, SUFFIXES)
     args = parser.parse_args(argv)
@@ -34,13 +54,12 @@ def main(argv: Sequence[str]) -> None:
 
     from siamese_jax.report.summary import aligned
 
-    runs = [_read(folder, args.split) for folder in (args.run_a, args.run_b)]
-    check_comparable(args.run_a, runs[0]["run"], args.run_b, runs[1]["run"])
-    fields = changed_fields(runs[0]["config"], runs[1]["config"])
-    rows = differences(runs[0]["queries"], runs[1]["queries"], args.confidence)
-    print(f"A = {args.run_a}\nB = {args.run_b}")
-    for name, (a, b) in fields.items():
-        print(f"  {name}: {a} -> {b}")
+    a, b = read_both(args.a, args.b, args.split)
+    fields = explanations(a, b)
+    rows = differences(a.columns, b.columns, args.confidence)
+    print(f"A = {args.a}\nB = {args.b}")
+    for name, (old, new) in fields.items():
+        print(f"  {name}: {old} -> {new}")
     ends = f"{args.confidence:.0%} interval of B - A"
     table: list[tuple[Any, ...]] = [("metric", "A", "B", "B - A", ends, "")]
     for name, row in rows.items():
@@ -49,34 +68,82 @@ def main(argv: Sequence[str]) -> None:
         verdict = f"{told} is better" if told else "not told apart"
         table.append((name, row["a"], row["b"], f"{row['difference']:+.4f}", interval, verdict))
     print(aligned(table))
-    print(f"over {next(iter(rows.values()))['queries']} {args.split} queries, resampled in pairs")
+    split = a.split or b.split
+    named = f"{split} queries" if split else "queries"
+    print(f"over {next(iter(rows.values()))['queries']} {named}, resampled in pairs")
     for path in args.out:
-        content = {
-            "a": str(args.run_a),
-            "b": str(args.run_b),
-            "config": fields,
-            "split": args.split,
-        }
+        content = {"a": str(args.a), "b": str(args.b), "config": fields, "split": split}
         search.write_json(path, {**content, "confidence": args.confidence, "metrics": rows})
         print(f"wrote {path}")
 
 
-def _read(folder: Path, split: str) -> dict[str, Any]:
-    """The parts of a finished run that tell it from another one."""
+def read_both(a: Path, b: Path, split: str | None) -> tuple[Measured, Measured]:
+    """Both results, of the same data and split; a run gives the split that the other one is of."""
+    files = {path: _read_evaluation(path) for path in (a, b) if not path.is_dir()}
+    given = [split, *(found.split for found in files.values())]
+    known = {name for name in given if name is not None}
+    if len(known) > 1:
+        raise UserError(
+            f"{a} and {b} cannot be compared: different splits, {' and '.join(sorted(known))}"
+        )
+    own = next(iter(known), "test")
+    one, other = (files[path] if path in files else _read_run(path, own) for path in (a, b))
+    if one.run and other.run:
+        check_comparable(a, one.run, b, other.run)
+    return one, other
+
+
+def _read_run(folder: Path, split: str) -> Measured:
+    """A finished run, as it did on one of its splits."""
     from siamese_jax.run_folder import read_json
 
     paths = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
     per_query = folder / "report" / f"per_query_{split}.npz"
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give the folder of a run")
     for path in (*paths.values(), per_query):
         if not path.exists():
             raise UserError(
                 f"{folder} is not a finished run: {path.relative_to(folder)} is missing"
             )
-    with np.load(per_query) as arrays:
-        queries = dict(arrays)
-    return {**{name: read_json(path) for name, path in paths.items()}, "queries": queries}
+    config, run, results = (read_json(path) for path in paths.values())
+    encoder = {"run": str(folder), "step": results["checkpoint_step"], **run["trunk"]}
+    more = {"image_size": config["trunk"]["image_size"], "width": results["embedding_dim"]}
+    provenance = {
+        "encoder": encoder | more,
+        "distance": config["distance"],
+        "versions": run["versions"],
+    }
+    return Measured(split, provenance, _columns(per_query), config, run)
+
+
+def _read_evaluation(path: Path) -> Measured:
+    """What `evaluate --out` wrote: a .json, or a .csv whose provenance is beside it."""
+    from siamese_jax.run_folder import read_json
+
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; give the folder of a run, or a file of `evaluate --out`"
+        )
+    facts, per_query = Path(f"{path}.run.json"), Path(f"{path}.per_query.npz")
+    facts = path if path.suffix.lower() == ".json" else facts
+    for needed in (per_query, facts):
+        if not needed.exists():
+            raise UserError(
+                f"{path} cannot be compared: {needed.name} is not beside it; `evaluate --out` "
+                "writes both"
+            )
+    content = read_json(facts)
+    provenance = content["provenance"] if facts == path else content
+    told = ("data", "split", "labels", "device")
+    kept = {name: value for name, value in provenance.items() if name not in told}
+    return Measured(provenance["split"], kept, _columns(per_query))
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        columns = dict(arrays)
+    if "query" not in columns:
+        raise UserError(f"{path} does not say which queries it is of: run or evaluate again")
+    return columns
 
 
 def check_comparable(a: Path, run_a: Mapping[str, Any], b: Path, run_b: Mapping[str, Any]) -> None:
@@ -97,6 +164,16 @@ def check_comparable(a: Path, run_a: Mapping[str, Any], b: Path, run_b: Mapping[
     )
 
 
+def explanations(a: Measured, b: Measured) -> dict[str, tuple[Any, Any]]:
+    """What may explain a difference: config fields of two runs, and the trunk and versions used."""
+    found = changed_fields(a.provenance, b.provenance)
+    if a.config is None or b.config is None:
+        return found
+    said = ("encoder.run", "encoder.step", "encoder.image_size", "encoder.width", "distance")
+    used = {name: values for name, values in found.items() if name not in said}
+    return changed_fields(a.config, b.config) | used
+
+
 def changed_fields(
     config_a: Mapping[str, Any], config_b: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
@@ -111,22 +188,27 @@ def changed_fields(
 def differences(
     a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], confidence: float
 ) -> dict[str, dict[str, float]]:
-    """Metric -> both means, B - A and its paired interval, over queries that both runs have.
+    """Metric -> both means, B - A and its paired interval, over queries that both have.
 
     Raises:
-      UserError: the runs asked different queries, or share no metric.
+      UserError: they asked different queries, searched different images, or share no metric.
     """
     from siamese_jax.bootstrap import difference, interval
 
-    if len(a["id"]) != len(b["id"]) or (a["id"] != b["id"]).any():
-        only = len(np.setxor1d(a["id"], b["id"]))
-        raise UserError(
-            f"the runs asked different queries ({only} are in one alone), perhaps because an image "
-            "could not be read in one of them; they cannot be compared"
-        )
-    shared = [name for name in a if name in b and name not in ("id", "relevant")]
+    a, b = _paired(a), _paired(b)
+    for side, what in (("query", "asked different queries"), ("gallery", "searched other images")):
+        if not np.array_equal(a[side], b[side]):
+            only = max(1, len(np.setxor1d(a[side], b[side])))
+            raise UserError(
+                f"the two {what} ({only} are in one alone): other data, another split, or an image "
+                "that could not be read in one of them; they cannot be compared"
+            )
+    if not np.array_equal(a["relevant"], b["relevant"]):
+        raise UserError("the two count different answers as right; they cannot be compared")
+    floats = [name for name in a if name in b and a[name].dtype.kind == "f"]
+    shared = [name for name in floats if not np.isnan(a[name]).all()]
     if not shared:
-        raise UserError("the runs have no metric in common; give both the same eval.ks")
+        raise UserError("the two have no metric in common; give both the same ks and metrics")
     rows = {}
     for name in shared:
         told = difference(a[name], b[name], confidence=confidence)
@@ -140,3 +222,12 @@ def differences(
             "queries": told.queries,
         }
     return rows
+
+
+def _paired(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The queries that have an answer, in the order of their marks, which all files share."""
+    values = [value for value in columns.values() if value.dtype.kind == "f"]
+    answered = ~np.all(np.isnan(values), axis=0) if values else np.ones(len(columns["query"]), bool)
+    order = np.flatnonzero(answered)
+    order = order[np.argsort(columns["query"][order], kind="stable")]
+    return {name: v if name == "gallery" else v[order] for name, v in columns.items()}

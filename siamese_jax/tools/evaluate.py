@@ -26,8 +26,7 @@ SUFFIXES = (".json", ".csv")
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     if args.landmarks:
-        blocks, facts = graded.evaluate(args)
-        report(args, blocks, facts)
+        report(args, *graded.evaluate(args))
         return
 
     from siamese_jax.metrics import DEFAULT, expand
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         metrics = with_intervals(metrics, values, args, pair.query.labels)
     classes = class_rows(pair, values)
     blocks = {"retrieval": metrics, **structure.measure(pair, args)}
-    report(args, blocks, pair.provenance, classes)
+    report(args, blocks, pair, values, classes)
     worst = worst_classes(classes, next(iter(values.values)), args.worst)
     if worst:
         print("\n" + aligned(worst))
@@ -99,10 +98,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def report(
     args: argparse.Namespace,
     blocks: Mapping[str, Mapping[str, Any]],
-    provenance: dict[str, Any],
+    pair: search.Pair,
+    values: "PerQuery",
     classes: Sequence["ClassRow"] = (),
 ) -> None:
-    """Prints the blocks of metrics, and writes them to the files that were asked for."""
+    """Prints the blocks of metrics, and writes them to the files that were asked for.
+
+    Beside each file, FILE.per_query.npz holds the metrics of every query, for `diff`.
+    """
+    from siamese_jax.evaluation import save_per_query
     from siamese_jax.report.summary import text_table
 
     print(text_table(blocks))
@@ -111,10 +115,11 @@ def report(
             table = [row._asdict() | {"label": str(row.label)} for row in classes]
             first, *others = blocks
             content = {"metrics": blocks[first], **{name: blocks[name] for name in others}}
-            search.write_json(path, content | {"classes": table, "provenance": provenance})
+            search.write_json(path, content | {"classes": table, "provenance": pair.provenance})
         else:
             write_metrics_csv(path, blocks)
-            search.write_provenance(path, provenance)
+            search.write_provenance(path, pair.provenance)
+        save_per_query(Path(f"{path}.per_query.npz"), values, pair.query.marks, pair.gallery.marks)
         print(f"wrote {path}")
 
 

@@ -1,6 +1,7 @@
 """The options of the Oxford and Paris protocol: graded answers, from the data set's own file."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from siamese_jax.tools import reranking, search
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
+    from siamese_jax.metrics import PerQuery
 
 # What has no meaning where answers are graded, and its default.
 OTHERS: dict[str, Any] = {
@@ -45,9 +47,10 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--landmarks names images but not where they are: give --gallery=DIR")
 
 
-def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """{"landmarks": {"easy": ..., "medium": ..., "hard": ...}}, and the provenance."""
+def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], search.Pair, "PerQuery"]:
+    """{"landmarks": {"easy": ..., "medium": ..., "hard": ...}}, the two sides, and "easy/map"..."""
     from siamese_jax.landmarks import SETTINGS, landmarks, read_ground_truth
+    from siamese_jax.metrics import PerQuery
 
     truth = read_ground_truth(args.landmarks)
     searched = find_images(args.gallery, truth.gallery)
@@ -59,13 +62,16 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     found = np.where(found >= 0, pair.gallery.records.id[found], -1)
     grades = [truth.grades[i] for i in pair.query.records.id]
     block: dict[str, Any] = {}
+    columns: dict[str, np.ndarray] = {}
     for setting in SETTINGS:
         values = landmarks(found, grades, setting=setting, ks=args.ks)
         means = values.means() if (values.relevant > 0).any() else {}
         counts = {"queries": int((values.relevant > 0).sum()), "lone_queries": values.lone}
         block[setting] = means | counts | {"gallery": len(searched)}
+        columns |= {f"{setting}/{name}": value for name, value in values.values.items()}
     facts = {**pair.provenance, "landmarks": args.landmarks}
-    return {"landmarks": block}, facts
+    graded = np.array([sum(map(len, grade.values())) for grade in grades])
+    return {"landmarks": block}, replace(pair, provenance=facts), PerQuery(columns, graded)
 
 
 def find_images(folder: str, names: list[str], boxes: np.ndarray | None = None) -> "Records":

@@ -68,14 +68,18 @@ def open_pair(args: argparse.Namespace) -> Pair:
     if args.distance is not None:
         distances.check(args.distance)
     cli.check_combination(args)
-    asked, searched, where = _records(args)
-    return embed_pair(args, asked, searched, where)
+    asked, searched, where, split = _records(args)
+    return embed_pair(args, asked, searched, where, split)
 
 
 def embed_pair(
-    args: argparse.Namespace, asked: "Records", searched: "Records", where: tuple[str, str]
+    args: argparse.Namespace,
+    asked: "Records",
+    searched: "Records",
+    where: tuple[str, str],
+    split: str | None = None,
 ) -> Pair:
-    """Both sides' records embedded as the options say."""
+    """Both sides' records embedded as the options say; where they are from, and their split."""
     encoder = cli.combine_encoders(args)
     options = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
     query = sides.embed_side(encoder, asked, where[0], **options)
@@ -86,17 +90,20 @@ def embed_pair(
         encoder,
         {"query": query.facts, "gallery": gallery.facts},
         distance=distance,
-        split=args.split,
+        split=split,
         labels=args.labels,
     )
     return Pair(query, gallery, *sides.integer_ids(query, gallery), distance, facts)
 
 
-def _records(args: argparse.Namespace) -> tuple["Records", "Records", tuple[str, str]]:
+def _records(
+    args: argparse.Namespace,
+) -> tuple["Records", "Records", tuple[str, str], str | None]:
+    """What is asked, what is searched, where they are from, and the split that they are."""
     options = {"labels": args.labels, "separator": args.label_separator}
     if args.query is not None:
         asked, searched = sides.read_sides(args.query, args.gallery, split=args.split, **options)
-        return asked, searched, (args.query, args.gallery or args.query)
+        return asked, searched, (args.query, args.gallery or args.query), args.split
     split = args.split or "test"
     run, records = sides.own_records(args.encoder)
     own = records.where(split)
@@ -106,6 +113,7 @@ def _records(args: argparse.Namespace) -> tuple["Records", "Records", tuple[str,
         own.select(own.is_query),
         searched.select(searched.is_gallery),
         (where, args.gallery or where),
+        split,
     )
 
 

@@ -29,6 +29,7 @@ class Side:
       ids: str [n]; the same file has the same id on both sides, so it is never its own answer.
       labelled: bool [n].
       classes: names of multi-hot columns; nothing where a label is a name itself.
+      marks: uint64 [n] of `siamese_jax.data.records.marks`.
       facts: where the images are from, how many, their fingerprint, for the provenance.
     """
 
@@ -38,6 +39,7 @@ class Side:
     ids: np.ndarray
     labelled: np.ndarray
     classes: tuple[str, ...]
+    marks: np.ndarray
     facts: dict[str, Any]
 
 
@@ -174,7 +176,7 @@ def embed_side(
     encoder: "Part", records: "Records", where: str, *, batch_size: int, cache_dir: str | None
 ) -> Side:
     """Embeds a side's images, those that were not embedded before."""
-    from siamese_jax.data.records import content_keys, fingerprint
+    from siamese_jax.data.records import content_keys, fingerprint, marks
     from siamese_jax.features import embed_records
 
     keys = content_keys(records)
@@ -193,7 +195,8 @@ def embed_side(
         "fingerprint": fingerprint(records, keys),
     }
     classes = kept.class_names if labels.ndim == 2 else ()
-    return Side(found.vectors, kept, labels, ids, labelled, classes, facts)
+    marked = marks(records, keys)[np.isin(records.id, kept.id)]
+    return Side(found.vectors, kept, labels, ids, labelled, classes, marked, facts)
 
 
 def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
