@@ -37,6 +37,8 @@ def data() -> ConfigDict:
         {
             "source": "emoji",  # emoji, folder, query_gallery, anchor_positive, csv, tfds:NAME
             "root": placeholder(str),  # the folder or CSV file
+            "images": placeholder(str),  # of a CSV: the folder that its relative paths start from
+            "separator": placeholder(str),  # of a CSV: between the labels of an image, such as ";"
             "split_seed": -1,  # seed of the split by class; -1 takes `seed`
             "test_fraction": 0.5,  # of the classes, where the source brings no split
             "validation_fraction": 0.0,  # of the classes; picks the best checkpoint

@@ -109,12 +109,15 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
             f"data.test_fraction + data.validation_fraction = {held_out:g} leaves no class to "
             "train on; their sum must be below 1"
         )
+    # Runs of earlier versions have configs without these fields.
+    options = {name: data.get(name) for name in ("images", "separator")}
     records = load_records(
         data.source,
         data.root,
         seed=config.seed if data.split_seed < 0 else data.split_seed,
         fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
         cache_dir=data.cache_dir,
+        **{name: value for name, value in options.items() if value is not None},
     )
     keys = content_keys(records)
     if "data" in run and run["data"]["fingerprint"] != fingerprint(records, keys):
@@ -191,6 +194,13 @@ def bare_metrics(config: ConfigDict, inputs: Inputs, split: str) -> dict[str, An
     return evaluation.summary(values, records)
 
 
+def class_count(records: Records) -> int:
+    """How many classes have an image here."""
+    if records.label.ndim == 2:
+        return int(records.label.any(axis=0).sum())
+    return len(np.unique(records.label))
+
+
 def log_summary(records: Records, trunk: TrunkWeights) -> None:
     """What is about to be trained on what."""
     for split in np.unique(records.split):
@@ -199,7 +209,7 @@ def log_summary(records: Records, trunk: TrunkWeights) -> None:
             "%s: %d images of %d classes, %d queries, %d gallery images",
             split or "no split",
             len(part),
-            len(np.unique(part.label, axis=0)),
+            class_count(part),
             part.is_query.sum(),
             part.is_gallery.sum(),
         )
@@ -227,7 +237,7 @@ def describe(
         "split": {
             name: {
                 "images": len(part),
-                "classes": len(np.unique(part.label, axis=0)),
+                "classes": class_count(part),
                 "queries": int(part.is_query.sum()),
                 "gallery": int(part.is_gallery.sum()),
             }
@@ -287,9 +297,10 @@ def fit_batch(sampler: ConfigDict, labels: np.ndarray) -> ConfigDict:
     Where there are fewer classes with two images than the batch should hold, it holds all of them,
     with more images of each: as many as the batch size allows and the largest class has.
     """
-    if sampler.name != "classes" or labels.ndim != 1:
+    if sampler.name != "classes":
         return sampler
-    counts = np.unique(labels, return_counts=True)[1]
+    held = labels if labels.ndim == 1 else np.nonzero(labels)[1]
+    counts = np.unique(held, return_counts=True)[1]
     usable = int((counts >= 2).sum())
     if not usable or sampler.batch_size // sampler.per_class <= usable:
         return sampler

@@ -1,5 +1,6 @@
 """`main.py` as a user runs it: trained, killed, resumed, and given nonsense."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -10,6 +11,9 @@ import pytest
 import tiny
 
 from siamese_jax import checkpoint
+from siamese_jax.data.sources import load_records
+from siamese_jax.errors import UserError
+from siamese_jax.tools.sides import own_records
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,43 @@ def test_a_folder_with_faults_is_trained_on(cache, tmp_path):
     )
     assert strict.returncode == 2
     assert "note.jpg" in strict.stderr.strip().splitlines()[-1]
+
+
+def test_images_with_several_labels_are_trained_on(cache, folder, tmp_path):
+    """Colours and shapes in one CSV; two images match that share either. One `main.py`."""
+    table, workdir = tmp_path / "several.csv", tmp_path / "run"
+    rows = []
+    for c in range(6):
+        for i in range(4):
+            split = "train" if i < 2 else "test"
+            rows.append([f"class{c}/{i}.png", f"colour{c % 3} ; shape{c % 2}", split])
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["path", "label", "split"], *rows])
+    options = [
+        *tiny.TINY,
+        "--config.data.source=csv",
+        f"--config.data.root={table}",
+        f"--config.data.images={folder}",
+        "--config.train.steps=3",
+        f"--workdir={workdir}",
+    ]
+    done = tiny.run(cache, *options, "--config.data.separator=;")
+    assert done.returncode == 0, done.stderr
+    assert "train: 12 images of 5 classes" in done.stderr
+    results = json.loads((workdir / "results.json").read_text())
+    after = results["test"]["after"]
+    assert results["split"]["test"] == {"images": 12, "classes": 5, "queries": 12, "gallery": 12}
+    assert (after["queries"], after["lone_queries"]) == (12, 0)
+    assert [line["step"] for line in read_log(workdir) if "loss" in line] == [1, 2, 3]
+    # Each image shares its colour with 3 others of the 11, its shape with 5, and both with 1.
+    with np.load(workdir / "report" / "per_query_test.npz") as arrays:
+        assert set(arrays["relevant"]) == {7}
+    assert "colour0, shape0" in (workdir / "report" / "index.html").read_text()
+    # The tools read the run's data as it was; without a split there is no rule to make one.
+    assert len(own_records([str(workdir)])[1].class_names) == 5
+    table.write_text("path,label\n" + "".join(f"{row[0]},{row[1]}\n" for row in rows))
+    with pytest.raises(UserError, match="give the CSV a column 'split'"):
+        load_records("csv", table, images=str(folder), separator=";")
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,20 @@ def test_without_a_positive_or_a_negative_there_is_no_triplet(labels):
         triplets(labels, 3, seed=0)
 
 
-def test_multi_hot_labels_are_refused():
-    with pytest.raises(UserError, match="shuffled"):
-        classes(np.eye(4, dtype=bool), 4, seed=0)
+def test_an_image_with_several_labels_stands_in_each_of_its_classes():
+    rng = np.random.default_rng(4)
+    hot = rng.random((40, 6)) < 0.3
+    domain = rng.integers(0, 2, 40)
+    sample = SAMPLERS["classes"](hot, 12, seed=3, per_class=3)
+    drawn = np.concatenate([sample(step) for step in range(60)]).reshape(-1, 3)
+    # Each group of three different images shares a class, and every image with a label comes up.
+    assert hot[drawn].all(axis=1).any(axis=1).all()
+    assert all(len(set(group)) == 3 for group in drawn)
+    assert set(drawn.ravel()) == set(np.flatnonzero(hot.any(axis=1)))
+    np.testing.assert_array_equal(sample(7), SAMPLERS["classes"](hot, 12, seed=3, per_class=3)(7))
+    both = SAMPLERS["classes"](hot, 8, seed=3, per_class=2, domain=domain)
+    pairs = np.concatenate([both(step) for step in range(20)]).reshape(-1, 2)
+    assert (domain[pairs].sum(axis=1) == 1).all()
+    assert hot[pairs].all(axis=1).any(axis=1).all()
+    with pytest.raises(UserError, match="one label an image"):
+        SAMPLERS["triplets"](hot, 12, seed=0)

@@ -138,7 +138,10 @@ def split_by_class(records: Records, *, seed: int, fractions: Sequence[float]) -
             "each 0 or more, with the sum 1"
         )
     if records.label.ndim != 1:
-        raise UserError(f"{records.root}: images with several labels cannot be split by class")
+        raise UserError(
+            f"{records.root}: images with several labels cannot be split by class, because classes "
+            "share images: give the CSV a column 'split' (train, validation, test)"
+        )
     present = np.unique(records.label)
     order = np.random.default_rng(seed).permutation(present)
     n_test, n_validation = (round(float(s) * len(order)) for s in (shares[2], shares[1]))

@@ -71,10 +71,11 @@ def classes(
     """P classes x K images: `batch_size / per_class` different classes, their images adjacent.
 
     A class with fewer than K images gives each of them as equally often as K allows. With `domain`
-    the K images of a class take turns among its domains, beginning with a random one.
+    the K images of a class take turns among its domains, beginning with a random one. An image
+    with several labels stands in each of its classes, and may be drawn for more than one of them.
 
     Args:
-      labels: int [n].
+      labels: int [n], or bool [n, c] where an image may have several.
       batch_size: a multiple of `per_class`.
       seed: of all draws.
       per_class: K.
@@ -94,6 +95,10 @@ def classes(
     True
     """
     number = _parts(batch_size, per_class, "per_class")
+    rows = np.arange(len(labels))
+    if labels.ndim == 2:
+        rows, labels = np.nonzero(labels)
+        domain = None if domain is None else domain[rows]
     cells = _Cells(labels, domain, min_images)
     if cells.n < number:
         raise UserError(
@@ -106,7 +111,8 @@ def classes(
 
     def sample(step: int) -> np.ndarray:
         rng = default_rng((seed, step))
-        return cells.draw(rng, _distinct(rng, weight, number), per_class).astype(np.int32)
+        drawn = cells.draw(rng, _distinct(rng, weight, number), per_class)
+        return rows[drawn].astype(np.int32)
 
     return sample
 
@@ -268,7 +274,7 @@ class _Cells:
 
     def __init__(self, labels: np.ndarray, domain: np.ndarray | None, min_images: int):
         if labels.ndim != 1:
-            raise UserError("samplers by class need one label an image; use sampler 'shuffled'")
+            raise UserError("this sampler needs one label an image; use 'classes' or 'shuffled'")
         domain = np.zeros(len(labels), np.int64) if domain is None else domain
         values, dense = np.unique(labels, return_inverse=True)
         _, dense_domain = np.unique(domain, return_inverse=True)
