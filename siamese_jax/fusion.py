@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.ranking import Ranking
+from siamese_jax.ranking import Ranking, rank
 from siamese_jax.unit import unit
 
 
@@ -67,3 +67,44 @@ def fuse_rankings(rankings: Sequence[Ranking | ArrayLike], k: int, *, c: float =
         found.indices[q, : len(best)] = rows[best]
         found.distances[q, : len(best)] = -score[best]
     return found
+
+
+def rank_by_each(
+    queries: ArrayLike,
+    gallery: ArrayLike,
+    k: int,
+    *,
+    widths: Sequence[int],
+    depth: int = 1000,
+    c: float = 60.0,
+    query_ids: ArrayLike | None = None,
+    gallery_ids: ArrayLike | None = None,
+) -> Ranking:
+    """Several encoders' own rankings by cosine, fused by `fuse_rankings`.
+
+    Args:
+      queries, gallery: real [q, d], [g, d]: the encoders' embeddings side by side.
+      k: how many to return.
+      widths: of each encoder's embedding; their sum is d.
+      depth: how long each encoder's list is (k, if that is more): what none lists has no place.
+      c: of `fuse_rankings`.
+      query_ids, gallery_ids: of `siamese_jax.rank`.
+
+    Raises:
+      UserError: widths that are not those of the vectors, or a depth below 1.
+
+    >>> x, y = np.float32([[1, 0, 0, 1]]), np.float32([[1, 0, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]])
+    >>> rank_by_each(x, y, 3, widths=[2, 2]).indices.tolist()
+    [[1, 0, 2]]
+    """
+    queries, gallery = np.asarray(queries), np.asarray(gallery)
+    if sum(widths) != queries.shape[1] or depth < 1:
+        raise UserError(
+            f"widths {list(widths)} must add up to the vectors' {queries.shape[1]} dimensions, and "
+            f"depth {depth} must be at least 1"
+        )
+    ids = {"query_ids": query_ids, "gallery_ids": gallery_ids}
+    ends = np.cumsum(widths)[:-1]
+    parts = zip(np.split(queries, ends, axis=1), np.split(gallery, ends, axis=1), strict=True)
+    lists = [rank(x, y, max(k, depth), distance="cosine", **ids) for x, y in parts]
+    return fuse_rankings(lists, k, c=c)

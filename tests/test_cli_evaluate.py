@@ -205,7 +205,49 @@ def test_graded_answers_from_the_ground_truth_file(world, vectors, truth):
     assert again["metrics"] != content["metrics"]
 
 
+def test_fused_rankings_are_those_of_a_loop(world, vectors, tmp_path):
+    """Reciprocal rank fusion of two encoders, each by its own cosines, counted one by one."""
+    x, labels, paths = vectors
+    other = ["--encoder=resnet18", "--image-size=32", "--weights=random"]
+    assert main(["whiten", *other, f"--images={world}/shop", "--dim=4", f"--out={tmp_path}"]) == 0
+    both = [*ENCODER, f"--encoder={tmp_path}", f"--query={world}/shop"]
+    out = ["embed", f"--encoder={tmp_path}", f"--images={world}/shop", f"--out={tmp_path}/w.npz"]
+    assert main(out) == 0
+    with np.load(tmp_path / "w.npz") as arrays:
+        y = arrays["vectors"].astype(np.float64)
+    c, depth, k, n = 10.0, 8, 5, len(x)
+    want = []
+    for q in range(n):
+        score = np.zeros(n)
+        for z in (x, y / np.linalg.norm(y, axis=1, keepdims=True)):
+            cosine = z @ z[q]
+            cosine[q] = -9
+            for place, j in enumerate(np.argsort(-cosine, kind="stable")[:depth], start=1):
+                score[j] += 1 / (c + place)
+        want.append(np.argsort(-score, kind="stable")[:k])
+    fuse = f"--fuse=ranks:c={c},depth={depth}"
+    assert main(["rank", *both, fuse, "-k", str(k), f"--out={tmp_path}/found.csv"]) == 0
+    found = [row["gallery"] for row in read_csv(tmp_path / "found.csv")]
+    assert found == list(paths[np.array(want).ravel()])
+    metrics = ["--metrics=recall@1,precision@5", "--ks=1,5", f"--out={tmp_path}/m.json"]
+    assert main(["evaluate", *both, fuse, *metrics]) == 0
+    content = json.loads((tmp_path / "m.json").read_text())
+    right = labels[np.array(want)] == labels[:, None]
+    assert content["metrics"]["precision@5"] == pytest.approx(right.mean())
+    assert content["metrics"]["recall@1"] == pytest.approx(right[:, 0].mean())
+    assert content["provenance"]["fusion"] == {"method": "ranks", "c": c, "depth": depth}
+    assert main(["evaluate", *both, "--fuse=scores", *metrics]) == 0
+    scores = json.loads((tmp_path / "m.json").read_text())
+    assert scores["metrics"] != content["metrics"]
+
+
 MISTAKES = {
+    "one to fuse": (["--query={shop}", "--fuse=ranks"], "give --encoder for each"),
+    "fused twice": (
+        ["--query={shop}", "--encoder=x", "--fuse=ranks", "--rerank=diffusion"],
+        "--rerank has no meaning with --fuse=ranks",
+    ),
+    "fusion": (["--query={shop}", "--fuse=ranks:k=2"], "no option 'k'; it has: c, depth"),
     "no images": (["--landmarks={gnd}"], "give --gallery=DIR"),
     "no file": (["--landmarks=/no/such.pkl", "--gallery={shop}"], "/no/such.pkl cannot be read"),
     "no meaning": (["--landmarks={gnd}", "--gallery={shop}", "--verification"], "no meaning"),

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
             f"{args.query or args.encoder[0]}: no labels to evaluate by; make class folders, a CSV "
             "with labels, or give --labels=stem where file names tell the class"
         )
-    values = reranking.measure(pair, args.rerank, args.ks, args.metrics)
+    values = reranking.measure(pair, reranking.order(pair, args), args.ks, args.metrics)
     metrics = search.summary(pair, values)
     if args.interval is not None:
         metrics = with_intervals(metrics, values, args, pair.query.labels)
@@ -90,6 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
     cli.check_outputs([path for path in (args.per_query, args.per_class) if path], (".csv",))
+    reranking.check(args)
     if args.landmarks:
         graded.check(args)
     return args

@@ -57,7 +57,8 @@ def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], search.Pair, "Pe
     asked = find_images(args.query or args.gallery, truth.queries, truth.boxes)
     where = (args.query or args.gallery, args.gallery)
     pair = reranking.expand(search.embed_pair(args, asked, searched, where), args)
-    found = np.asarray(reranking.rank(pair, args.rerank, len(pair.gallery.vectors)).indices)
+    way = reranking.order(pair, args)
+    found = np.asarray(reranking.rank(pair, way, len(pair.gallery.vectors)).indices)
     # An image that could not be read is in no ranking: rows are those of the file's lists again.
     found = np.where(found >= 0, pair.gallery.records.id[found], -1)
     grades = [truth.grades[i] for i in pair.query.records.id]

@@ -86,16 +86,18 @@ def main(argv: Sequence[str]) -> None:
     cli.add_outputs(parser, SUFFIXES)
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
+    reranking.check(args)
 
     pair = reranking.expand(search.open_pair(args), args)
     if args.k > len(pair.gallery.vectors):
         n = len(pair.gallery.vectors)
         print(f"-k {args.k} is more than the gallery's {n} images: every query lists all there are")
-    found = Found(pair, reranking.rank(pair, args.rerank, args.k))
+    way = reranking.order(pair, args)
+    found = Found(pair, reranking.rank(pair, way, args.k))
     metrics: dict[str, Any] = {}
     if pair.labelled:
-        names = None if args.rerank else METRICS  # A re-ranking gives what its depth determines.
-        metrics = search.summary(pair, reranking.measure(pair, args.rerank, args.ks, names))
+        names = None if way else METRICS  # A re-ranking gives what its depth determines.
+        metrics = search.summary(pair, reranking.measure(pair, way, args.ks, names))
     for path in args.out:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, found, metrics, args)

@@ -1,13 +1,15 @@
-"""The options that better a ranking after the search: expansion of vectors, then re-ranking."""
+"""The options that better a ranking after the search: expansion, re-ranking, fused rankings."""
 
 import argparse
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, search
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ METHODS: dict[str, dict[str, Callable[[str], Any]]] = {
         "iterations": int,
     },
 }
+FUSIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "scores": {},
+    "ranks": {"c": float, "depth": int},
+}
 
 
 class Method(NamedTuple):
@@ -35,34 +41,36 @@ class Method(NamedTuple):
 
     @property
     def function(self) -> Callable[..., "Ranking"]:
-        from siamese_jax import rerank
+        from siamese_jax import fusion, rerank
 
-        return rerank.k_reciprocal if self.name == "k_reciprocal" else rerank.diffuse
+        ways = {"k_reciprocal": rerank.k_reciprocal, "ranks": fusion.rank_by_each}
+        return ways.get(self.name, rerank.diffuse)
 
     def describe(self) -> dict[str, Any]:
         """The name and every option, also those left at their defaults."""
         known = inspect.signature(self.function).parameters
-        defaults = {name: known[name].default for name in METHODS[self.name]}
+        options = (METHODS | FUSIONS)[self.name]
+        defaults = {name: known[name].default for name in options}
         return {"method": self.name} | defaults | self.options
 
 
-def method(text: str) -> Method:
+def method(text: str, table: Mapping[str, Mapping[str, Callable[[str], Any]]] = METHODS) -> Method:
     """ "k_reciprocal:k1=12,weight=0.5" as an argument's type.
 
     >>> method("k_reciprocal:k1=12,weight=0.5")
     Method(name='k_reciprocal', options={'k1': 12, 'weight': 0.5})
     """
     name, _, rest = text.partition(":")
-    if name not in METHODS:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(METHODS)}")
+    if name not in table:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(table)}")
     options = {}
     for part in rest.split(",") if rest else []:
         option, _, value = part.partition("=")
-        if option not in METHODS[name]:
-            known = ", ".join(METHODS[name])
+        if option not in table[name]:
+            known = ", ".join(table[name]) or "none"
             raise argparse.ArgumentTypeError(f"{name} has no option {option!r}; it has: {known}")
         try:
-            options[option] = METHODS[name][option](value)
+            options[option] = table[name][option](value)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{option}={value!r} is not a number") from None
     return Method(name, options)
@@ -89,12 +97,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD[:OPTION=VALUE,...]",
         help=f"order the gallery by this instead: {ways}",
     )
+    group.add_argument(
+        "--fuse",
+        type=functools.partial(method, table=FUSIONS),
+        default=Method("scores", {}),
+        metavar="scores|ranks[:c=,depth=]",
+        help="several encoders: mean of their cosines (the default), or sum over encoders of "
+        "1 / (c + place in its list of the nearest DEPTH), for encoders whose cosines differ",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError for options that cannot go together: found before the work."""
+    if args.fuse.name != "ranks":
+        return
+    if len(args.encoder) < 2:
+        raise UserError("--fuse=ranks fuses several encoders: give --encoder for each of them")
+    for name in ("rerank", "expand", "augment", "fuse_weights", "distance"):
+        if getattr(args, name) is not None:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} has no meaning with --fuse=ranks, which orders the gallery by itself"
+            )
 
 
 def expand(pair: search.Pair, args: argparse.Namespace) -> search.Pair:
     """The pair with its vectors moved as --augment and --expand say; noted in the provenance."""
     from siamese_jax import rerank
 
+    if args.fuse.name == "ranks":
+        return replace(pair, provenance=pair.provenance | {"fusion": args.fuse.describe()})
     used = {name: getattr(args, name) for name in ("expand", "augment") if getattr(args, name)}
     if used:
         used["alpha"] = args.alpha
@@ -117,6 +149,13 @@ def expand(pair: search.Pair, args: argparse.Namespace) -> search.Pair:
         pair = replace(pair, query=replace(pair.query, vectors=moved))
     facts = {**pair.provenance, "reranking": used, "distance": "cosine"}
     return replace(pair, distance="cosine", provenance=facts)
+
+
+def order(pair: search.Pair, args: argparse.Namespace) -> Method | None:
+    """What orders the gallery, if it is not the distance of the vectors."""
+    if args.fuse.name != "ranks":
+        return args.rerank
+    return Method("ranks", {**args.fuse.options, "widths": pair.widths})
 
 
 def rank(pair: search.Pair, method: Method | None, k: int) -> "Ranking":

@@ -26,6 +26,7 @@ class Pair:
       query_ids, gallery_ids: int64 [q], [g].
       distance: one of `siamese_jax.distances.DISTANCES`.
       provenance: of everything that the results depend on.
+      widths: of each encoder's part of the vectors, where several are fused.
     """
 
     query: Side
@@ -34,6 +35,7 @@ class Pair:
     gallery_ids: np.ndarray
     distance: str
     provenance: dict[str, Any]
+    widths: tuple[int, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -80,6 +82,8 @@ def embed_pair(
     split: str | None = None,
 ) -> Pair:
     """Both sides' records embedded as the options say; where they are from, and their split."""
+    from siamese_jax.combined import Combined
+
     encoder = cli.combine_encoders(args)
     options = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
     query = sides.embed_side(encoder, asked, where[0], **options)
@@ -93,7 +97,9 @@ def embed_pair(
         split=split,
         labels=args.labels,
     )
-    return Pair(query, gallery, *sides.integer_ids(query, gallery), distance, facts)
+    parts = encoder.parts if isinstance(encoder, Combined) and len(args.encoder) > 1 else ()
+    widths = tuple(part.embedding_dim for part in parts)
+    return Pair(query, gallery, *sides.integer_ids(query, gallery), distance, facts, widths)
 
 
 def _records(
