@@ -1,6 +1,7 @@
 """Several opinions in one: embeddings of several encoders, or rankings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -103,7 +104,7 @@ def rank_by_each(
             f"widths {list(widths)} must add up to the vectors' {queries.shape[1]} dimensions, and "
             f"depth {depth} must be at least 1"
         )
-    ids = {"query_ids": query_ids, "gallery_ids": gallery_ids}
+    ids: dict[str, Any] = {"query_ids": query_ids, "gallery_ids": gallery_ids}
     ends = np.cumsum(widths)[:-1]
     parts = zip(np.split(queries, ends, axis=1), np.split(gallery, ends, axis=1), strict=True)
     lists = [rank(x, y, max(k, depth), distance="cosine", **ids) for x, y in parts]

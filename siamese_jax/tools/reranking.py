@@ -43,8 +43,12 @@ class Method(NamedTuple):
     def function(self) -> Callable[..., "Ranking"]:
         from siamese_jax import fusion, rerank
 
-        ways = {"k_reciprocal": rerank.k_reciprocal, "ranks": fusion.rank_by_each}
-        return ways.get(self.name, rerank.diffuse)
+        ways: dict[str, Callable[..., Ranking]] = {
+            "k_reciprocal": rerank.k_reciprocal,
+            "diffusion": rerank.diffuse,
+            "ranks": fusion.rank_by_each,
+        }
+        return ways[self.name]
 
     def describe(self) -> dict[str, Any]:
         """The name and every option, also those left at their defaults."""
