@@ -1,7 +1,7 @@
 """Evaluate embeddings of a data set's split, and keep what the report and `diff` need of it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,14 @@ from siamese_jax.ranking import rank
 from siamese_jax.report import Example, Tile, choose_examples
 
 METRICS = ("recall@k", "map@r", "r_precision", "mrr")
+
+
+class Evaluated(NamedTuple):
+    """A split's embeddings [n, d], its n records that could be read, and each query's metrics."""
+
+    vectors: np.ndarray
+    records: Records
+    values: PerQuery
 
 
 def evaluate_split(

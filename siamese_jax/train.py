@@ -1,7 +1,6 @@
 """One experiment, read top to bottom: data, trunk, cache, head, steps, evaluation, report."""
 
 import functools
-import inspect
 import logging
 import time
 import warnings as python_warnings
@@ -16,18 +15,24 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from siamese_jax import checkpoint, distances, encoder, evaluation, optim, run_folder, weights
-from siamese_jax import memory as memory_bank
 from siamese_jax.collapse import collapse_warning, embedding_statistics
 from siamese_jax.data.cache import cache_root
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
-from siamese_jax.data.samplers import SAMPLERS
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import Model, TrunkWeights
 from siamese_jax.errors import UserError
+from siamese_jax.evaluation import Evaluated
 from siamese_jax.head import fit_head
 from siamese_jax.inputs import Inputs, Reading, cached_inputs, image_inputs, train_labels
-from siamese_jax.losses import LOSSES, Loss
-from siamese_jax.miners import MINERS
+from siamese_jax.losses import Loss
+from siamese_jax.parts import (
+    embedding_width,
+    make_loss,
+    make_memory,
+    make_miner,
+    make_optimizer,
+    make_sampler,
+)
 from siamese_jax.report import read_curves, write_report
 from siamese_jax.train_step import TrainState, init_state, make_train_step
 
@@ -68,10 +73,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         run = describe(config, run, trunk, inputs.records, fingerprint(records, keys))
         run["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
     loss, miner, sampler = make_loss(config), make_miner(config), make_sampler(config, inputs)
-    params, batch_stats = initial_parameters(config, model, trunk, inputs, loss)
+    params, batch_stats = initial_parameters(config, model, trunk, inputs, loss, fit=not found)
     freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
     tx = make_optimizer(config, params, freeze)
-    memory = make_memory(config, model, params, inputs)
+    memory = make_memory(config, inputs)
     state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
     if found:
         state = checkpoint.unflatten(found[1], state)
@@ -87,11 +92,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         miner=miner,
         trainable=moving,
     )
-    state, chosen_step = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
-
+    state, chosen_step, last = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
     marked = np.zeros(int(records.id.max()) + 1, np.uint64)
     marked[records.id] = marks(records, keys)
-    results = finish(config, workdir, state, chosen_step, model, inputs, run, marked)
+    after = last or evaluate_state(config, state, inputs, evaluated(inputs.records))
+    results = finish(config, workdir, state, chosen_step, after, inputs, run, marked)
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_json(workdir / "results.json", results)
     return results
@@ -246,119 +251,20 @@ def describe(
     }
 
 
-# The parts of a step ------------------------------------------------------------------------
-
-
-def _from_table(
-    table: Mapping[str, Callable[..., Any]], section: str, options: ConfigDict, **given: Any
-) -> Any:
-    """table[options.name](**the other options, **given); UserError on a name or option unknown."""
-    chosen = {k: v for k, v in options.to_dict().items() if k != "name"}
-    if options.name not in table:
-        raise UserError(f"{section}.name={options.name!r}; choose one of {', '.join(table)}")
-    factory = table[options.name]
-    known = inspect.signature(factory).parameters
-    for name in chosen:
-        if name not in known:
-            raise UserError(
-                f"{section}.{name}: {options.name} has no such option; it has "
-                f"{', '.join(n for n in known if n not in given) or 'none'}"
-            )
-    return factory(**{k: v for k, v in given.items() if k in known} | chosen)
-
-
-def make_loss(config: ConfigDict) -> Loss:
-    """The loss, on the config's distance if it is one of distances; similarities keep their own."""
-    factory = LOSSES.get(config.loss.name, LOSSES["triplet"])
-    default = inspect.signature(factory).parameters.get("distance")
-    on_distance = default is not None and default.default == "euclidean"
-    given = {"distance": config.distance} if on_distance else {}
-    return _from_table(LOSSES, "loss", config.loss, **given)
-
-
-def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
-    if config.miner.name == "none":
-        return None
-    return _from_table(MINERS, "miner", config.miner, distance=config.distance)
-
-
-def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
-    train = inputs.records.where("train")
-    domain = train.domain if len(np.unique(train.domain)) > 1 else None
-    options = fit_batch(config.sampler, train.label)
-    return _from_table(
-        SAMPLERS, "sampler", options, labels=train.label, seed=config.seed, domain=domain
-    )
-
-
-def fit_batch(sampler: ConfigDict, labels: np.ndarray) -> ConfigDict:
-    """A batch of classes x images that the data can fill.
-
-    Where there are fewer classes with two images than the batch should hold, it holds all of them,
-    with more images of each: as many as the batch size allows and the largest class has.
-    """
-    if sampler.name != "classes":
-        return sampler
-    held = labels if labels.ndim == 1 else np.nonzero(labels)[1]
-    counts = np.unique(held, return_counts=True)[1]
-    usable = int((counts >= 2).sum())
-    if not usable or sampler.batch_size // sampler.per_class <= usable:
-        return sampler
-    most = min(sampler.batch_size // usable, int(counts.max()))
-    per_class = max(sampler.per_class, most)
-    fitted = ConfigDict(sampler.to_dict() | {"per_class": per_class})
-    fitted.batch_size = usable * per_class
-    log.info(
-        "a batch holds %d classes x %d images: the training split has no more classes",
-        usable,
-        per_class,
-    )
-    return fitted
-
-
-def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
-    options = config.optim
-    schedule = optim.warmup_schedule(
-        options.learning_rate,
-        schedule=options.schedule,
-        warmup_steps=options.warmup_steps,
-        total_steps=config.train.steps,
-    )
-    return optim.make_optimizer(
-        params,
-        name=options.name,
-        learning_rate=schedule,
-        weight_decay=options.weight_decay,
-        clip_norm=options.clip_norm or None,
-        freeze=freeze,
-        lr_scale=[("loss/", options.loss_lr_scale)] if params["loss"] else [],
-    )
-
-
-def make_memory(config: ConfigDict, model: Model, params: Any, inputs: Inputs) -> Any:
-    if not config.memory.size:
-        return ()
-    shape = inputs.records.label.shape[1:]
-    return memory_bank.init(config.memory.size, embedding_width(config, inputs), shape)
-
-
-def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
-    if config.head.layers:
-        return config.head.layers[-1]
-    return inputs.features(inputs.records.select(np.arange(1)))[0].shape[-1]
+# The start ---------------------------------------------------------------------------------
 
 
 def initial_parameters(
-    config: ConfigDict, model: Model, trunk: TrunkWeights, inputs: Inputs, loss: Loss
+    config: ConfigDict, model: Model, trunk: TrunkWeights, inputs: Inputs, loss: Loss, *, fit: bool
 ) -> tuple[Any, Any]:
-    """Pretrained trunk, fresh or fitted head, fresh loss parameters."""
+    """Pretrained trunk, fresh head (fitted to the features, if `fit`), fresh loss parameters."""
     if config.head.init not in ("random", "pca"):
         raise UserError(f"head.init={config.head.init!r}; choose random or pca")
     head_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     shape = encoder.feature_shape(model, trunk.variables, config.trunk.image_size)
     head = encoder.init_head(model, shape, head_key)
     pca = config.head.init == "pca" and bool(config.head.layers)
-    if pca or config.head.centre:
+    if fit and (pca or config.head.centre):
         features, _ = inputs.features(inputs.records.where("train"))
         head = fit_head(model.head, head, features, pca=pca)
     labels = train_labels(inputs.records)
@@ -386,12 +292,12 @@ def run_steps(
     inputs: Inputs,
     moving: Any,
     run: dict[str, Any],
-) -> tuple[TrainState, int]:
+) -> tuple[TrainState, int, dict[str, Evaluated]]:
     """Runs to the last step, or returns at once where it is done.
 
     Returns:
       The state to use, and the step it is of: the best on validation where there is such a
-      split, else the last.
+      split, else the last. And its evaluation, if it was the last thing done.
     """
     options, start, total = config.train, int(state.step), config.train.steps
     splits = evaluated(inputs.records)
@@ -404,6 +310,7 @@ def run_steps(
     statistics = jax.jit(embedding_statistics)
     batches = inputs.batches(sampler, start)
     latest: dict[str, float] = {}
+    last: dict[str, Evaluated] = {}
     pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
     try:
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
@@ -430,7 +337,8 @@ def run_steps(
                     )
                 evaluate_now = (i + 1) % options.eval_every == 0 or done
                 if evaluate_now:
-                    latest = evaluate_state(config, state, inputs, splits)
+                    last = evaluate_state(config, state, inputs, splits)
+                    latest = named_means(last)
                     metrics_log.write(i + 1, latest)
                 if (i + 1) % options.checkpoint_every == 0 or evaluate_now:
                     check_finite(pending, workdir)
@@ -444,8 +352,8 @@ def run_steps(
     if chosen is not None and chosen != total:
         found = checkpoint.load_newest(workdir / "checkpoints", chosen)
         assert found is not None
-        state = checkpoint.unflatten(found[1], state)
-    return state, total if chosen is None else chosen
+        return checkpoint.unflatten(found[1], state), chosen, {}
+    return state, total, last
 
 
 def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
@@ -492,18 +400,23 @@ def warn_of_collapse(values: Mapping[str, float], run: dict[str, Any], step: int
 
 def evaluate_state(
     config: ConfigDict, state: TrainState, inputs: Inputs, splits: list[str]
-) -> dict[str, float]:
-    """The metrics of each split now, named "test/recall@1" and so on."""
-    values: dict[str, float] = {}
+) -> dict[str, Evaluated]:
+    """Each split as the state does on it."""
+    found = {}
     for split in splits:
-        vectors, records = inputs.embed(
-            state.params, state.batch_stats, inputs.records.where(split)
-        )
-        found = evaluation.evaluate_split(
+        chosen = inputs.records.where(split)
+        vectors, records = inputs.embed(state.params, state.batch_stats, chosen)
+        values = evaluation.evaluate_split(
             vectors, records, distance=config.distance, ks=tuple(config.eval.ks)
         )
-        values |= {f"{split}/{name}": value for name, value in found.means().items()}
-    return values
+        found[split] = Evaluated(vectors, records, values)
+    return found
+
+
+def named_means(found: Mapping[str, Evaluated]) -> dict[str, float]:
+    """The metrics of each split, named "test/recall@1" and so on."""
+    means = {split: one.values.means() for split, one in found.items()}
+    return {f"{split}/{n}": value for split, one in means.items() for n, value in one.items()}
 
 
 # The end ------------------------------------------------------------------------------------
@@ -514,29 +427,23 @@ def finish(
     workdir: Path,
     state: TrainState,
     step: int,
-    model: Model,
+    found: Mapping[str, Evaluated],
     inputs: Inputs,
     run: dict[str, Any],
     marked: np.ndarray,
 ) -> dict[str, Any]:
-    """Evaluates the chosen state on every split, and writes the report.
+    """Results and report of the chosen state, from its evaluation.
 
     `marked` is the mark of each image, by its id (see `siamese_jax.data.records.marks`).
     """
     results: dict[str, Any] = {}
     pictures: list[Any] = []
-    for split in evaluated(inputs.records):
-        vectors, records = inputs.embed(
-            state.params, state.batch_stats, inputs.records.where(split)
-        )
-        found = evaluation.evaluate_split(
-            vectors, records, distance=config.distance, ks=tuple(config.eval.ks)
-        )
-        after = evaluation.summary(found, records)
+    for split, (vectors, records, values) in found.items():
+        after = evaluation.summary(values, records)
         results[split] = {"before": run["before"][split], "after": after}
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
         path = workdir / "report" / f"per_query_{split}.npz"
-        evaluation.save_per_query(path, found, asked, searched)
+        evaluation.save_per_query(path, values, asked, searched)
         pictures = evaluation.examples(vectors, records, distance=config.distance, seed=config.seed)
     results |= {
         "checkpoint_step": step,

@@ -11,7 +11,8 @@ from sklearn import metrics as sk
 
 from siamese_jax.__main__ import main
 from siamese_jax.errors import UserError
-from siamese_jax.landmarks import landmarks, read_ground_truth
+from siamese_jax.landmarks import landmarks
+from siamese_jax.landmarks_file import read_ground_truth
 
 ENCODER = ["--encoder=resnet18", "--weights=random", "--image-size=32"]
 

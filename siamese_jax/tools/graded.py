@@ -49,7 +49,8 @@ def check(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], search.Pair, "PerQuery"]:
     """{"landmarks": {"easy": ..., "medium": ..., "hard": ...}}, the two sides, and "easy/map"..."""
-    from siamese_jax.landmarks import SETTINGS, landmarks, read_ground_truth
+    from siamese_jax.landmarks import SETTINGS, landmarks
+    from siamese_jax.landmarks_file import read_ground_truth
     from siamese_jax.metrics import PerQuery
 
     truth = read_ground_truth(args.landmarks)

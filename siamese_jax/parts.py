@@ -1,0 +1,118 @@
+"""From the fields of a config to the parts of a step: loss, miner, sampler, optimiser, memory."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from siamese_jax import memory as memory_bank
+from siamese_jax import optim
+from siamese_jax.data.samplers import SAMPLERS
+from siamese_jax.errors import UserError
+from siamese_jax.inputs import Inputs
+from siamese_jax.losses import LOSSES, Loss
+from siamese_jax.miners import MINERS
+
+log = logging.getLogger(__name__)
+
+
+def _from_table(
+    table: Mapping[str, Callable[..., Any]], section: str, options: ConfigDict, **given: Any
+) -> Any:
+    """table[options.name](**the other options, **given); UserError on a name or option unknown."""
+    chosen = {k: v for k, v in options.to_dict().items() if k != "name"}
+    if options.name not in table:
+        raise UserError(f"{section}.name={options.name!r}; choose one of {', '.join(table)}")
+    factory = table[options.name]
+    known = inspect.signature(factory).parameters
+    for name in chosen:
+        if name not in known:
+            raise UserError(
+                f"{section}.{name}: {options.name} has no such option; it has "
+                f"{', '.join(n for n in known if n not in given) or 'none'}"
+            )
+    return factory(**{k: v for k, v in given.items() if k in known} | chosen)
+
+
+def make_loss(config: ConfigDict) -> Loss:
+    """The loss, on the config's distance if it is one of distances; similarities keep their own."""
+    factory = LOSSES.get(config.loss.name, LOSSES["triplet"])
+    default = inspect.signature(factory).parameters.get("distance")
+    on_distance = default is not None and default.default == "euclidean"
+    given = {"distance": config.distance} if on_distance else {}
+    return _from_table(LOSSES, "loss", config.loss, **given)
+
+
+def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
+    if config.miner.name == "none":
+        return None
+    return _from_table(MINERS, "miner", config.miner, distance=config.distance)
+
+
+def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
+    train = inputs.records.where("train")
+    domain = train.domain if len(np.unique(train.domain)) > 1 else None
+    options = fit_batch(config.sampler, train.label)
+    return _from_table(
+        SAMPLERS, "sampler", options, labels=train.label, seed=config.seed, domain=domain
+    )
+
+
+def fit_batch(sampler: ConfigDict, labels: np.ndarray) -> ConfigDict:
+    """A batch of classes x images that the data can fill.
+
+    Where there are fewer classes with two images than the batch should hold, it holds all of them,
+    with more images of each: as many as the batch size allows and the largest class has.
+    """
+    if sampler.name != "classes":
+        return sampler
+    held = labels if labels.ndim == 1 else np.nonzero(labels)[1]
+    counts = np.unique(held, return_counts=True)[1]
+    usable = int((counts >= 2).sum())
+    if not usable or sampler.batch_size // sampler.per_class <= usable:
+        return sampler
+    most = min(sampler.batch_size // usable, int(counts.max()))
+    per_class = max(sampler.per_class, most)
+    fitted = ConfigDict(sampler.to_dict() | {"per_class": per_class})
+    fitted.batch_size = usable * per_class
+    log.info(
+        "a batch holds %d classes x %d images: the training split has no more classes",
+        usable,
+        per_class,
+    )
+    return fitted
+
+
+def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
+    options = config.optim
+    schedule = optim.warmup_schedule(
+        options.learning_rate,
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        total_steps=config.train.steps,
+    )
+    return optim.make_optimizer(
+        params,
+        name=options.name,
+        learning_rate=schedule,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm or None,
+        freeze=freeze,
+        lr_scale=[("loss/", options.loss_lr_scale)] if params["loss"] else [],
+    )
+
+
+def make_memory(config: ConfigDict, inputs: Inputs) -> Any:
+    if not config.memory.size:
+        return ()
+    shape = inputs.records.label.shape[1:]
+    return memory_bank.init(config.memory.size, embedding_width(config, inputs), shape)
+
+
+def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
+    if config.head.layers:
+        return config.head.layers[-1]
+    return inputs.features(inputs.records.select(np.arange(1)))[0].shape[-1]
