@@ -99,6 +99,25 @@ def test_another_size_is_another_encoder_with_the_same_weights(larger, images):
     np.testing.assert_array_equal(larger(big), fresh(big))
 
 
+def test_a_size_seen_before_compiles_nothing(encoder, larger, monkeypatch):
+    """Other weights of the same trunk at the same size use the program that is there."""
+    negated = jax.tree.map(lambda leaf: -leaf, encoder.params["trunk"])
+    other = dataclasses.replace(encoder, params={**encoder.params, "trunk": negated})
+    traced, whole = [], type(encoder.model.trunk).apply
+    monkeypatch.setattr(
+        type(encoder.model.trunk), "apply", lambda *a, **k: traced.append(1) or whole(*a, **k)
+    )
+    again, made = encoder.at_size(larger.image_size), other.at_size(larger.image_size)
+    assert traced == []
+    kernels = [jax.tree.leaves(e.batch_stats["trunk"]) for e in (larger, again, made)]
+    for first, second, third in zip(*kernels, strict=True):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_allclose(third, -np.asarray(first), atol=1e-6)
+    assert kernels[0]
+    encoder.at_size(larger.image_size + 16)
+    assert traced
+
+
 @pytest.mark.slow
 def test_views_are_mirrored_resized_and_averaged(encoder, views, images):
     both = combined.augmented(encoder)

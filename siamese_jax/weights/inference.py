@@ -5,6 +5,7 @@ In inference a norm is a straight line, so it disappears into the convolution be
     g (k * x + b - m) / sqrt(v + e) + c  =  (k g') * x + (b - m) g' + c,   g' = g / sqrt(v + e)
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,11 +46,13 @@ def transformed_kernels(module: Any, folded: Mapping[str, Any], size: Sequence[i
 
     Worked out once, here; without it, a folded trunk transforms its kernels in every call.
     """
+    return _tiles(module, tuple(size), folded).get("tiles", {})
 
-    def apply(variables: Any) -> Any:
-        return module.apply(variables, jnp.zeros((1, *size), module.dtype), mutable=["tiles"])[1]
 
-    return jax.jit(apply)(folded).get("tiles", {})
+# One program for each module and size, whichever weights it is given.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _tiles(module: Any, size: tuple[int, ...], folded: Mapping[str, Any]) -> Any:
+    return module.apply(folded, jnp.zeros((1, *size), module.dtype), mutable=["tiles"])[1]
 
 
 def _wide(leaf: Any) -> np.ndarray:
