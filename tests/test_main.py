@@ -57,6 +57,10 @@ def test_a_run_leaves_its_results(finished):
     steps = [line["step"] for line in read_log(workdir) if "loss" in line]
     assert steps == list(range(1, 13))
     assert list((workdir / "events").iterdir())
+    last = [line for line in read_log(workdir) if "test/recall@1" in line][-1]
+    assert last["step"] == 12
+    logged = {name.removeprefix("test/"): v for name, v in last.items() if name != "step"}
+    assert logged == {name: after[name] for name in logged}
 
 
 def test_a_folder_with_faults_is_trained_on(cache, tmp_path):
