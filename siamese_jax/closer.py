@@ -22,10 +22,9 @@ distances D are rounded to float32, which makes ties of what lies within 2^-23 o
     e = 1.01 (u ((2 d + 16) |x| Y + 8 Y^2) + v (2 d + 16) (|x| + Y + |c|)^2) + d 2^-140 + 2^-23 D.
 """
 
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -106,82 +105,192 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.where(norm > 0, norm, 1)
 
 
-def counted(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.ndarray:
+MISSING = np.iinfo(np.int64).max  # the position of an item too far down to matter
+_UNSURE = np.uint8(128)
+
+
+def counted(
+    space: Space,
+    found: Relevance,
+    rows: np.ndarray,
+    first: np.ndarray,
+    every: np.ndarray,
+    chunk: int,
+) -> np.ndarray:
     """Positions of the relevant items of some queries, in the order of `found.lists(rows)`.
 
     Args:
+      first: int [b], down to which position the nearest relevant item of each query matters.
+      every: int [b], down to which position all the others do.
       chunk: gallery rows to score at a time; a block of scores is [chunk, len(rows)].
 
     Returns:
-      int64 [h], 1 is the nearest. At most 127 items may be relevant to a query.
+      int64 [h], 1 is the nearest; MISSING for some or all of those that are too far down to
+      matter. At most 127 items may be relevant to a query.
     """
-    owner, item = found.lists(rows)
-    exact = space.exact(rows[owner], item)
-    # Each query's relevant items, the farthest first, in a column; sizes are rounded up to powers
-    # of two, so that few shapes are ever compiled.
-    farthest = np.lexsort((-exact, owner))
-    size = np.bincount(owner, minlength=len(rows))
-    place = np.empty_like(owner)
-    place[farthest] = np.arange(len(owner)) - np.repeat(np.cumsum(size) - size, size)
-    shape, chunk = (_power(size.max()), _power(len(rows))), _power(min(chunk, len(space.gallery)))
-    limit, at = np.full(shape, -np.inf), np.full(shape, -1)
-    limit[place, owner], at[place, owner] = exact, item
+    chunk = _power(min(chunk, len(space.gallery)))
+    queries = _Queries.of(space, found, rows, _power(len(rows)))
+    limits = _Limits.of(space, found, rows, first, every, len(queries.norms))
+    position = np.full(int(found.counts[rows].sum()), MISSING)
+    starts = range(0, len(space.gallery), chunk)
+    done = 0
+    with ThreadPoolExecutor(2) as pool:  # one counts while the device is busy with the other's
+        while done < len(starts):
+            # After each doubling of what was seen, items known to be too far down are dropped.
+            todo = starts[done : max(1, 2 * done)]
+            scored = partial(_closer, space, queries, limits, chunk)
+            limits = limits.counting(reduce(np.add, pool.map(scored, todo)), len(todo) * chunk)
+            done += len(todo)
+            if not limits.known.any():
+                break
+    position[limits.hit[limits.known]] = limits.before[limits.known] + 1
+    return position
 
-    x = np.zeros((shape[1], space.gallery.shape[1]))
-    x[: len(rows)] = space.rows(space.queries[rows])
-    norms = np.sqrt((x * x).sum(1))
-    squared = space.squared(limit)
-    squared[at < 0] = -np.inf
-    middle = squared - space.shift(norms)
-    rounding = np.where(at < 0, 0, 2.0**-23 * np.abs(squared))
-    x32 = jnp.asarray(x, jnp.float32)
-    query, own = found.own(rows)
 
-    def scored(start: int) -> tuple[int, np.ndarray, np.ndarray, Array, Array]:
-        y = space.rows(space.gallery[start : start + chunk])
-        e = space.error(norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24) + rounding
-        low, high = (middle - e).astype(np.float32), (middle + e).astype(np.float32)
-        spare = chunk - len(y)
-        scores, codes = _compare(
-            x32,
-            jnp.asarray(np.pad(y, ((0, spare), (0, 0))), jnp.float32),
-            jnp.asarray(np.pad(space.offsets(y), (0, spare), constant_values=np.inf), jnp.float32),
-            low,
-            high,
-            space.scale,
+@dataclass(frozen=True)
+class _Queries:
+    """A block of queries: rows as scores use them, in float32 on the device, and their norms [b];
+    `own` are the gallery rows to leave out, as pairs (place in the block, gallery row)."""
+
+    x: Array
+    raw: np.ndarray
+    norms: np.ndarray
+    own: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, space: Space, found: Relevance, rows: np.ndarray, size: int) -> "_Queries":
+        x = np.zeros((size, space.gallery.shape[1]))
+        x[: len(rows)] = space.rows(space.queries[rows])
+        norms = np.sqrt((x * x).sum(1))
+        return cls(jnp.asarray(x, jnp.float32), rows, norms, found.own(rows))
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Each query's relevant items, the farthest first, in a column; all [r, b].
+
+    Attributes:
+      distance: float64, of the item; -inf where there is none.
+      item: gallery row, -1 where there is none.
+      hit: place of the item in `found.lists`.
+      depth: the last position at which the item matters.
+      before: how many gallery items were found closer so far.
+      seen: how many gallery items these were found among.
+    """
+
+    distance: np.ndarray
+    item: np.ndarray
+    hit: np.ndarray
+    depth: np.ndarray
+    before: np.ndarray
+    seen: int
+
+    @classmethod
+    def of(
+        cls,
+        space: Space,
+        found: Relevance,
+        rows: np.ndarray,
+        first: np.ndarray,
+        every: np.ndarray,
+        size: int,
+    ) -> "_Limits":
+        owner, item = found.lists(rows)
+        exact = space.exact(rows[owner], item)
+        farthest = np.lexsort((-item, -exact, owner))
+        count = np.bincount(owner, minlength=size)
+        place = np.empty_like(owner)
+        place[farthest] = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        shape = (_power(count.max()), size)
+        limits = cls(
+            np.full(shape, -np.inf),
+            np.full(shape, -1),
+            np.full(shape, -1),
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+            0,
         )
-        return start, low, high, scores, codes
+        limits.distance[place, owner] = exact
+        limits.item[place, owner] = item
+        limits.hit[place, owner] = np.arange(len(owner))
+        nearest = place == count[owner] - 1
+        limits.depth[place, owner] = np.where(
+            nearest, np.maximum(first, every)[owner], every[owner]
+        )
+        return limits.counting(limits.before, 0)
 
-    before = np.zeros(shape, np.int64)
-    for start, low, high, scores, found_codes in _one_ahead(
-        scored(start) for start in range(0, len(space.gallery), chunk)
-    ):
-        codes, mine = np.array(found_codes), (own >= start) & (own < start + chunk)
-        codes[own[mine] - start, query[mine]] = 0
-        j, b = np.divmod(_flatnonzero(codes & _UNSURE), shape[1])
-        codes &= ~_UNSURE
-        before += _totals(codes, shape[0])
-        s, exact = np.asarray(scores)[j, b], space.exact(rows[b], start + j)
-        nearer = (exact < limit[:, b]) | ((exact == limit[:, b]) & (start + j < at[:, b]))
-        nearer &= (low[:, b] <= s) & (s <= high[:, b])
-        r, pair = np.nonzero(nearer)
-        before += np.bincount(r * shape[1] + b[pair], minlength=before.size).reshape(shape)
-    return before[place, owner] + 1
+    @property
+    def known(self) -> np.ndarray:
+        return self.item >= 0
+
+    @property
+    def few_before(self) -> bool:
+        """Is so little of the gallery closer than even the farthest that pairs can be listed?"""
+        return self.seen > 0 and bool(self.before[0].mean() < 0.02 * self.seen)
+
+    def counting(self, more: np.ndarray, among: int) -> "_Limits":
+        """With `more` [r, b] of `among` items before each; those beyond their depth are dropped."""
+        before = self.before + more
+        live = self.known & (before < self.depth)
+        order = np.argsort(~live, axis=0, kind="stable")[: _power(max(1, live.sum(0).max()))]
+        still = np.take_along_axis(live, order, 0)
+
+        def keep(values: np.ndarray, empty: float) -> np.ndarray:
+            return np.where(still, np.take_along_axis(values, order, 0), empty)
+
+        return _Limits(
+            keep(self.distance, -np.inf),
+            keep(self.item, -1).astype(np.int64),
+            keep(self.hit, -1).astype(np.int64),
+            keep(self.depth, 0).astype(np.int64),
+            keep(before, 0).astype(np.int64),
+            self.seen + among,
+        )
 
 
-_UNSURE = np.uint8(128)
-_T = TypeVar("_T")
+def _closer(space: Space, queries: _Queries, limits: _Limits, chunk: int, start: int) -> np.ndarray:
+    """How many of gallery rows start:start + chunk are closer than each limit, int64 [r, b]."""
+    squared = space.squared(limits.distance)
+    squared[~limits.known] = -np.inf
+    middle = squared - space.shift(queries.norms)
+    rounding = np.where(limits.known, 2.0**-23 * np.abs(squared), 0)
+    y = space.rows(space.gallery[start : start + chunk])
+    e = space.error(queries.norms, float(np.sqrt((y * y).sum(1).max())), 2.0**-24) + rounding
+    low, high = (middle - e).astype(np.float32), (middle + e).astype(np.float32)
+    spare, few = chunk - len(y), limits.few_before
+    scores, found = _compare(
+        queries.x,
+        jnp.asarray(np.pad(y, ((0, spare), (0, 0))), jnp.float32),
+        jnp.asarray(np.pad(space.offsets(y), (0, spare), constant_values=np.inf), jnp.float32),
+        high[:1] if few else low,
+        high[:1] if few else high,
+        space.scale,
+    )
+    codes = np.array(jax.block_until_ready(found))
+    query, own = queries.own
+    mine = (own >= start) & (own < start + chunk)
+    codes[own[mine] - start, query[mine]] = 0
+    if few:  # the codes mark what is closer than the farthest: it alone is compared with the others
+        j, b = np.divmod(_flatnonzero(codes), codes.shape[1])
+        s = np.asarray(scores)[j, b]
+        below = s < low[:, b]
+        before = _tally(below, b, low.shape)
+        near = (below != (s <= high[:, b])).any(0)
+        j, b, s = j[near], b[near], s[near]
+    else:
+        j, b = np.divmod(_flatnonzero(codes & _UNSURE), codes.shape[1])
+        s = np.asarray(scores)[j, b]
+        before = _totals(codes & ~_UNSURE, len(low))
+    exact = space.exact(queries.raw[b], start + j)
+    distance, item = limits.distance[:, b], limits.item[:, b]
+    nearer = (exact < distance) | ((exact == distance) & (start + j < item))
+    return before + _tally(nearer & (low[:, b] <= s) & (s <= high[:, b]), b, low.shape)
 
 
-def _one_ahead(jobs: Iterator[_T]) -> Iterator[_T]:
-    """The jobs in order, the next one always started: the device works on it meanwhile."""
-    waiting = next(jobs, None)
-    for job in jobs:
-        assert waiting is not None
-        yield waiting
-        waiting = job
-    if waiting is not None:
-        yield waiting
+def _tally(pairs: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """How many pairs [r, n] of columns b [n] are true for each limit, int64 [r, b]."""
+    r, pair = np.nonzero(pairs)
+    return np.bincount(r * shape[1] + b[pair], minlength=shape[0] * shape[1]).reshape(shape)
 
 
 @partial(jax.jit, static_argnames="scale")
@@ -193,22 +302,23 @@ def _compare(
     The limits [r, b] descend, so a score below n of them is below the first n.
     """
     scores = offset[:, None] - scale * jnp.matmul(y, x.T, precision=lax.Precision.HIGHEST)
-    below, unsure = jnp.zeros(scores.shape, jnp.uint8), jnp.zeros(scores.shape, bool)
-    for r in range(len(low)):  # unrolled into a single pass over the scores
-        below += (scores < low[r][None, :]).astype(jnp.uint8)
-        unsure |= (scores >= low[r][None, :]) & (scores <= high[r][None, :])
-    return scores, below | (unsure.astype(jnp.uint8) << 7)
+    below = inside = jnp.zeros(scores.shape, jnp.int32)  # as wide as scores: one pass, no packing
+    for r in range(len(low)):
+        below += (scores < low[r][None, :]).astype(jnp.int32)
+        inside += (scores <= high[r][None, :]).astype(jnp.int32)
+    return scores, (below | ((below != inside).astype(jnp.int32) << 7)).astype(jnp.uint8)
 
 
 def _totals(codes: np.ndarray, limits: int) -> np.ndarray:
     """How many scores of each column [c, b] lie below each limit, int64 [limits, b].
 
-    Sums of up to 128 ones fit a byte, which NumPy adds by the vector.
+    Sums of up to 128 ones fit a byte, which NumPy adds by the vector; 128 rows fit a cache.
     """
-    totals = np.empty((limits, codes.shape[1]), np.int64)
-    for r in range(limits):
-        bits = (codes > r).view(np.uint8).reshape(-1, min(128, len(codes)), codes.shape[1])
-        totals[r] = bits.sum(1, dtype=np.uint8).sum(0, dtype=np.int64)
+    totals = np.zeros((limits, codes.shape[1]), np.int64)
+    for start in range(0, len(codes), 128):
+        for r in range(limits):
+            below = (codes[start : start + 128] > r).view(np.uint8)
+            totals[r] += below.sum(0, dtype=np.uint8)
     return totals
 
 

@@ -80,18 +80,19 @@ def _ndcg(p: Positions, k: np.ndarray) -> np.ndarray:
     return gain / ideal[best - 1]
 
 
-# The metric, and the depth it looks down to: k, the query's R, or the whole gallery ("all").
-METRICS: dict[str, tuple[Callable[[Positions, np.ndarray], np.ndarray], str]] = {
-    "recall@k": (_recall, "k"),
-    "cmc@k": (_recall, "k"),
-    "precision@k": (_precision, "k"),
-    "hits@k": (_hits, "k"),
-    "map@k": (_average_precision, "k"),
-    "ndcg@k": (_ndcg, "k"),
-    "r_precision": (_precision, "r"),
-    "map@r": (_average_precision, "r"),
-    "map": (_average_precision, "all"),
-    "mrr": (_reciprocal_rank, "all"),
+# The metric; the depth it looks down to: k, the query's R, or the whole gallery ("all"); and
+# whether it asks for every hit there or for the first one only.
+METRICS: dict[str, tuple[Callable[[Positions, np.ndarray], np.ndarray], str, str]] = {
+    "recall@k": (_recall, "k", "first"),
+    "cmc@k": (_recall, "k", "first"),
+    "precision@k": (_precision, "k", "every"),
+    "hits@k": (_hits, "k", "every"),
+    "map@k": (_average_precision, "k", "every"),
+    "ndcg@k": (_ndcg, "k", "every"),
+    "r_precision": (_precision, "r", "every"),
+    "map@r": (_average_precision, "r", "every"),
+    "map": (_average_precision, "all", "every"),
+    "mrr": (_reciprocal_rank, "all", "first"),
 }
 
 
@@ -206,7 +207,12 @@ def per_query(
     rows = None if gallery is None else np.asarray(gallery)
     found = as_relevance(queries, query_labels, rows, gallery_labels, query_ids, gallery_ids)
     rows = queries if rows is None else rows
-    blocks = positions(queries, rows, found, distance=distance, memory_limit=memory_limit)
+    depths = {"first": np.ones(len(queries), int), "every": np.ones(len(queries), int)}
+    for family, k in chosen.values():
+        _, depth, hits = METRICS[family]
+        down = {"r": found.counts, "all": np.full(len(queries), len(rows))}
+        depths[hits] = np.maximum(depths[hits], down[depth] if k is None else k)
+    blocks = positions(queries, rows, found, distance=distance, **depths, memory_limit=memory_limit)
     values = {name: np.full(len(queries), np.nan) for name in chosen}
     for block in blocks:
         _fill(values, block, chosen)
@@ -243,8 +249,8 @@ def of_ranking(
     _check_indices(indices, found)
     listed = listed_positions(indices, found, np.arange(len(indices)))
     known = listed.depth
-    deepest = {"r": int(found.counts.max(initial=0)), "all": len(found.gallery_labels)}
     chosen = expand(DEFAULT if metrics is None else metrics, ks)
+    deepest = {"r": int(found.counts.max(initial=0)), "all": len(found.gallery_labels)}
     needs = {name: k or deepest[METRICS[family][1]] for name, (family, k) in chosen.items()}
     if metrics is None:
         chosen = {name: way for name, way in chosen.items() if needs[name] <= known}
@@ -284,7 +290,7 @@ def _fill(
     known = block.relevant > 0
     everything = np.full(len(block.rows), np.iinfo(np.int64).max)
     for name, (family, k) in chosen.items():
-        metric, depth = METRICS[family]
+        metric, depth, _ = METRICS[family]
         depths = {"r": np.maximum(block.relevant, 1), "all": everything}
         limit = np.full(len(block.rows), k) if k is not None else depths[depth]
         with np.errstate(invalid="ignore", divide="ignore"):

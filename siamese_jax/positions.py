@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siamese_jax.closer import Space, counted, sorted_
+from siamese_jax.closer import MISSING, Space, counted, sorted_
+from siamese_jax.ranking import rank
 from siamese_jax.relevance import Relevance
 
 
@@ -18,7 +19,7 @@ class Positions:
       relevant: int64 [b], how many relevant items the gallery holds for each.
       query: int64 [h], ascending; the place in `rows` of the query each hit belongs to.
       position: int64 [h], ascending within a query; 1 is the nearest item.
-      depth: positions up to this one are listed; hits beyond it may be missing.
+      depth: positions up to this one are known; hits beyond it may be missing.
     """
 
     rows: np.ndarray
@@ -49,6 +50,7 @@ def listed_positions(indices: np.ndarray, relevance: Relevance, rows: np.ndarray
     return Positions(rows, relevance.counts[rows], query, column + 1, depth)
 
 
+SHALLOW = 64  # down to this depth a ranking costs less than counting does
 FEW = 64  # queries with at most this many relevant items are counted, the others sorted
 _CHUNK = 1024  # gallery rows scored at a time
 
@@ -59,29 +61,72 @@ def positions(
     relevance: Relevance,
     *,
     distance: str,
+    first: np.ndarray,
+    every: np.ndarray,
     memory_limit: int,
 ) -> Iterator[Positions]:
-    """The positions of every relevant item in the whole ranking, some queries at a time.
+    """The positions of relevant items, some queries at a time.
 
-    Queries are taken in the order of how many relevant items they have, so that a block of them
-    needs about the same room for each, however unequal the classes are. Those with none are left
-    out.
+    Args:
+      first: int [q]; the nearest relevant item of a query is listed if its position is at most
+        this or `every`.
+      every: int [q]; all relevant items down to this position are listed. Others may be missing.
+
+    Where only few positions matter they are read off a ranking. Otherwise the items closer than
+    each relevant item are counted, or all are sorted where many are relevant; queries are then
+    taken in the order of how many relevant items they have, so that a block of them needs about
+    the same room for each, however unequal the classes are. Those with none are left out.
     """
+    depth = int(np.maximum(first, every).max(initial=1))
+    if depth <= SHALLOW:
+        yield from _ranked(queries, gallery, relevance, distance, depth, memory_limit)
+        return
     space = Space.of(queries, gallery, distance)
     counts = relevance.counts
     order = np.argsort(counts, kind="stable")
     lone, few = np.searchsorted(counts[order], (0, FEW), side="right")
     d, g = queries.shape[1], len(gallery)
     # Bytes that one more query takes: scores and masks of two blocks, its row, its limits.
-    ways: tuple[tuple[Callable[..., np.ndarray], np.ndarray, int], ...] = (
-        (counted, order[lone:few], 24 * min(_CHUNK, g) + 28 * d + 64 * FEW),
-        (sorted_, order[few:], 64 * g + 16 * d),
+    ways: tuple[tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, int], ...] = (
+        (
+            lambda rows: counted(space, relevance, rows, first[rows], every[rows], _CHUNK),
+            order[lone:few],
+            24 * min(_CHUNK, g) + 28 * d + 96 * FEW,
+        ),
+        (lambda rows: sorted_(space, relevance, rows, _CHUNK), order[few:], 64 * g + 16 * d),
     )
     for way, chosen, room in ways:
         block = min(4096, max(1, memory_limit // room))
         for start in range(0, len(chosen), block):
             rows = np.sort(chosen[start : start + block])
-            query = np.repeat(np.arange(len(rows)), counts[rows])
-            position = way(space, relevance, rows, _CHUNK)
+            query, position = np.repeat(np.arange(len(rows)), counts[rows]), way(rows)
+            there = position != MISSING
+            query, position = query[there], position[there]
             position = position[np.lexsort((position, query))]
-            yield Positions(rows, counts[rows], query, position, g)
+            yield Positions(rows, counts[rows], query, position, int(every[rows].min()))
+
+
+def _ranked(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    relevance: Relevance,
+    distance: str,
+    depth: int,
+    memory_limit: int,
+) -> Iterator[Positions]:
+    """The same by the first `depth` items of each ranking; half of the memory is for those."""
+    own, other = relevance.query_ids, relevance.gallery_ids
+    classes = 1 if relevance.by_label is not None else relevance.query_labels.shape[1]
+    block = max(1, memory_limit // 2 // ((64 + 3 * classes) * depth))
+    for start in range(0, len(queries), block):
+        rows = np.arange(start, min(start + block, len(queries)))
+        ranking = rank(
+            queries[rows],
+            gallery,
+            depth,
+            distance=distance,
+            query_ids=None if own is None else own[rows],
+            gallery_ids=other,
+            memory_limit=memory_limit // 2,
+        )
+        yield listed_positions(ranking.indices, relevance, rows)

@@ -59,10 +59,12 @@ def one_hot(labels, count):
     multi=st.booleans(),
     ids=st.booleans(),
     whole=st.booleans(),
-    few=st.sampled_from([0, 64]),
+    way=st.sampled_from([{"SHALLOW": 64}, {"SHALLOW": 0, "FEW": 64}, {"SHALLOW": 0, "FEW": 0}]),
+    chunk=st.sampled_from([1, 4, 1024]),
+    names=st.sets(st.sampled_from(sorted(metrics.METRICS)), min_size=1),
 )
 def test_every_metric_is_its_definition_and_lies_between_0_and_1(
-    seed, q, g, classes, multi, ids, whole, few
+    seed, q, g, classes, multi, ids, whole, way, chunk, names
 ):
     rng = np.random.default_rng(seed)
     # Small whole numbers make many ties; their float32 distances are exactly ordered.
@@ -84,14 +86,17 @@ def test_every_metric_is_its_definition_and_lies_between_0_and_1(
         queries.astype(np.float64), hot, gallery.astype(np.float64), gallery_hot,
         lambda i, j: ids and query_ids[i] == gallery_ids[j], (1, 3, 40),
     )  # fmt: skip
-    names = list(metrics.METRICS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(positions, "FEW", few)  # 0: all queries are sorted; 64: all are counted
+        for name, value in (way | {"_CHUNK": chunk}).items():  # ranked, counted or sorted
+            patch.setattr(positions, name, value)
         found = metrics.per_query(
-            queries, labels, gallery, gallery_labels, ks=(1, 3, 40), metrics=names,
+            queries, labels, gallery, gallery_labels, ks=(1, 3, 40), metrics=sorted(names),
             query_ids=query_ids, gallery_ids=gallery_ids,
         )  # fmt: skip
     assert found.lone == sum(row is None for row in expected)
+    assert {name.partition("@")[0] for name in names} == {
+        name.partition("@")[0] for name in found.values
+    }
     for i, row in enumerate(expected):
         for name, value in found.values.items():
             if row is None:
@@ -127,6 +132,8 @@ def test_positions_are_those_of_the_full_ranking_even_where_rounding_decides(
     rng, monkeypatch, kind, distance, few
 ):
     monkeypatch.setattr(positions, "FEW", few)
+    monkeypatch.setattr(positions, "SHALLOW", 0)
+    monkeypatch.setattr(positions, "_CHUNK", 32)
     x, y = awkward(rng, kind, 20, 8), awkward(rng, kind, 90, 8)
     y[:20] = x
     labels, gallery_labels = rng.integers(0, 9, 20), rng.integers(0, 9, 90)
@@ -139,6 +146,10 @@ def test_positions_are_those_of_the_full_ranking_even_where_rounding_decides(
         )
         for name, value in listed.values.items():
             np.testing.assert_array_equal(value, counted.values[name], err_msg=name)
+            alone = metrics.per_query(
+                x, labels, y, gallery_labels, distance=distance, metrics=[name], **ways
+            )
+            np.testing.assert_array_equal(value, alone.values[name], err_msg=f"{name} alone")
 
 
 def test_unequal_classes_and_memory_limits_change_nothing(rng):
