@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery, Predicate
-from siamese_jax.search import ann, bounds, dense, exact, few, scan, sharded
+from siamese_jax.search import ann, bounds, dense, exact, few, order, scan, sharded
 from siamese_jax.search.bounds import Frame
 from siamese_jax.search.sources import Rows, as_rows
 
@@ -277,7 +277,7 @@ class _Search:
             functools.partial(self._settle, 0, wanted),
         )
         away = self._away(0, i, j)
-        yield exact.first(i, j, away, wanted)
+        yield order.first(i, j, away, wanted)
 
     def _nearest_dense(self, wanted: np.ndarray, sizes: dense.Plan) -> Iterator[tuple]:
         return dense.nearest(
@@ -319,7 +319,7 @@ class _Search:
             for at, count, side, chunk in chunks:
                 i, j = self._with_zeros(at, count, side, blocks.zeros, k, *chunk.pairs())
                 away = self._away(at, i, j)
-                i, place, j, away = exact.first(i, j, away, wanted[at : at + count])
+                i, place, j, away = order.first(i, j, away, wanted[at : at + count])
                 yield i + at, place, j, away
 
     def nearest_on(
@@ -374,7 +374,7 @@ class _Search:
             i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
             away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
             sure[at : at + count] |= lost[:count]
-            i, place, j, away = exact.first(i, j, away, wanted[at : at + count])
+            i, place, j, away = order.first(i, j, away, wanted[at : at + count])
             good = sure[at + i]
             yield i[good] + at, place[good], j[good], away[good]
         again = np.flatnonzero(~sure)
@@ -410,7 +410,7 @@ class _Search:
                 fine &= self.codes[0][here][i] != self.codes[1][j]
             i, j = i[fine], j[fine].astype(np.int32)
             away = self._away(at, i, j)
-            i, place, j, away = exact.first(i, j, away, wanted[here])
+            i, place, j, away = order.first(i, j, away, wanted[here])
             yield i + at, place, j, away
 
     def _only(self, which: np.ndarray) -> "_Search":
@@ -465,7 +465,7 @@ class _Search:
             near = away <= reach[here][i]
             i, j, away = i[near], j[near], away[near]
             whole = np.full(count, len(self.gallery.rows))
-            i, _, j, away = exact.first(i, j, away, whole)
+            i, _, j, away = order.first(i, j, away, whole)
             yield i + at, j, away
 
     def _prepare(self, precision: str, k: int) -> tuple[Frame, scan.Plan, scan.Blocks]:
@@ -487,7 +487,7 @@ class _Search:
         self, at: int, wanted: np.ndarray, i: np.ndarray, j: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Each query's first pairs among (i, j)."""
-        i, _, j, _ = exact.first(i, j, self._away(at, i, j), wanted)
+        i, _, j, _ = order.first(i, j, self._away(at, i, j), wanted)
         return i.astype(np.int32), j
 
     def _with_zeros(

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from siamese_jax.search import bounds, exact
+from siamese_jax.search import bounds, exact, order
 from siamese_jax.search.scan import TooManyError, check_rows
 from siamese_jax.search.sources import Rows
+from siamese_jax.search.threads import in_threads
 
 # How many numbers of a product in float64 cost as much as one of a difference.
 _GAIN = 32
@@ -144,7 +145,7 @@ def nearest(
     distance: str,
     origin: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields (i, place, j, distance) arrays as `exact.first` gives them, whole queries in each.
+    """Yields (i, place, j, distance) arrays as `order.first` gives them, whole queries in each.
 
     Args:
       queries: float32 [q, d].
@@ -222,7 +223,7 @@ def _fill(
 def _select(
     found: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The first wanted[i] finite ones of each row of distances [n, g], as `exact.first`."""
+    """The first wanted[i] finite ones of each row of distances [n, g], as `order.first`."""
     n, g = found.shape
     step = max(1, _AT_ONCE // g)
     parts: dict[int, tuple] = {}
@@ -237,7 +238,7 @@ def _select(
             else:
                 hit = np.flatnonzero(here < np.inf)
             i, j = np.divmod(hit, g)
-            i, place, j, away = exact.first(
+            i, place, j, away = order.first(
                 i.astype(np.int32),
                 j.astype(np.int32),
                 here.reshape(-1)[hit],
@@ -245,7 +246,7 @@ def _select(
             )
             parts[at] = i + at, place, j, away
 
-    exact.in_threads(work)
+    in_threads(work)
     first, place, j, away = (
         np.concatenate(v) for v in zip(*(parts[at] for at in sorted(parts)), strict=True)
     )

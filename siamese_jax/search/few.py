@@ -11,7 +11,7 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.search import scan
-from siamese_jax.search.exact import in_threads
+from siamese_jax.search.threads import in_threads
 from siamese_jax.search.sources import Rows
 
 MOST = 4

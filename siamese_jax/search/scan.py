@@ -5,6 +5,7 @@ items is kept as an interval; the k-th best lower end so far is a floor that eve
 end must reach, so most groups are never looked at again. What does reach it is scored exactly.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ import numpy as np
 from siamese_jax.errors import UserError
 from siamese_jax.search import bounds
 from siamese_jax.search.bounds import Frame, Side
+from siamese_jax.search.threads import in_threads
 from siamese_jax.search.sources import Rows
 
+# Queries whose candidates one thread takes at a time.
+_QUERIES = 128
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
 
@@ -47,17 +51,17 @@ def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> P
     share = memory_limit // 4
     # A block: as read, centred, and as the product takes it; its scores twice, as the next
     # product runs while the host looks at the last one.
-    block = next((b for b in (512, 4096) if b >= g), 4096)
-    if q <= 8:
-        block = next((b for b in (512, 4096, 32768) if b >= g), 32768)
+    block = 32768 if q <= 8 else 4096
     while block > 128 and 16 * block * d > share:
         block //= 2
-    chunk = next((c for c in (1, 8, 64, 256, 1024) if c >= q), 1024)
+    block = even(g, block, 512)
+    chunk = next((c for c in (1, 8, 64, 256) if c >= q), 1024)
     while chunk > 8 and 8 * chunk * block > share:
         chunk //= 2
     # The floor is the k-th best of the groups seen first: there must be several times k of them.
     while chunk > 64 and share // (8 * chunk) < min(g, 16 * k):
         chunk //= 2
+    chunk = even(q, chunk, 256)
     size = 2 if precision == "bfloat16" else 4
     keep_blocks = -(-g // block) * block * d * size <= 2 * share
     hold = max(1, min(share // (8 * chunk * block), -(-g // block)))
@@ -66,6 +70,14 @@ def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> P
     state = 2 * chunk if keep_blocks else max(chunk, share // (64 * k + 16) // chunk * chunk)
     pairs = max(1 << 12, share // 16 * chunk // state)
     return Plan(chunk, block, hold, group, keep_blocks, state, pairs)
+
+
+def even(n: int, most: int, step: int) -> int:
+    """The size of equal parts of n, at most `most`, so that little of the last one is padding; a
+    multiple of `step`, so that there are few sizes to compile for."""
+    if n <= step or most <= step:
+        return min(most, step)
+    return -(-n // (-(-n // most) * step)) * step
 
 
 class TooManyError(Exception):
@@ -207,42 +219,65 @@ class Chunk:
         self.j: list[np.ndarray] = []
         self.high: list[np.ndarray] = []
         self.waiting = self.taken = 0
+        self.lock = threading.Lock()
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """Takes the candidates out of some blocks' (s, low, high)."""
-        if self.k is not None:
-            best = np.concatenate([self.best, *(low for _, low, _ in held)], axis=1)
-            if best.shape[1] > self.k:
-                best = np.partition(best, best.shape[1] - self.k, axis=1)[:, -self.k :]
-            if best.shape[1] == self.k:
-                self.floor = np.maximum(self.floor, best.min(axis=1))
-            self.best = best
-        for start, (s, low, high) in zip(starts, held, strict=True):
-            self._take(start, s, low, high)
+        if self.k is not None and self.best.shape[1] + sum(v.shape[1] for _, v, _ in held) > self.k:
+            width = self.k
+        else:
+            width = self.best.shape[1] + sum(low.shape[1] for _, low, _ in held)
+        best = np.empty((len(self.floor), width), np.float32)
+        slices = iter(range(0, len(self.floor), _QUERIES))
 
-    def _take(self, start: int, s: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        def work() -> None:
+            for at in slices:
+                here = slice(at, at + _QUERIES)
+                if self.k is not None:
+                    lows = [self.best[here], *(low[here] for _, low, _ in held)]
+                    best[here] = self._raise(here, np.concatenate(lows, axis=1))
+                for start, (s, low, high) in zip(starts, held, strict=True):
+                    self._take(at, start, s[here], low[here], high[here])
+
+        in_threads(work)
+        self.best = best
+
+    def _raise(self, here: slice, best: np.ndarray) -> np.ndarray:
+        """Raises some queries' floors to their k-th best lower end; returns the k best."""
+        if best.shape[1] > self.k:
+            best = np.partition(best, best.shape[1] - self.k, axis=1)[:, -self.k :]
+        if best.shape[1] == self.k:
+            self.floor[here] = np.maximum(self.floor[here], best.min(axis=1))
+        return best
+
+    def _take(
+        self, first: int, start: int, s: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> None:
+        """Takes the candidates of the queries from `first` on in the block from `start` on."""
         groups = high.shape[1]
         group = s.shape[1] // groups
-        hit = np.flatnonzero(high >= self.floor[:, None])
+        floor = self.floor[first : first + len(s)]
+        hit = np.flatnonzero(high >= floor[:, None])
         if not len(hit):
             return
         # A million scores at a time, however many there are.
         step = max(1, (1 << 20) // group)
         for at in range(0, len(hit), step):
             some = hit[at : at + step]
-            error = (high.ravel()[some] - low.ravel()[some]) / 2
+            error = (high.reshape(-1)[some] - low.reshape(-1)[some]) / 2
             i = (some // groups).astype(np.int32)
             upper = s.reshape(-1, group)[some] + error[:, None]
-            inside = np.flatnonzero(upper >= self.floor[i][:, None])
+            inside = np.flatnonzero(upper >= floor[i][:, None])
             which = inside // group
             j = start + (some % groups)[which] * group + inside % group
-            self.i.append(i[which])
-            self.j.append(j.astype(np.int32))
-            self.high.append(upper.ravel()[inside])
-            self.waiting += len(inside)
-            self.taken += len(inside)
-            if self.waiting > self.limit:
-                self._thin()
+            with self.lock:
+                self.i.append(first + i[which])
+                self.j.append(j.astype(np.int32))
+                self.high.append(upper.ravel()[inside])
+                self.waiting += len(inside)
+                self.taken += len(inside)
+                if self.waiting > self.limit:
+                    self._thin()
 
     def _thin(self) -> None:
         """Drops what the floor has passed; if that is not enough, settles what is left."""
