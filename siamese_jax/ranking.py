@@ -118,8 +118,9 @@ def rank(
     else:
         parts = search.nearest_on(devices, wanted, columns, precision)
     for i, place, j, away in parts:
-        found.indices[i, place] = j
-        found.distances[i, place] = away
+        at = i.astype(np.int64) * columns + place
+        found.indices.reshape(-1)[at] = j
+        found.distances.reshape(-1)[at] = away
     return found
 
 
@@ -288,7 +289,6 @@ class _Search:
             there=self.there,
             codes=self.codes,
             distance=self.distance,
-            origin=self.frame("float32").origin,
         )
 
     def _nearest(

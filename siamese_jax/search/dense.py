@@ -1,18 +1,10 @@
 """Where k is a large share of the gallery: all distances, from one product in float64.
 
-Scoring every candidate from its difference takes d steps for each, without any of the reuse that
-makes matrix products fast; for many candidates a product over the whole gallery is cheaper. With
-rows centred, v = 2^-53, A = |x|, B = |y| and c = (2d + 64) v, the value
-
-    fl(A^2 + B^2 - 2<x, y>)  or  fl(-<x, y>)
-
-is within c (A + B)^2 of the true one (Higham 2002, section 3.1), and so is the definition in
-`exact` within c of its own size. Both ends of that interval are rounded to float32 as the
-definition is. Where they agree, which is nearly everywhere, that is the distance; the other pairs
-are computed by the definition.
+Scoring every candidate by itself has none of the reuse that makes matrix products fast; for many
+candidates a product over the whole gallery is cheaper. `rounded` says how far it can be trusted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -22,13 +14,16 @@ import numpy as np
 from jax import Array, lax
 
 from siamese_jax.search import bounds, exact, order
-from siamese_jax.search.scan import TooManyError, check_rows
+from siamese_jax.search.rounded import rounded, rounding
+from siamese_jax.search.scan import TooManyError, check_rows, even, padded
 from siamese_jax.search.sources import Rows
 from siamese_jax.search.threads import in_threads
 
-# How many numbers of a product in float64 cost as much as one of a difference.
-_GAIN = 32
+# How many numbers of a product in float64 cost as much as one of a candidate's.
+_GAIN = 20
 _AT_ONCE = 1 << 18
+# One distance in so many tells where about the k-th of all is.
+_SAMPLE = 8
 
 
 class Plan(NamedTuple):
@@ -45,32 +40,31 @@ def plan(q: int, g: int, d: int, k: int, memory_limit: int) -> Plan | None:
         return None
     d = bounds.padded_width(d)
     share = memory_limit // 4
-    block = next((b for b in (512, 2048) if b >= g), 2048)
+    block = 2048
     while block > 128 and 24 * block * d > share:
         block //= 2
-    chunk = next((c for c in (8, 64, 256, 1024) if c >= q), 1024)
+    block = even(g, block, 512)
+    chunk = next((c for c in (8, 64, 256) if c >= q), 1024)
     while chunk > 8 and chunk * (4 * g + 32 * k + 32 * block + 16 * d) > 2 * share:
         chunk //= 2
     if chunk < min(q, 64):
         return None
-    return Plan(chunk, block, 8 * (g + block) * d <= share)
+    return Plan(even(q, chunk, 256), block, 8 * (g + block) * d <= share)
 
 
 class Side(NamedTuple):
     """Rows of one side of the product.
 
     Attributes:
-      values: float64 [n, padded d], centred, or of unit length first, or as they are for dot.
+      values: float64 [n, padded d].
       length: float64 [n].
       there: bool [n].
-      zero: bool [n], zero rows, which have no direction.
       code: int32 [n], equal where query and item have the same id.
     """
 
     values: Array
     length: Array
     there: Array
-    zero: Array
     code: Array
 
 
@@ -80,58 +74,30 @@ def _side(
     size: int,
     there: np.ndarray | None,
     code: np.ndarray | None,
-    distance: str,
-    origin: np.ndarray,
     spare_code: int,
 ) -> Side:
     count, d = min(size, len(rows) - start), rows.width
-    block = check_rows(rows, start, count)
     values = np.zeros((size, bounds.padded_width(d)))
-    part = values[:count, :d]
-    part[:] = block
+    values[:count, :d] = check_rows(rows, start, count)
     rows.release()
-    zero = np.zeros(size, bool)
-    if distance == "cosine":
-        zero[:count] = ~exact.unit(part)
-    if distance != "dot":
-        part -= origin[None, :d]
-    here, codes = np.zeros(size, bool), np.full(size, spare_code, np.int32)
-    here[:count] = True if there is None else there[start : start + count]
-    if code is not None:
-        codes[:count] = code[start : start + count]
-    return Side(*map(jnp.asarray, (values, np.sqrt(np.vecdot(values, values)), here, zero, codes)))
+    here, codes = padded(start, size, count, there, code, spare_code)
+    return Side(*map(jnp.asarray, (values, np.sqrt(np.vecdot(values, values)), here, codes)))
 
 
 @partial(jax.jit, static_argnames=("distance", "exclude"))
-def _distances(x: Side, y: Side, c: Array, *, distance: str, exclude: bool) -> tuple[Array, Array]:
-    """(float32 [n, m] distances, inf where there is no pair; bool [n, m] which are not certain)."""
+def _distances(x: Side, y: Side, c: Array, *, distance: str, exclude: bool) -> Array:
+    """float32 [n, m]: distances, +inf where there is no pair, -inf where they are not certain.
+
+    One array, as XLA goes through the product anew for each.
+    """
     product = lax.dot_general(
         x.values, y.values, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
     )
-    a, b = x.length[:, None], y.length[None, :]
-    if distance == "dot":
-        value, error = -product, c * a * b
-    else:
-        value = a * a + b * b - 2 * product
-        error = c * ((a + b) * (a + b) + jnp.abs(value))
-    if distance == "cosine":
-        # Two ways to a unit row may differ by its rounding.
-        value, error = value / 2, error + c * (a + b + c)
-    low, high = value - error, value + error
-    if distance != "dot":
-        low, high = jnp.maximum(low, 0), jnp.maximum(high, 0)
-    if distance == "euclidean":
-        low, high = jnp.sqrt(low), jnp.sqrt(high)
-    low, high = low.astype(jnp.float32), high.astype(jnp.float32)
-    # Numbers too small for float32's full precision may be taken for zero here.
-    unsure = (low != high) | (jnp.abs(high) < np.float32(2.0**-120))
-    if distance == "cosine":
-        zero = x.zero[:, None] | y.zero[None, :]
-        high, unsure = jnp.where(zero, 1, high), unsure & ~zero
+    found, unsure = rounded(product, x.length[:, None], y.length[None, :], c, distance, jnp)
     pair = x.there[:, None] & y.there[None, :]
     if exclude:
         pair &= x.code[:, None] != y.code[None, :]
-    return jnp.where(pair, high, jnp.inf), unsure & pair
+    return jnp.where(pair, jnp.where(unsure, -jnp.inf, found), jnp.inf)
 
 
 def nearest(
@@ -143,7 +109,6 @@ def nearest(
     there: np.ndarray | None,
     codes: tuple[np.ndarray, np.ndarray] | None,
     distance: str,
-    origin: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (i, place, j, distance) arrays as `order.first` gives them, whole queries in each.
 
@@ -155,13 +120,12 @@ def nearest(
       there: bool [g], the rows to be found; None for all.
       codes: int32 [q] and [g]; a pair of equal codes is left out.
       distance: one of `siamese_jax.distances.DISTANCES`.
-      origin: float32 [>= d], near the mean of the rows (of unit length, for cosine).
 
     Raises:
       UserError: a row is not finite, or too large.
       TooManyError: so many pairs are uncertain that this is no way to go; before the first yield.
     """
-    origin, g = origin.astype(np.float64), len(rows)
+    g = len(rows)
     own, code = (None, None) if codes is None else codes
     asked = Rows([queries], "queries")
     program = partial(_distances, distance=distance, exclude=codes is not None)
@@ -170,84 +134,81 @@ def nearest(
     def item(start: int) -> Side:
         if start in kept:
             return kept[start]
-        side = _side(rows, start, sizes.block, there, code, distance, origin, -1)
+        side = _side(rows, start, sizes.block, there, code, -1)
         if sizes.keep:
             kept[start] = side
         return side
 
     for at in range(0, len(queries), sizes.chunk):
-        count = min(sizes.chunk, len(queries) - at)
-        found = np.empty((count, g), np.float32)
+        here = slice(at, min(at + sizes.chunk, len(queries)))
+        found: list[Array] = []
         with jax.enable_x64(True):
-            c = np.float64((2 * rows.width + 64) * 2.0**-53)
-            x = _side(asked, at, sizes.chunk, None, own, distance, origin, -2)
-            # The next product runs while the last one is read.
-            ahead: list[tuple[int, Array, Array]] = []
-            for start in [*range(0, g, sizes.block), g]:
-                if start < g:
-                    ahead.append((start, *program(x, item(start), c)))
-                if start and ahead:
-                    first, values, doubt = ahead.pop(0)
-                    unsure = _fill(
-                        found, first, values, doubt, queries[at : at + count], rows, distance
-                    )
-                    if at == first == 0 and unsure > count * sizes.block // 32:
-                        raise TooManyError
-        i, place, j, away = _select(found, wanted[at : at + count])
-        yield i + at, place, j, away
-
-
-def _fill(
-    found: np.ndarray,
-    start: int,
-    values: Array,
-    unsure: Array,
-    queries: np.ndarray,
-    rows: Rows,
-    distance: str,
-) -> int:
-    """Puts a block's distances into their columns; returns how many were not certain."""
-    part = found[:, start : start + values.shape[1]]
-    part[:] = np.asarray(values)[: len(part), : part.shape[1]]
-    # Eight at a time, as nearly all are certain.
-    eights = np.asarray(unsure)[: len(part)].reshape(-1, 8)
-    some = np.flatnonzero(eights.view(np.uint64))
-    which, inside = np.nonzero(eights[some])
-    i, j = np.divmod(some[which] * 8 + inside, values.shape[1])
-    for at in range(0, len(i), _AT_ONCE):
-        a, b = i[at : at + _AT_ONCE], j[at : at + _AT_ONCE]
-        part[a, b] = exact.pair_distances(queries, rows.take, a, start + b, distance)
-    return len(i)
+            x = _side(asked, at, sizes.chunk, None, own, -2)
+            for start in range(0, g, sizes.block):
+                found.append(program(x, item(start), np.float64(rounding(rows.width))))
+                # The next block is prepared while this product runs, but not all of them.
+                found[-2:][0].block_until_ready()
+        settle = partial(exact.pair_distances, queries[here], rows.take, distance=distance)
+        patience = max(g, 512) // 32 if at == 0 else g
+        values = [np.asarray(v) for v in found]
+        for i, place, j, away in _select(values, g, wanted[here], settle, patience):
+            yield i + at, place, j, away
 
 
 def _select(
-    found: np.ndarray, wanted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The first wanted[i] finite ones of each row of distances [n, g], as `order.first`."""
-    n, g = found.shape
+    blocks: list[np.ndarray],
+    g: int,
+    wanted: np.ndarray,
+    settle: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    patience: int,
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The first wanted[i] finite ones of each row of distances, as `order.first`, for some rows
+    after another.
+
+    Args:
+      blocks: float32 [>= n, block], side by side; columns from g on are padding.
+      wanted: int [n].
+      settle: gives the distances of some pairs, which are -inf here.
+      patience: of how many of them in a row on average.
+    """
+    n = len(wanted)
     step = max(1, _AT_ONCE // g)
     parts: dict[int, tuple] = {}
     starts = iter(range(0, n, step))
 
     def work() -> None:
         for at in starts:
-            here, most = found[at : at + step], min(g, int(wanted[at : at + step].max()))
-            if most < g:
-                last = np.partition(here, most - 1, axis=1)[:, most - 1 : most]
-                hit = np.flatnonzero((here <= last) & (here < np.inf))
-            else:
-                hit = np.flatnonzero(here < np.inf)
-            i, j = np.divmod(hit, g)
-            i, place, j, away = order.first(
-                i.astype(np.int32),
-                j.astype(np.int32),
-                here.reshape(-1)[hit],
-                wanted[at : at + step],
-            )
+            k = wanted[at : at + step]
+            here = np.concatenate([v[at : at + len(k)] for v in blocks], axis=1)
+            here[:, g:] = np.inf
+            unsure = np.flatnonzero(here == -np.inf)
+            if len(unsure) > len(k) * patience:
+                raise TooManyError
+            i, j = np.divmod(unsure, here.shape[1])
+            here.reshape(-1)[unsure] = settle(at + i, j)
+            limits = _limits(here, int(k.max()))
+            hit = np.flatnonzero((here <= limits[:, None]) & (here < np.inf))
+            i, j = np.divmod(hit, here.shape[1])
+            i, j = i.astype(np.int32), j.astype(np.int32)
+            i, place, j, away = order.first(i, j, here.reshape(-1)[hit], k)
             parts[at] = i + at, place, j, away
 
     in_threads(work)
-    first, place, j, away = (
-        np.concatenate(v) for v in zip(*(parts[at] for at in sorted(parts)), strict=True)
-    )
-    return first, place, j, away
+    return [parts[at] for at in sorted(parts)]
+
+
+def _limits(values: np.ndarray, k: int) -> np.ndarray:
+    """For each row of float32 [n, g] a number that at least k (or all) of it do not exceed, and not
+    many more: mostly from a sample, as that is faster than to find the k-th."""
+    n, g = values.shape
+    if k >= g:
+        return np.full(n, np.inf, np.float32)
+    sample = values[:, ::_SAMPLE]
+    share = sample.shape[1] * k / g
+    last = int(share + 3 * share**0.5) + 1
+    if last >= sample.shape[1]:
+        return np.partition(values, k - 1, axis=1)[:, k - 1]
+    limits = np.partition(sample, last, axis=1)[:, last]
+    short = np.count_nonzero(values <= limits[:, None], axis=1) < k
+    limits[short] = np.partition(values[short], k - 1, axis=1)[:, k - 1]
+    return limits

@@ -11,8 +11,8 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.search import scan
-from siamese_jax.search.threads import in_threads
 from siamese_jax.search.sources import Rows
+from siamese_jax.search.threads import in_threads
 
 MOST = 4
 _SLICE = 1 << 17

@@ -15,8 +15,8 @@ import numpy as np
 from siamese_jax.errors import UserError
 from siamese_jax.search import bounds
 from siamese_jax.search.bounds import Frame, Side
-from siamese_jax.search.threads import in_threads
 from siamese_jax.search.sources import Rows
+from siamese_jax.search.threads import in_threads
 
 # Queries whose candidates one thread takes at a time.
 _QUERIES = 128
@@ -141,11 +141,7 @@ def prepare_rows(
         block = np.zeros((size, wide), np.float32)
         with np.errstate(over="ignore"):
             rows.read(start, block)
-    here = np.zeros(size, bool)
-    here[:count] = True if there is None else there[start : start + count]
-    codes = np.full(size, -2 if is_query else -1, np.int32)
-    if code is not None:
-        codes[:count] = code[start : start + count]
+    here, codes = padded(start, size, count, there, code, -2 if is_query else -1)
     side = bounds.prepare(
         block,
         here,
@@ -161,6 +157,23 @@ def prepare_rows(
     if bad < count:
         raise UserError(complaint(rows, start + bad))
     return side
+
+
+def padded(
+    start: int,
+    size: int,
+    count: int,
+    there: np.ndarray | None,
+    code: np.ndarray | None,
+    spare: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the rows start : start + size, of which there are `count`, are to be found, bool
+    [size], and their codes, int32 [size], with `spare` where there are none."""
+    here, codes = np.zeros(size, bool), np.full(size, spare, np.int32)
+    here[:count] = True if there is None else there[start : start + count]
+    if code is not None:
+        codes[:count] = code[start : start + count]
+    return here, codes
 
 
 def piece(rows: Rows, start: int, size: int) -> np.ndarray:
@@ -223,11 +236,7 @@ class Chunk:
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """Takes the candidates out of some blocks' (s, low, high)."""
-        if self.k is not None and self.best.shape[1] + sum(v.shape[1] for _, v, _ in held) > self.k:
-            width = self.k
-        else:
-            width = self.best.shape[1] + sum(low.shape[1] for _, low, _ in held)
-        best = np.empty((len(self.floor), width), np.float32)
+        best: dict[int, np.ndarray] = {}
         slices = iter(range(0, len(self.floor), _QUERIES))
 
         def work() -> None:
@@ -235,18 +244,19 @@ class Chunk:
                 here = slice(at, at + _QUERIES)
                 if self.k is not None:
                     lows = [self.best[here], *(low[here] for _, low, _ in held)]
-                    best[here] = self._raise(here, np.concatenate(lows, axis=1))
+                    best[at] = self._raise(here, np.concatenate(lows, axis=1), self.k)
                 for start, (s, low, high) in zip(starts, held, strict=True):
                     self._take(at, start, s[here], low[here], high[here])
 
         in_threads(work)
-        self.best = best
+        if best:
+            self.best = np.concatenate([best[at] for at in sorted(best)])
 
-    def _raise(self, here: slice, best: np.ndarray) -> np.ndarray:
+    def _raise(self, here: slice, best: np.ndarray, k: int) -> np.ndarray:
         """Raises some queries' floors to their k-th best lower end; returns the k best."""
-        if best.shape[1] > self.k:
-            best = np.partition(best, best.shape[1] - self.k, axis=1)[:, -self.k :]
-        if best.shape[1] == self.k:
+        if best.shape[1] > k:
+            best = np.partition(best, best.shape[1] - k, axis=1)[:, -k:]
+        if best.shape[1] == k:
             self.floor[here] = np.maximum(self.floor[here], best.min(axis=1))
         return best
 
