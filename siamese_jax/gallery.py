@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from siamese_jax.errors import UserError
 from siamese_jax.search import bounds, sharded
 from siamese_jax.search.ann import INDEXES, Index
+from siamese_jax.search.blocks import Blocks
 from siamese_jax.search.bounds import Frame
-from siamese_jax.search.scan import Blocks
 from siamese_jax.search.sources import Rows, as_rows
 
 _FORMAT = 1

@@ -13,7 +13,7 @@ from siamese_jax.distances import DISTANCES
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery
 from siamese_jax.ranking import pairwise_distances, range_search, rank
-from siamese_jax.search import bounds, dense, scan
+from siamese_jax.search import blocks, bounds, dense, scan
 from siamese_jax.search.ann import recall
 
 PRECISIONS = ("float32", "bfloat16")
@@ -242,8 +242,8 @@ def test_no_true_score_is_outside_its_interval(distance, precision):
             x, y = case(rng, kind, 8, 512, d)
             gallery = Gallery(y)
             frame = gallery.frame(distance, precision)
-            rows = scan.prepare_rows(
-                scan.Rows([x], "queries"), 0, 8, None, None, frame, is_query=True
+            rows = blocks.prepare_rows(
+                blocks.Rows([x], "queries"), 0, 8, None, None, frame, is_query=True
             )
             (item,) = gallery.blocks(frame, None, 512, False)
             length = np.float32(np.linalg.norm(frame.origin))
@@ -349,7 +349,7 @@ def test_wide_intervals_make_auto_take_float32(rng):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "run", watched)
-        patch.setattr("siamese_jax.ranking._has_bfloat16", lambda: True)
+        patch.setattr("siamese_jax.search.request._has_bfloat16", lambda: True)
         found = rank(y[:80], y, 5, memory_limit=2**24)
     assert search_sizes[0] == "bfloat16"
     assert search_sizes[-1] == "float32"

@@ -14,8 +14,9 @@ import numpy as np
 from jax import Array, lax
 
 from siamese_jax.search import bounds, exact, order
+from siamese_jax.search.blocks import check_rows, padded
 from siamese_jax.search.rounded import rounded, rounding
-from siamese_jax.search.scan import TooManyError, check_rows, even, padded
+from siamese_jax.search.scan import TooManyError, even
 from siamese_jax.search.sources import Rows
 from siamese_jax.search.threads import in_threads
 

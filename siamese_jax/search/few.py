@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import scan
+from siamese_jax.search import blocks
 from siamese_jax.search.sources import Rows
 from siamese_jax.search.threads import in_threads
 
@@ -84,7 +84,7 @@ def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarr
         difference = np.empty((size, d), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for at in starts:
-                block = scan.piece(rows, at, min(size, stop - at))
+                block = blocks.piece(rows, at, min(size, stop - at))
                 for n in range(q):
                     e = np.subtract(block, queries[n], out=difference[: len(block)])
                     here = found[n, at - start : at - start + len(block)]
@@ -93,11 +93,11 @@ def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarr
     in_threads(work)
     if q and not np.isfinite(found).all():
         wrong = start + int(np.argmin(np.isfinite(found).all(axis=0)))
-        raise UserError(scan.complaint(rows, wrong))
+        raise UserError(blocks.complaint(rows, wrong))
     return found
 
 
 def check(rows: Rows) -> None:
     """Refuses a row that is not finite, or whose squared distances could overflow."""
     for at in range(0, len(rows), _SLICE):
-        scan.check_rows(rows, at, min(_SLICE, len(rows) - at))
+        blocks.check_rows(rows, at, min(_SLICE, len(rows) - at))

@@ -1,0 +1,140 @@
+"""The ways to answer a search on the CPU, and which is taken when.
+
+few    very few queries: no copies, no preparation
+dense  k is a large share of the gallery: all distances
+scan   otherwise: candidates from one cheap product
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from siamese_jax.search import bounds, dense, few, order, scan
+from siamese_jax.search.blocks import Blocks
+from siamese_jax.search.bounds import Frame
+from siamese_jax.search.request import Search
+
+
+def nearest(search: Search, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
+    """Yields (i, place, j, distance) arrays, in parts that are whole queries."""
+    euclidean = search.distance in ("euclidean", "sqeuclidean")
+    some = 0 < len(search.queries) <= few.MOST and len(search.gallery.rows) > 0
+    if some and euclidean and search.adaptive and search.gallery.resident is False:
+        yield from _nearest_few(search, wanted, k)
+        return
+    g = len(search.gallery.rows)
+    sizes = dense.plan(len(search.queries), g, search.rows.width, k, search.memory_limit)
+    # A product in float64 does more than "float32" asks for.
+    if (search.adaptive or precision == "float32") and g and sizes is not None:
+        try:
+            yield from _nearest_dense(search, wanted, sizes)
+            return
+        except scan.TooManyError:
+            pass  # Raised before anything was yielded, here as below.
+    if search.adaptive and precision == "bfloat16":
+        try:
+            yield from _nearest_scan(search, wanted, k, precision, patience=8 * k)
+            return
+        except scan.TooManyError:
+            precision = "float32"
+    yield from _nearest_scan(search, wanted, k, precision, patience=np.inf)
+
+
+def _nearest_few(search: Search, wanted: np.ndarray, k: int) -> Iterator[tuple]:
+    i, j = few.candidates(
+        search.queries,
+        search.gallery.rows,
+        min(k, len(search.gallery.rows)),
+        search.there,
+        search.codes,
+        functools.partial(search.settle, 0, wanted),
+    )
+    away = search.away(0, i, j)
+    yield order.first(i, j, away, wanted)
+
+
+def _nearest_dense(search: Search, wanted: np.ndarray, sizes: dense.Plan) -> Iterator[tuple]:
+    return dense.nearest(
+        search.queries,
+        search.gallery.rows,
+        wanted,
+        sizes,
+        there=search.there,
+        codes=search.codes,
+        distance=search.distance,
+    )
+
+
+def _nearest_scan(
+    search: Search, wanted: np.ndarray, k: int, precision: str, patience: float
+) -> Iterator[tuple]:
+    q, g = len(search.queries), len(search.gallery.rows)
+    k = min(k, g)
+    if not q or not k:
+        return
+    frame, sizes, blocks = _prepare(search, precision, k)
+    for start in range(0, q, sizes.state):
+        stop = min(q, start + sizes.state)
+        chunks = []
+        for at, count, side in search.sides(frame, sizes.chunk, start, stop):
+            settle = functools.partial(search.settle, at, wanted[at : at + count])
+            floor = scan.lowest(side, count)
+            floor[np.asarray(side.zero)] = np.inf
+            chunks.append((at, count, side, scan.Chunk(side, k, floor, settle, sizes.pairs)))
+        scan.run(
+            [chunk for *_, chunk in chunks],
+            blocks,
+            frame,
+            sizes,
+            exclude=search.codes is not None,
+            patience=patience * chunks[0][1],
+        )
+        patience = np.inf
+        for at, count, side, chunk in chunks:
+            i, j = search.with_zeros(at, count, side, blocks.zeros, k, *chunk.pairs())
+            away = search.away(at, i, j)
+            i, place, j, away = order.first(i, j, away, wanted[at : at + count])
+            yield i + at, place, j, away
+
+
+def within(search: Search, reach: np.ndarray, precision: str) -> Iterator[tuple]:
+    """Yields (i, j, distance) arrays in the order (i, distance, j)."""
+    if not len(search.queries) or not len(search.gallery.rows):
+        return
+    frame, sizes, blocks = _prepare(search, precision, 1)
+    for at, count, side in search.sides(frame, sizes.chunk):
+        here = slice(at, at + count)
+        square = bounds.true_square(search.queries[here], frame)
+        least = bounds.score_of(reach[here], square, search.distance)
+        floor = scan.lowest(side, count)
+        # The interval of a score has room for the rounding of its floor, a step downwards.
+        low, high = np.finfo(np.float32).min, np.finfo(np.float32).max
+        floor[:count] = np.nextafter(
+            np.clip(least, low, high).astype(np.float32), np.float32(-np.inf)
+        )
+        if search.distance == "euclidean":
+            floor[:count][reach[here] < 0] = np.inf
+        floor[:count] = np.maximum(floor[:count], low)
+        floor[np.asarray(side.zero)] = np.inf
+        chunk = scan.Chunk(side, None, floor, lambda i, j: (i, j), sizes.pairs)
+        scan.run([chunk], blocks, frame, sizes, exclude=search.codes is not None)
+        i, j = search.with_zeros(
+            at, count, side, blocks.zeros, len(search.gallery.rows), *chunk.pairs()
+        )
+        away = search.away(at, i, j)
+        near = away <= reach[here][i]
+        i, j, away = i[near], j[near], away[near]
+        whole = np.full(count, len(search.gallery.rows))
+        i, _, j, away = order.first(i, j, away, whole)
+        yield i + at, j, away
+
+
+def _prepare(search: Search, precision: str, k: int) -> tuple[Frame, scan.Plan, Blocks]:
+    q, (g, d) = len(search.queries), (len(search.gallery.rows), search.rows.width)
+    frame = search.frame(precision)
+    sizes = scan.plan(q, g, d, k, precision, search.memory_limit)
+    if search.gallery.keeps(frame):
+        sizes = sizes._replace(keep_blocks=True, state=2 * sizes.chunk)
+    blocks = search.gallery.blocks(frame, search.there, sizes.block, search.codes is not None)
+    return frame, sizes, blocks.keep() if sizes.keep_blocks else blocks
