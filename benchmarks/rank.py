@@ -1,6 +1,6 @@
 """rank() beside the exact searches people use: FAISS, usearch, torch, scikit-learn, NumPy.
 
-    python benchmarks/rank.py                        # the four shapes, or the large one on a GPU
+    python benchmarks/rank.py                        # all shapes, or the large one on a GPU
     python benchmarks/rank.py --shapes 2048,64000,128,10 --repeats 9 --only rank,FAISS
 
 Contenders take turns within every repeat, so that a busy machine disturbs all alike; times are
@@ -35,6 +35,11 @@ CPU_SHAPES = [
     (2048, 64000, 512, 100),
     (1000, 20000, 2048, 10),
     (1, 1_000_000, 128, 10),
+    # Many answers for the size of the gallery.
+    (2000, 5000, 128, 100),
+    (2000, 5000, 512, 100),
+    (2000, 20000, 512, 200),
+    (6000, 6000, 512, 1000),
 ]
 GPU_SHAPES = [(10_000, 1_000_000, 128, 100)]
 
@@ -157,18 +162,17 @@ def float64_sort(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
 def matrix_rate(dtype: Any) -> float:
     """Multiply-adds counted twice, per second, of a large matrix product; the best of nine."""
     n = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((n, n), dtype)
-    product = jax.jit(lambda a: jnp.matmul(a, a.T, precision="highest"))
-    product = (
-        product
-        if dtype == jnp.float32
-        else jax.jit(lambda a: jnp.matmul(a, a.T, preferred_element_type=jnp.float32))
+    # Two operands: a product of a matrix with itself takes another, slower way on the CPU.
+    a, b = jnp.ones((n, n), dtype), jnp.full((n, n), 2, dtype)
+    precision = "highest" if dtype == jnp.float32 else None
+    product = jax.jit(
+        lambda a, b: jnp.matmul(a, b.T, precision=precision, preferred_element_type=jnp.float32)
     )
-    jax.block_until_ready(product(a))
+    jax.block_until_ready(product(a, b))
     times = []
     for _ in range(9):
         start = time.perf_counter()
-        jax.block_until_ready(product(a))
+        jax.block_until_ready(product(a, b))
         times.append(time.perf_counter() - start)
     return 2 * n**3 / min(times)
 

@@ -17,8 +17,8 @@ from siamese_jax.search.blocks import Item
 from siamese_jax.search.bounds import Frame, Side
 from siamese_jax.search.threads import in_threads
 
-# Queries whose candidates one thread takes at a time.
-_QUERIES = 128
+# Groups that one thread looks at in one go; with fewer, threads are not worth their start.
+_GROUPS = 1 << 17
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
 
@@ -65,7 +65,10 @@ def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> P
     keep_blocks = -(-g // block) * block * d * size <= 2 * share
     hold = max(1, min(share // (8 * chunk * block), -(-g // block)))
     seen = min(g, block * hold if keep_blocks else block)
-    group = next((n for n in (32 if k > 32 else 64, 8) if seen >= 4 * k * n), 1)
+    # All groups must be many times k for a floor that few more than k reach, and those seen first
+    # more than k for one that stops most.
+    large = [n for n in (32 if k > 32 else 64, 16) if g >= 16 * k * n and seen >= 2 * k * n]
+    group = large[0] if large else 8 if seen >= 32 * k else 1
     state = 2 * chunk if keep_blocks else max(chunk, share // (64 * k + 16) // chunk * chunk)
     pairs = max(1 << 12, share // 16 * chunk // state)
     return Plan(chunk, block, hold, group, keep_blocks, state, pairs)
@@ -114,18 +117,23 @@ class Chunk:
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """Takes the candidates out of some blocks' (s, low, high)."""
         best: dict[int, np.ndarray] = {}
-        slices = iter(range(0, len(self.floor), _QUERIES))
+        n = len(self.floor)
+        step = -(-n * _GROUPS // max(n, sum(low.size for _, low, _ in held)))
+        slices = iter(range(0, n, step))
 
         def work() -> None:
             for at in slices:
-                here = slice(at, at + _QUERIES)
+                here = slice(at, at + step)
                 if self.k is not None:
                     lows = [self.best[here], *(low[here] for _, low, _ in held)]
                     best[at] = self._raise(here, np.concatenate(lows, axis=1), self.k)
                 for start, (s, low, high) in zip(starts, held, strict=True):
                     self._take(at, start, s[here], low[here], high[here])
 
-        in_threads(work)
+        if step >= n:
+            work()
+        else:
+            in_threads(work)
         if best:
             self.best = np.concatenate([best[at] for at in sorted(best)])
 
