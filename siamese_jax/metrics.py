@@ -41,6 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax.closer import Depths
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.positions import Positions, listed_positions, positions
@@ -207,12 +208,15 @@ def per_query(
     rows = None if gallery is None else np.asarray(gallery)
     found = as_relevance(queries, query_labels, rows, gallery_labels, query_ids, gallery_ids)
     rows = queries if rows is None else rows
-    depths = {"first": np.ones(len(queries), int), "every": np.ones(len(queries), int)}
+    depths = Depths(np.ones(len(queries), int), np.ones(len(queries), int))
     for family, k in chosen.values():
         _, depth, hits = METRICS[family]
         down = {"r": found.counts, "all": np.full(len(queries), len(rows))}
-        depths[hits] = np.maximum(depths[hits], down[depth] if k is None else k)
-    blocks = positions(queries, rows, found, distance=distance, **depths, memory_limit=memory_limit)
+        needed = getattr(depths, hits)
+        np.maximum(needed, down[depth] if k is None else k, out=needed)
+    blocks = positions(
+        queries, rows, found, distance=distance, depths=depths, memory_limit=memory_limit
+    )
     values = {name: np.full(len(queries), np.nan) for name in chosen}
     for block in blocks:
         _fill(values, block, chosen)

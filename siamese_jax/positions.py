@@ -1,13 +1,16 @@
 """Where in its ranking each query finds its relevant items: all that a retrieval metric needs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from siamese_jax.closer import MISSING, Space, counted, sorted_
+from siamese_jax.closer import MISSING, Depths, counted, counted_within
 from siamese_jax.ranking import rank
 from siamese_jax.relevance import Relevance
+from siamese_jax.sorting import sorted_
+from siamese_jax.space import Space
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def listed_positions(indices: np.ndarray, relevance: Relevance, rows: np.ndarray
 SHALLOW = 64  # down to this depth a ranking costs less than counting does
 FEW = 64  # queries with at most this many relevant items are counted, the others sorted
 _CHUNK = 1024  # gallery rows scored at a time
+_BLOCK = 2048  # rows that meet as many others, where they search one another
 
 
 def positions(
@@ -61,49 +65,72 @@ def positions(
     relevance: Relevance,
     *,
     distance: str,
-    first: np.ndarray,
-    every: np.ndarray,
+    depths: Depths,
     memory_limit: int,
 ) -> Iterator[Positions]:
     """The positions of relevant items, some queries at a time.
 
     Args:
-      first: int [q]; the nearest relevant item of a query is listed if its position is at most
-        this or `every`.
-      every: int [q]; all relevant items down to this position are listed. Others may be missing.
+      depths: the nearest relevant item of a query is listed if its position is at most `first` or
+        `every`, all the others down to `every`. More may be missing.
 
     Where only few positions matter they are read off a ranking. Otherwise the items closer than
     each relevant item are counted, or all are sorted where many are relevant; queries are then
     taken in the order of how many relevant items they have, so that a block of them needs about
     the same room for each, however unequal the classes are. Those with none are left out.
     """
-    depth = int(np.maximum(first, every).max(initial=1))
+    depth = int(np.maximum(depths.first, depths.every).max(initial=1))
     if depth <= SHALLOW:
         yield from _ranked(queries, gallery, relevance, distance, depth, memory_limit)
         return
-    space = Space.of(queries, gallery, distance)
-    counts = relevance.counts
+    space, counts = Space.of(queries, gallery, distance), relevance.counts
     order = np.argsort(counts, kind="stable")
     lone, few = np.searchsorted(counts[order], (0, FEW), side="right")
-    d, g = queries.shape[1], len(gallery)
-    # Bytes that one more query takes: scores and masks of two blocks, its row, its limits.
-    ways: tuple[tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, int], ...] = (
-        (
-            lambda rows: counted(space, relevance, rows, first[rows], every[rows], _CHUNK),
-            order[lone:few],
-            24 * min(_CHUNK, g) + 28 * d + 96 * FEW,
-        ),
-        (lambda rows: sorted_(space, relevance, rows, _CHUNK), order[few:], 64 * g + 16 * d),
-    )
-    for way, chosen, room in ways:
-        block = min(4096, max(1, memory_limit // room))
-        for start in range(0, len(chosen), block):
-            rows = np.sort(chosen[start : start + block])
-            query, position = np.repeat(np.arange(len(rows)), counts[rows]), way(rows)
-            there = position != MISSING
-            query, position = query[there], position[there]
-            position = position[np.lexsort((position, query))]
-            yield Positions(rows, counts[rows], query, position, int(every[rows].min()))
+    for rows, position in chain(
+        _counted(space, relevance, order, slice(lone, few), depths, memory_limit),
+        _sorted(space, relevance, order[few:], memory_limit),
+    ):
+        query = np.repeat(np.arange(len(rows)), counts[rows])
+        there = position != MISSING
+        query, position = query[there], position[there]
+        position = position[np.lexsort((position, query))]
+        yield Positions(rows, counts[rows], query, position, int(depths.every[rows].min()))
+
+
+def _counted(
+    space: Space,
+    relevance: Relevance,
+    order: np.ndarray,
+    chosen: slice,
+    depths: Depths,
+    memory_limit: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (rows, their positions) for queries with few relevant items."""
+    rows, (g, d) = order[chosen], space.gallery.shape
+    # Bytes for rows that search one another: rows and limits of all, scores of two blocks.
+    limits = 96 * int(relevance.counts[rows].sum()) + 100 * len(rows)
+    if space.within and 4 * g * d + limits + 16 * min(_BLOCK, g) ** 2 <= memory_limit:
+        asking, others = _cut(rows, _BLOCK), _cut(np.delete(order, chosen), _BLOCK)
+        found = counted_within(space, relevance, asking + others, len(asking), depths)
+        yield from zip(asking, found, strict=True)
+        return
+    # Bytes for each query: scores and masks of two blocks, its row, its limits.
+    room = 24 * min(_CHUNK, g) + 28 * d + 96 * FEW
+    for block in _cut(rows, min(4096, max(1, memory_limit // room))):
+        yield block, counted(space, relevance, block, depths, _CHUNK)
+
+
+def _sorted(
+    space: Space, relevance: Relevance, rows: np.ndarray, memory_limit: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same for queries with many."""
+    g, d = space.gallery.shape
+    for block in _cut(rows, max(1, memory_limit // (64 * g + 16 * d))):
+        yield block, sorted_(space, relevance, block, _CHUNK)
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [np.sort(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def _ranked(

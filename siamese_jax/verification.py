@@ -24,10 +24,10 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import ArrayLike
 
-from siamese_jax.closer import Space
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.relevance import as_relevance
+from siamese_jax.space import Space
 
 STEPS = 2**20
 

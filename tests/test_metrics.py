@@ -87,7 +87,8 @@ def test_every_metric_is_its_definition_and_lies_between_0_and_1(
         lambda i, j: ids and query_ids[i] == gallery_ids[j], (1, 3, 40),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (way | {"_CHUNK": chunk}).items():  # ranked, counted or sorted
+        # ranked, counted or sorted
+        for name, value in (way | {"_CHUNK": chunk, "_BLOCK": chunk}).items():
             patch.setattr(positions, name, value)
         found = metrics.per_query(
             queries, labels, gallery, gallery_labels, ks=(1, 3, 40), metrics=sorted(names),
@@ -134,6 +135,7 @@ def test_positions_are_those_of_the_full_ranking_even_where_rounding_decides(
     monkeypatch.setattr(positions, "FEW", few)
     monkeypatch.setattr(positions, "SHALLOW", 0)
     monkeypatch.setattr(positions, "_CHUNK", 32)
+    monkeypatch.setattr(positions, "_BLOCK", 16)
     x, y = awkward(rng, kind, 20, 8), awkward(rng, kind, 90, 8)
     y[:20] = x
     labels, gallery_labels = rng.integers(0, 9, 20), rng.integers(0, 9, 90)
