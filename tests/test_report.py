@@ -297,3 +297,12 @@ def test_pareto_plot_labels_equal_points_once():
     drawn = pareto_plot("t", [(1.0, 0.5), (1.0, 0.5)], ["a", "b"], ["x", "y"], x="s", y="r")
     assert "a, b</text>" in drawn
     assert drawn.count('class="name"') == 1
+
+
+def test_pareto_plot_of_similar_speeds_has_numbers():
+    """Between 289 and 376 images/s there is no power of ten, nor 2 or 5 times one."""
+    drawn = pareto_plot(
+        "t", [(289.0, 0.5), (376.0, 0.4)], ["a", "b"], ["x", "y"], x="images/s", y="recall@1"
+    )
+    assert 'text-anchor="middle">300</text>' in drawn
+    assert 'text-anchor="middle">350</text>' in drawn

@@ -100,6 +100,8 @@ class _Axes:
             decades = range(math.floor(self.x0) - 1, math.ceil(self.x1) + 1)
             numbers = [m * 10.0**d for d in decades for m in (1, 2, 5)]
             xs = [x for x in numbers if self.x0 <= math.log10(x) <= self.x1]
+            if len(xs) < 3:  # A range too narrow for 1, 2 and 5 to say where it is.
+                xs = ticks(10**self.x0, 10**self.x1)
         else:
             xs = ticks(self.x0, self.x1)
         for x in xs:
