@@ -52,7 +52,9 @@ def located(source: Source, cache_dir: str | os.PathLike | None = None) -> Path 
         found = [path for place in places if (path := Path(place) / source.package[1]).is_file()]
     elif source.hub:
         repository = folder / "hub" / f"models--{source.hub.replace('/', '--')}"
-        found = list(repository.glob("snapshots/*/model.safetensors"))
+        # Each is a link, which stays behind when a damaged file is deleted.
+        links = repository.glob("snapshots/*/model.safetensors")
+        found = [path for path in links if path.is_file()]
     else:
         found = [path for path in [folder / Path(source.url).name] if path.is_file()]
     return found[0] if found else None
