@@ -82,7 +82,8 @@ def write_old(path, program, storages, itemsize=4):
         pickle(b"\x8a\x0a" + magic),
         pickle(b"M\xe9\x03"),
         pickle(b"}(" + system + b"u"),
-        program,
+        # A storage of old files has a view, or None, after its length.
+        program.replace(b"tQ", b"NtQ"),
         pickle(b"](" + b"".join(text(key) for key in storages) + b"e"),
     ]
     parts += [struct.pack("<q", len(data) // itemsize) + data for data in storages.values()]
