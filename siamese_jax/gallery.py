@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import bounds, sharded
+from siamese_jax.search import sharded, sides
 from siamese_jax.search.ann import INDEXES, Index
 from siamese_jax.search.blocks import Blocks
-from siamese_jax.search.bounds import Frame
+from siamese_jax.search.sides import Frame
 from siamese_jax.search.sources import Rows, as_rows
 
 _FORMAT = 1
@@ -153,7 +153,7 @@ class Gallery:
         if there is self.there and key in self._slabs:
             return self._slabs[key]
         d = self.rows.width
-        block = np.zeros((size, bounds.padded_width(d)), np.float32)
+        block = np.zeros((size, sides.padded_width(d)), np.float32)
         with np.errstate(over="ignore"):
             count = self.rows.read(start, block)
         here, codes = np.zeros(size, bool), np.full(size, -1, np.int32)
@@ -173,9 +173,8 @@ class Gallery:
 
     def keeps(self, frame: Frame) -> bool:
         """Whether the prepared copy stays in memory."""
-        size = 2 if frame.precision == "bfloat16" else 4
         if self.resident is None:
-            return len(self.rows) * bounds.padded_width(frame.width) * size <= _RESIDENT
+            return len(self.rows) * sides.row_bytes(frame.width, frame.precision) <= _RESIDENT
         return self.resident
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -255,19 +254,23 @@ Predicate = Callable[[np.ndarray], ArrayLike]
 
 
 def _origin(rows: Rows, distance: str) -> np.ndarray:
-    """The mean of up to 1024 rows, spread evenly over the gallery, float32 [padded d]."""
+    """The mean of up to 256 rows, spread evenly over the gallery, or 0 where it is as good:
+    float32 [padded d]."""
     d = rows.width
-    origin = np.zeros(bounds.padded_width(d), np.float32)
+    origin = np.zeros(sides.padded_width(d), np.float32)
     if len(rows):
-        sample = np.unique(np.linspace(0, len(rows) - 1, min(1024, len(rows))).astype(np.int64))
+        sample = np.unique(np.linspace(0, len(rows) - 1, min(256, len(rows))).astype(np.int64))
         with np.errstate(over="ignore", invalid="ignore"):
             x = rows.take(sample).astype(np.float64)
             if distance == "cosine":
                 norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
                 x = x / np.where(norm > 0, norm, 1)
             mean = x.mean(axis=0)
+            # Near 0 it makes no number smaller to speak of.
+            if np.dot(mean, mean) < 0.01 * np.vecdot(x, x).mean():
+                mean = np.zeros(d)
         # A row that is not finite is reported by its number when its block is read.
-        if np.isfinite(mean).all() and np.abs(mean).max(initial=0) <= bounds.largest(d):
+        if np.dot(mean, mean) <= sides.LONGEST**2:
             origin[:d] = mean
     rows.release()
     return origin

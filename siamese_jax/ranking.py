@@ -177,7 +177,7 @@ def pairwise_distances(
     every = np.arange(len(rows), dtype=np.int32)
     for i in range(len(x)):
         own = np.zeros(len(rows), np.int32)
-        found[i] = exact.pair_distances(x[i : i + 1], rows.take, own, every, distance)
+        found[i] = exact.pair_distances(x[i : i + 1], rows, own, every, distance)
     return found
 
 

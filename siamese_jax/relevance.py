@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search.bounds import largest
+from siamese_jax.search.sides import LONGEST
 
 ArrayLike = Any
 
@@ -222,7 +222,8 @@ def as_relevance(
         if len(rows) != len(labels):
             raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
         for start in range(0, len(rows), 65536):
-            fit = (np.abs(rows[start : start + 65536]) <= largest(rows.shape[1])).all(1)
+            part = np.asarray(rows[start : start + 65536], np.float64)
+            fit = np.vecdot(part, part) <= LONGEST**2
             if not fit.all():
                 bad = start + int(fit.argmin())
                 raise UserError(f"row {bad} of the {side} is not finite, or too large for float32")

@@ -15,11 +15,11 @@ is off by at most
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from siamese_jax.search.exact import pair_distances
+from siamese_jax.search.sources import Rows
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Space:
 
     def exact(self, query: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Distances of pairs, the very ones that `rank` sorts by, float64 [n]."""
-        rows = partial(np.take, self.gallery, axis=0)
+        rows = Rows([self.gallery], "gallery")
         found = pair_distances(self.queries, rows, query, item, self.distance)
         return found.astype(np.float64)
 

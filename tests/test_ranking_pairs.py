@@ -10,15 +10,22 @@ from siamese_jax.distances import DISTANCES
 from siamese_jax.ranking import rank
 from siamese_jax.search import dense, exact
 from siamese_jax.search.scan import even, plan
+from siamese_jax.search.sources import Rows
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_products_give_the_definition_to_the_last_bit(distance):
+def test_the_program_gives_the_definition_to_the_last_bit(distance, monkeypatch):
+    monkeypatch.setattr(exact, "_FEW", 1)
     rng = np.random.default_rng(DISTANCES.index(distance))
     for n in range(20 * len(KINDS)):
         kind = KINDS[n % len(KINDS)]
         q, g, d = int(rng.integers(1, 9)), int(rng.choice([20, 300])), int(rng.choice([1, 33, 130]))
         x, y = case(rng, kind, q, g, d)
+        if n % 2:
+            # The smallest numbers there are, which a program takes for zero, and zero itself.
+            x[0] *= np.float32(1e-38)
+            y[: g // 2] *= np.float32(1e-30)
+            y[0], y[1], y[2] = 0, 1e-42, -1e-42
         # Runs of all lengths, some too short for a product, and in any order.
         runs = rng.integers(0, g, size=q)
         i = np.repeat(np.arange(q), runs)
@@ -27,9 +34,7 @@ def test_products_give_the_definition_to_the_last_bit(distance):
             order = rng.permutation(len(i))
             i, j = i[order], j[order]
 
-        def rows(some, y=y):
-            return y[some]
-
+        rows = Rows([y], "gallery")
         found = exact.pair_distances(x, rows, i, j, distance)
         one_by_one = [exact._defined(x, rows, i[p : p + 1], j[p : p + 1], distance)[0] for p in
                       range(0, len(i), 7)]  # fmt: skip
@@ -38,7 +43,7 @@ def test_products_give_the_definition_to_the_last_bit(distance):
         np.testing.assert_allclose(found, distances(x, y, distance)[i, j], rtol=1.2e-7)
 
 
-def test_products_are_what_is_used(rng, monkeypatch):
+def test_the_program_is_what_is_used(rng, monkeypatch):
     """Where nearly all candidates are certain, only they and a few others are computed."""
     x, y = case(rng, "normal", 40, 900, 64)
     left = []
@@ -50,7 +55,7 @@ def test_products_are_what_is_used(rng, monkeypatch):
 
     monkeypatch.setattr(exact, "_defined", watched)
     i, j = (v.ravel() for v in np.indices((40, 900)))
-    exact.pair_distances(x + 1, lambda some: y[some], i, j, "euclidean")
+    exact.pair_distances(x + 1, Rows([y], "gallery"), i, j, "euclidean")
     assert sum(left) < 40
 
 
@@ -59,13 +64,14 @@ def test_memory_for_pairs_does_not_grow_with_queries():
     x = rng.normal(size=(20000, 256)).astype(np.float32)
     y = rng.normal(size=(50, 256)).astype(np.float32)
     i, j = (v.ravel() for v in np.indices((20000, 25)))
-    exact.pair_distances(x[:10], lambda some: y[some], i[:250], j[:250], "euclidean")
+    exact.pair_distances(x[:10], Rows([y], "gallery"), i[:250], j[:250], "euclidean")
     tracemalloc.start()
-    exact.pair_distances(x, lambda some: y[some], i, j, "euclidean")
+    exact.pair_distances(x, Rows([y], "gallery"), i, j, "euclidean")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # All queries in float64 are 41 MB; the answer has 2, and each thread some 10.
-    assert peak < 4e6 + 14e6 * exact.THREADS, peak
+    # All queries in float64 are 41 MB, and all pairs' rows 512; the answer has 2, and the rows that
+    # are looked at together have 17.
+    assert peak < 36e6, peak
 
 
 @pytest.mark.parametrize("k", [1, 7, 100, 2999, 3000])

@@ -3,12 +3,17 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import bounds
-from siamese_jax.search.bounds import Frame, Side
+from siamese_jax.search import arena, sides
+from siamese_jax.search.sides import Frame, Side
 from siamese_jax.search.sources import Rows
+from siamese_jax.search.threads import in_threads
+
+# Numbers that a thread prepares at a time: few enough for its cache.
+_PIECE = 1 << 19
 
 
 class Item(NamedTuple):
@@ -33,6 +38,9 @@ class Blocks:
             return iter(self.kept)
         self.zeros = []
         return (self._prepare(start) for start in range(0, len(self.rows), self.size))
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.size)
 
     def keep(self) -> "Blocks":
         if self.kept is None:
@@ -62,28 +70,43 @@ def prepare_rows(
 ) -> Side:
     """Rows start : start + size of an array, padded, checked, as one side of the product."""
     count = min(size, len(rows) - start)
-    wide = bounds.padded_width(frame.width)
-    block = rows.view(start, size) if wide == frame.width and count == size else None
-    if block is None:
-        block = np.zeros((size, wide), np.float32)
-        with np.errstate(over="ignore"):
-            rows.read(start, block)
     here, codes = padded(start, size, count, there, code, -2 if is_query else -1)
-    side = bounds.prepare(
-        block,
-        here,
-        codes,
-        frame.origin,
-        np.float32(frame.width),
-        distance=frame.distance,
-        precision=frame.precision,
-        is_query=is_query,
-    )
-    bad = int(side.bad)
+    wide = sides.padded_width(frame.width)
+    total = sides.product_width(frame.width, frame.precision)
+    values = arena.aligned((size, total), frame.dtype)
+    length, residual = np.empty(size, np.float32), np.empty(size, np.float32)
+    zero, fine = np.zeros(size, bool), np.empty(size, bool)
+    side = Side(values, length, residual, codes, zero, fine)
+    step = max(1, _PIECE // wide)
+    starts = iter(range(0, size, step))
+
+    def work() -> None:
+        buffer = np.zeros((min(step, size), wide), np.float32)
+        for at in starts:
+            part = slice(at, min(at + step, size))
+            block = _padded_rows(rows, start + at, count - at, buffer[: part.stop - at])
+            values[part, wide : total - sides.ADDED] = 0
+            with np.errstate(over="ignore", invalid="ignore"):
+                sides.prepare_into(
+                    Side(*(v[part] for v in side)), block, here[part], frame, is_query
+                )
+
+    in_threads(work, step < size)
     rows.release()
-    if bad < count:
-        raise UserError(complaint(rows, start + bad))
-    return side
+    if not fine.all():
+        raise UserError(complaint(rows, start + int(np.argmin(fine))))
+    return side._replace(values=jax.device_put(values))
+
+
+def _padded_rows(rows: Rows, start: int, count: int, buffer: np.ndarray) -> np.ndarray:
+    """Up to `count` rows from `start` on, as wide as the buffer, zero where there are none."""
+    n, wide = buffer.shape
+    block = rows.view(start, n) if wide == rows.width and n <= count else None
+    if block is None:
+        block = buffer
+        block[max(0, count) :] = 0
+        rows.read(start, block[: max(0, count)])
+    return block
 
 
 def padded(
@@ -115,7 +138,8 @@ def piece(rows: Rows, start: int, size: int) -> np.ndarray:
 def check_rows(rows: Rows, start: int, size: int) -> np.ndarray:
     """`piece`, refusing a row that is not finite, or whose squared distances could overflow."""
     block = piece(rows, start, size)
-    fine = (np.abs(block) <= bounds.largest(rows.width)).all(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        fine = np.vecdot(block, block) <= sides.LONGEST**2
     if not fine.all():
         raise UserError(complaint(rows, start + int(np.argmin(fine))))
     return block
@@ -127,7 +151,7 @@ def complaint(rows: Rows, row: int) -> str:
         values = rows.take(np.array([row]))[0]
     if np.isfinite(values).all():
         return (
-            f"{rows.name} row {row} has entries beyond {bounds.largest(rows.width):.1e}, whose "
-            "squared distances overflow float32: scale the vectors down"
+            f"{rows.name} row {row} is longer than {sides.LONGEST:.1e}, so squared distances from "
+            "it overflow float32: scale the vectors down"
         )
     return f"{rows.name} row {row} is not finite: remove it or mend what computed it"

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from siamese_jax.search import bounds, exact, order
+from siamese_jax.search import exact, order, sides
 from siamese_jax.search.blocks import check_rows, padded
-from siamese_jax.search.rounded import rounded, rounding
+from siamese_jax.search.rounded import from_product, rounding
 from siamese_jax.search.scan import TooManyError, even
 from siamese_jax.search.sources import Rows
 from siamese_jax.search.threads import in_threads
@@ -39,7 +39,7 @@ def plan(q: int, g: int, d: int, k: int, memory_limit: int) -> Plan | None:
     """The sizes of such a search, or None where it isn't worth while."""
     if _GAIN * k < g * (1 + _GAIN / max(1, q)):
         return None
-    d = bounds.padded_width(d)
+    d = sides.padded_width(d)
     share = memory_limit // 4
     block = 2048
     while block > 128 and 24 * block * d > share:
@@ -78,7 +78,7 @@ def _side(
     spare_code: int,
 ) -> Side:
     count, d = min(size, len(rows) - start), rows.width
-    values = np.zeros((size, bounds.padded_width(d)))
+    values = np.zeros((size, sides.padded_width(d)))
     values[:count, :d] = check_rows(rows, start, count)
     rows.release()
     here, codes = padded(start, size, count, there, code, spare_code)
@@ -94,7 +94,7 @@ def _distances(x: Side, y: Side, c: Array, *, distance: str, exclude: bool) -> A
     product = lax.dot_general(
         x.values, y.values, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST
     )
-    found, unsure = rounded(product, x.length[:, None], y.length[None, :], c, distance, jnp)
+    found, unsure = from_product(product, x.length[:, None], y.length[None, :], c, distance, jnp)
     pair = x.there[:, None] & y.there[None, :]
     if exclude:
         pair &= x.code[:, None] != y.code[None, :]
@@ -149,7 +149,7 @@ def nearest(
                 found.append(program(x, item(start), np.float64(rounding(rows.width))))
                 # The next block is prepared while this product runs, but not all of them.
                 found[-2:][0].block_until_ready()
-        settle = partial(exact.pair_distances, queries[here], rows.take, distance=distance)
+        settle = partial(exact.pair_distances, queries[here], rows, distance=distance)
         patience = max(g, 512) // 32 if at == 0 else g
         values = [np.asarray(v) for v in found]
         for i, place, j, away in _select(values, g, wanted[here], settle, patience):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search import blocks, bounds, order, sharded, ways
+from siamese_jax.search import blocks, order, sharded, sides, ways
 from siamese_jax.search.request import Search
 
 
@@ -19,7 +19,7 @@ def nearest(
     if not q or not k:
         return
     frame, mesh = search.frame(precision), sharded.mesh_of(devices)
-    size = sharded.sizes(q, g, bounds.padded_width(d), k, len(devices), search.memory_limit)
+    size = sharded.sizes(q, g, sides.padded_width(d), k, len(devices), search.memory_limit)
     found: list[list[tuple]] = [[] for _ in range(0, q, size.chunk)]
     sure = np.ones(q, bool)
     zeros = [np.empty(0, np.int64)]
@@ -75,7 +75,7 @@ def _plain_chunks(search: Search, size: int) -> Iterator[tuple[int, int, np.ndar
     q, d = search.queries.shape
     for at in range(0, q, size):
         count = min(size, q - at)
-        rows = np.zeros((size, bounds.padded_width(d)), np.float32)
+        rows = np.zeros((size, sides.padded_width(d)), np.float32)
         rows[:count, :d] = search.queries[at : at + count]
         code = np.full(size, -2, np.int32)
         if search.codes is not None:

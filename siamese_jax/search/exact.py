@@ -8,133 +8,154 @@ and rounded once to float32:
     cosine       |x/|x| - y/|y||^2 / 2  =  1 - cos(x, y);  1 if either row is zero
     dot          -sum_i x_i y_i
 
-An item is so at distance exactly 0 from its copy. Where many pairs share a query, matrix products
-give nearly all of these numbers (`rounded`), and the definition is left to the others.
+An item is so at distance exactly 0 from its copy. Many pairs are added up by a compiled program,
+in an order of its own; `rounded` tells where that gives the same float32 for certain, which is
+nearly everywhere, and the definition is left to the others.
 """
 
-from collections.abc import Callable
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from siamese_jax.search import arena, rounded, sides
 from siamese_jax.search.order import by_query
-from siamese_jax.search.rounded import rounded, rounding
+from siamese_jax.search.sources import Rows
 from siamese_jax.search.threads import THREADS, in_threads
 
-# float64 numbers in one call of NumPy: few enough for the cache, and enough for other threads not
-# to wait for the interpreter's lock.
-_PIECE = 1 << 18
-# Most pairs that are rounded together.
-_PAIRS = 1 << 15
-# Pairs of one query that one small product takes, and how many columns of them. That is little
-# enough for OpenBLAS to need no buffer, for which its threads would wait.
-_BLOCK = 16
-_STRIP = 128
-
-Rows = Callable[[np.ndarray], np.ndarray]
+_DIFFERENCES = ("euclidean", "sqeuclidean")
+# Numbers in one call of NumPy: few enough for the cache.
+_SMALL = 1 << 16
+# Numbers that are worth a program, and most in one call of it.
+_FEW = 1 << 19
+_MANY = 1 << 22
+# Pairs that are rounded together.
+_PAIRS = 1 << 17
+# Pairs of one query that are next to one another in such a call: it reads the query once for them.
+_BLOCKS = (16, 4, 1)
 
 
 def pair_distances(
-    queries: np.ndarray, rows: Rows, i: np.ndarray, j: np.ndarray, distance: str
-) -> np.ndarray:
-    """The distances of queries[i] from gallery rows j, elementwise.
-
-    Args:
-      queries: float32 [q, d].
-      rows: gives float32 [n, d] for int [n] gallery rows.
-      i: int [n], faster in ascending order.
-      j: int [n].
-      distance: one of `siamese_jax.distances.DISTANCES`.
-
-    Returns:
-      float32 [n]. A value depends on its own two rows alone, so not on how the work is cut.
-    """
-    found = np.empty(len(i), np.float32)
-    if (i[1:] < i[:-1]).any():
-        order = by_query(i, len(queries))
-        found[order] = pair_distances(queries, rows, i[order], j[order], distance)
-        return found
-    n, d = len(i), queries.shape[1]
-    size = max(_PIECE // (4 * max(1, d)) + 1, min(_PAIRS, n // (4 * THREADS)))
-    starts = iter(range(0, n, size))
-    squares = _squares(rows, j, d)
-
-    def work() -> None:
-        # Each thread takes the next pairs until none are left: cheaper than a task for each.
-        for start in starts:
-            here = slice(start, start + size)
-            found[here] = _distances(queries, rows, i[here], j[here], distance, squares)
-
-    if n < 4 * size:
-        work()
-    else:
-        in_threads(work)
-    return found
-
-
-def _distances(
     queries: np.ndarray,
     rows: Rows,
     i: np.ndarray,
     j: np.ndarray,
     distance: str,
-    squares: np.ndarray | None,
+    memory: int = 4 * _MANY,
 ) -> np.ndarray:
-    """`pair_distances` for ascending i. squares: float64, |y|^2 of all rows, where known."""
+    """The distances of queries[i] from gallery rows j, elementwise.
+
+    Args:
+      queries: float32 [q, d].
+      rows: the gallery.
+      i: int [n], faster in ascending order.
+      j: int [n].
+      distance: one of `siamese_jax.distances.DISTANCES`.
+      memory: bytes that gallery rows may take.
+
+    Returns:
+      float32 [n]. A value depends on its own two rows alone, so not on how the work is cut.
+    """
+    if (i[1:] < i[:-1]).any():
+        found = np.empty(len(i), np.float32)
+        order = by_query(i, len(queries))
+        found[order] = pair_distances(queries, rows, i[order], j[order], distance, memory)
+        return found
+    found = np.empty(len(i), np.float32)
+    for at in range(0, len(i), _PAIRS):
+        here = slice(at, at + _PAIRS)
+        numbers = len(i[here]) * queries.shape[1]
+        if numbers < _FEW or jax.default_backend() != "cpu":
+            found[here] = _defined(queries, rows, i[here], j[here], distance)
+            continue
+        # Powers of two, so that there are few programs; the last piece may be nearly empty.
+        piece = 1 << max(min(numbers // 3, memory // 4, _MANY), _SMALL).bit_length() - 1
+        found[here] = _added_up(queries, rows, i[here], j[here], distance, piece)
+    return found
+
+
+def _added_up(
+    queries: np.ndarray, rows: Rows, i: np.ndarray, j: np.ndarray, distance: str, piece: int
+) -> np.ndarray:
+    """`pair_distances` for ascending i, `piece` numbers at a time."""
+    d = queries.shape[1]
     first = np.flatnonzero(np.diff(i, prepend=-1))
     count = np.diff(first, append=len(i))
-    blocks = -(-count // _BLOCK)
-    if 4 * blocks.sum() * _BLOCK > 5 * len(i):
-        return _defined(queries, rows, i, j, distance)
+    # The longest blocks that are mostly full.
+    block = next(b for b in _BLOCKS if b == 1 or 4 * b * (-(-count // b)).sum() <= 5 * len(i))
+    blocks = -(-count // block)
     start = np.cumsum(blocks) - blocks
-    slot = np.arange(len(i)) + np.repeat(start * _BLOCK - first, count)
-    filled = np.full(blocks.sum() * _BLOCK, j[0])
-    filled[slot] = j
-    products, x, y = _products(queries, rows, np.repeat(i[first], blocks), filled, squares is None)
-    square = y[slot] if squares is None else squares[j]
-    a = np.sqrt(x)[slot // _BLOCK]
-    c = rounding(queries.shape[1])
-    found, unsure = rounded(products[slot], a, np.sqrt(square), c, distance)
+    slot = np.arange(len(i), dtype=np.int32) + np.repeat(
+        (start * block - first).astype(np.int32), count
+    )
+    padded = np.full(blocks.sum() * block, j[0], np.int32)
+    padded[slot] = j
+    sums = _sums(
+        queries, rows, np.repeat(i[first], blocks), padded.reshape(-1, block), distance, piece
+    )
+    sums = [v.reshape(-1)[slot] for v in sums]
+    if distance in _DIFFERENCES:
+        found, unsure = rounded.of_square(sums[0], rounded.rounding(d), distance)
+    else:
+        a = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))[i]
+        found, unsure = rounded.of_product(
+            sums[0], a, np.sqrt(sums[1]), rounded.rounding(d), distance
+        )
     rest = np.flatnonzero(unsure)
     found[rest] = _defined(queries, rows, i[rest], j[rest], distance)
     return found
 
 
-def _products(
-    queries: np.ndarray, rows: Rows, i: np.ndarray, j: np.ndarray, squared: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float64 (<x, y> [n * _BLOCK], |x|^2 [n], and, if asked for, |y|^2 [n * _BLOCK]) for queries
-    i [n], each with the rows of its block of j [n * _BLOCK]."""
-    n, d = len(i), queries.shape[1]
-    strips = -(-d // _STRIP)
-    wide = d if strips == 1 else strips * _STRIP
-    step = max(1, _PIECE // (_BLOCK * max(1, wide)))
-    x, y = np.zeros((step, wide)), np.zeros((step * _BLOCK, wide))
-    parts, own = np.empty((n, strips, _BLOCK, 1)), np.empty(n)
-    other = np.empty((n, _BLOCK) if squared else 0)
-    for at in range(0, n, step):
-        here = slice(at, min(at + step, n))
-        m = here.stop - at
-        x[:m, :d] = queries[i[here]]
-        y[: m * _BLOCK, :d] = rows(j[at * _BLOCK : here.stop * _BLOCK])
-        items = y[: m * _BLOCK].reshape(m, _BLOCK, strips, -1).swapaxes(1, 2)
-        np.matmul(items, x[:m].reshape(m, strips, -1, 1), out=parts[here])
-        own[here] = np.vecdot(x[:m], x[:m])
-        if squared:
-            other[here] = np.vecdot(y[: m * _BLOCK], y[: m * _BLOCK]).reshape(m, _BLOCK)
-    return parts.sum(axis=1).reshape(-1), own, other.reshape(-1)
-
-
-def _squares(rows: Rows, j: np.ndarray, d: int) -> np.ndarray | None:
-    """float64 [max(j) + 1], |y|^2 of the rows up to the last of j, where many pairs share them."""
-    stop = int(j.max(initial=-1)) + 1
-    if len(j) < 4 * stop:
-        return None
-    found = np.empty(stop)
-    step = max(1, _PIECE // max(1, d))
-    for at in range(0, stop, step):
-        y = rows(np.arange(at, min(at + step, stop))).astype(np.float64)
-        np.vecdot(y, y, out=found[at : at + step])
+def _sums(
+    queries: np.ndarray, rows: Rows, i: np.ndarray, j: np.ndarray, distance: str, piece: int
+) -> list[np.ndarray]:
+    """`_program` for queries i [n], each with its block of rows j [n, block]."""
+    n, block = j.shape
+    wide = sides.padded_width(queries.shape[1])
+    step = max(1, piece // (block * wide))
+    found = [np.empty((n, block)) for _ in range(1 if distance in _DIFFERENCES else 2)]
+    with (
+        jax.enable_x64(True),
+        arena.borrowed((step, 1, wide), np.float32) as x,
+        arena.borrowed((step, block, wide), np.float32) as y,
+    ):
+        for at in range(0, n, step):
+            here = slice(at, min(at + step, n))
+            _gather(Rows([queries], "queries"), i[here], x)
+            _gather(rows, j[here].reshape(-1), y)
+            for out, part in zip(found, _program(x, y, distance=distance), strict=True):
+                out[here] = np.asarray(part)[: here.stop - at]
     return found
+
+
+def _gather(rows: Rows, where: np.ndarray, out: np.ndarray) -> None:
+    """Copies rows into the first of out [n, m, padded d]."""
+    out = out.reshape(-1, out.shape[-1])
+    step = -(-len(where) // (2 * THREADS))
+    starts = iter(range(0, len(where), step))
+
+    def work() -> None:
+        for at in starts:
+            part = where[at : at + step]
+            if rows.width == out.shape[1]:
+                rows.take(part, out=out[at : at + len(part)])
+            else:
+                out[at : at + len(part), : rows.width] = rows.take(part)
+
+    if rows.width < out.shape[1]:
+        out[:, rows.width :] = 0
+    in_threads(work, len(where) * rows.width > _SMALL)
+
+
+@partial(jax.jit, static_argnames="distance")
+def _program(x: Array, y: Array, *, distance: str) -> tuple[Array, ...]:
+    """|x - y|^2, or <x, y> and |y|^2, float64 [n, m], for float32 x [n, 1, d] and y [n, m, d]."""
+    a, b = x.astype(jnp.float64), y.astype(jnp.float64)
+    if distance in _DIFFERENCES:
+        return (jnp.sum((b - a) ** 2, axis=2),)
+    return jnp.sum(b * a, axis=2), jnp.sum(b * b, axis=2)
 
 
 def _defined(
@@ -142,11 +163,16 @@ def _defined(
 ) -> np.ndarray:
     """`pair_distances` by the definition."""
     found = np.empty(len(i), np.float32)
-    step = max(1, _PIECE // (4 * max(1, queries.shape[1])))
-    for at in range(0, len(i), step):
-        here = slice(at, at + step)
-        x, y = (v.astype(np.float64) for v in (queries[i[here]], rows(j[here])))
-        found[here] = _definition(x, y, distance)
+    step = max(1, _SMALL // max(1, queries.shape[1]))
+    starts = iter(range(0, len(i), step))
+
+    def work() -> None:
+        for at in starts:
+            here = slice(at, at + step)
+            x, y = (v.astype(np.float64) for v in (queries[i[here]], rows.take(j[here])))
+            found[here] = _definition(x, y, distance)
+
+    in_threads(work, len(i) > 8 * step)
     return found
 
 

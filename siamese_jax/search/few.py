@@ -15,8 +15,10 @@ from siamese_jax.search.sources import Rows
 from siamese_jax.search.threads import in_threads
 
 MOST = 4
-_SLICE = 1 << 17
-_PIECE = 1 << 17
+# Numbers of rows that are read before the memory map they are in gives its pages back, and those
+# that a thread looks at together.
+_SLICE = 1 << 25
+_PIECE = 1 << 18
 _WAITING = 1 << 20
 
 Settle = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -49,8 +51,9 @@ def candidates(
     best = np.empty((q, 0), np.float32)
     limit = np.full(q, np.inf)
     i, j, squares = (np.empty(0, t) for t in (np.int32, np.int32, np.float32))
-    for start in range(0, len(rows), _SLICE):
-        stop = min(start + _SLICE, len(rows))
+    step = max(1, _SLICE // max(1, d))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
         s = _squares(queries, rows, start, stop)
         rows.release()
         if there is not None:
@@ -88,7 +91,7 @@ def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarr
                 for n in range(q):
                     e = np.subtract(block, queries[n], out=difference[: len(block)])
                     here = found[n, at - start : at - start + len(block)]
-                    np.einsum("nd,nd->n", e, e, out=here)
+                    np.vecdot(e, e, out=here)
 
     in_threads(work)
     if q and not np.isfinite(found).all():
@@ -99,5 +102,6 @@ def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarr
 
 def check(rows: Rows) -> None:
     """Refuses a row that is not finite, or whose squared distances could overflow."""
-    for at in range(0, len(rows), _SLICE):
-        blocks.check_rows(rows, at, min(_SLICE, len(rows) - at))
+    step = max(1, _SLICE // max(1, rows.width))
+    for at in range(0, len(rows), step):
+        blocks.check_rows(rows, at, min(step, len(rows) - at))

@@ -14,7 +14,7 @@ from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Gallery, Predicate
 from siamese_jax.search import blocks, bounds, exact, order
-from siamese_jax.search.bounds import Frame
+from siamese_jax.search.sides import Frame, Side
 from siamese_jax.search.sources import Rows, as_rows
 
 
@@ -68,7 +68,7 @@ class Search:
 
     def sides(self, frame: Frame, size: int, start: int = 0, stop: int | None = None) -> Iterator:
         """(first query, how many, their side of the product), a chunk at a time."""
-        stop = len(self.queries) if stop is None else stop
+        stop = len(self.queries) if stop is None else min(stop, len(self.queries))
         rows = Rows([self.queries], "queries")
         code = None if self.codes is None else self.codes[0]
         for at in range(start, stop, size):
@@ -87,7 +87,8 @@ class Search:
 
     def away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         own = self.queries[at : at + int(i.max(initial=0)) + 1]
-        away = exact.pair_distances(own, self.gallery.rows.take, i, j, self.distance)
+        memory = self.memory_limit // 16
+        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance, memory)
         self.gallery.rows.release()
         return away
 
@@ -102,7 +103,7 @@ class Search:
         self,
         at: int,
         count: int,
-        side: bounds.Side,
+        side: Side,
         zeros: Sequence[np.ndarray],
         k: int,
         i: np.ndarray,

@@ -5,21 +5,25 @@ items is kept as an interval; the k-th best lower end so far is a floor that eve
 end must reach, so most groups are never looked at again. What does reach it is scored exactly.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from siamese_jax.search import bounds
-from siamese_jax.search.blocks import Item
-from siamese_jax.search.bounds import Frame, Side
-from siamese_jax.search.threads import in_threads
+from siamese_jax.search import arena, bounds, sides
+from siamese_jax.search.blocks import Blocks, Item
+from siamese_jax.search.order import by_query
+from siamese_jax.search.sides import Frame, Side
+from siamese_jax.search.threads import THREADS, in_threads
 
-# Groups that one thread looks at in one go; with fewer, threads are not worth their start.
+# Groups that are worth threads.
 _GROUPS = 1 << 17
-_LOWEST = np.float32(np.finfo(np.float32).min)
+# Scores that a thread copies in one go: few enough for its cache.
+_COPIED = 1 << 18
+# Below every score, by more than the widest interval.
+_LOWEST = np.float32(-(2.0**127))
 
 
 class Plan(NamedTuple):
@@ -46,31 +50,30 @@ class Plan(NamedTuple):
 
 def plan(q: int, g: int, d: int, k: int, precision: str, memory_limit: int) -> Plan:
     """Sizes from a few fixed steps, so that other shapes find their programs compiled."""
-    d = bounds.padded_width(d)
     share = memory_limit // 4
-    # A block: as read, centred, and as the product takes it; its scores twice, as the next
-    # product runs while the host looks at the last one.
-    block = 32768 if q <= 8 else 4096
-    while block > 128 and 16 * block * d > share:
+    row = sides.row_bytes(d, precision)
+    # Whatever the queries, for a gallery keeps the blocks that it was asked for.
+    block = 16384
+    while block > 128 and 2 * row * block > share:
         block //= 2
     block = even(g, block, 512)
     chunk = next((c for c in (1, 8, 64, 256) if c >= q), 1024)
-    while chunk > 8 and 8 * chunk * block > share:
+    while chunk > 8 and 4 * chunk * block > share:
         chunk //= 2
     # The floor is the k-th best of the groups seen first: there must be several times k of them.
-    while chunk > 64 and share // (8 * chunk) < min(g, 16 * k):
+    while chunk > 64 and share // (4 * chunk) < min(g, 16 * k):
         chunk //= 2
-    chunk = even(q, chunk, 256)
-    size = 2 if precision == "bfloat16" else 4
-    keep_blocks = -(-g // block) * block * d * size <= 2 * share
-    hold = max(1, min(share // (8 * chunk * block), -(-g // block)))
+    chunk = even(q, chunk, 128)
+    blocks = -(-g // block)
+    keep_blocks = blocks * block * row <= 2 * share
+    hold = max(1, min(share // (4 * chunk * block), blocks))
     seen = min(g, block * hold if keep_blocks else block)
     # All groups must be many times k for a floor that few more than k reach, and those seen first
     # more than k for one that stops most.
     large = [n for n in (32 if k > 32 else 64, 16) if g >= 16 * k * n and seen >= 2 * k * n]
     group = large[0] if large else 8 if seen >= 32 * k else 1
-    state = 2 * chunk if keep_blocks else max(chunk, share // (64 * k + 16) // chunk * chunk)
-    pairs = max(1 << 12, share // 16 * chunk // state)
+    state = q if keep_blocks else max(chunk, share // (64 * k + 16) // chunk * chunk)
+    pairs = max(1 << 12, share // 16 if keep_blocks else share // 16 * chunk // state)
     return Plan(chunk, block, hold, group, keep_blocks, state, pairs)
 
 
@@ -86,13 +89,23 @@ class TooManyError(Exception):
     """The intervals of this precision are so wide that they leave too many candidates."""
 
 
+class Pairs(NamedTuple):
+    """Candidates: int32 [n] queries and gallery rows, float32 [n] ends of their scores, which are
+    +inf where the pair is known to be among the first of those seen."""
+
+    i: np.ndarray
+    j: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+
+
 class Chunk:
-    """Some queries on their way through the gallery.
+    """Some queries on their way through the gallery, cut into slices for the threads.
 
     Args:
+      at: the first of them.
       side: their side of the product.
-      queries: float32 [n, d], the same queries.
-      k: int [n], how many answers each wants; None to take all above the floor.
+      k: how many answers each wants at most; None to take all above the floor.
       floor: float32 [padded n], the score that an answer's upper end must reach.
       settle: scores pairs exactly and keeps each query's k first.
       limit: how many pairs may wait.
@@ -100,162 +113,204 @@ class Chunk:
 
     def __init__(
         self,
+        at: int,
         side: Side,
         k: int | None,
         floor: np.ndarray,
         settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
         limit: int,
     ):
-        self.side, self.k, self.floor, self.settle, self.limit = side, k, floor, settle, limit
-        self.best = np.empty((len(floor), 0), np.float32)
-        self.i: list[np.ndarray] = []
-        self.j: list[np.ndarray] = []
-        self.high: list[np.ndarray] = []
-        self.waiting = self.taken = 0
-        self.lock = threading.Lock()
+        self.at, self.side, self.k = at, side, k
+        self.size = len(floor)
+        step = -(-self.size // (2 * THREADS))
+        starts = range(0, self.size, step)
+        self.slices = [
+            Slice(start, floor[start : start + step], k, settle, limit // len(starts))
+            for start in starts
+        ]
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """Takes the candidates out of some blocks' (s, low, high)."""
-        best: dict[int, np.ndarray] = {}
-        n = len(self.floor)
-        step = -(-n * _GROUPS // max(n, sum(low.size for _, low, _ in held)))
-        slices = iter(range(0, n, step))
+        self._each(
+            lambda part: part.feed(starts, [tuple(v[part.rows] for v in block) for block in held]),
+            sum(low.size for _, low, _ in held) >= _GROUPS,
+        )
 
-        def work() -> None:
-            for at in slices:
-                here = slice(at, at + step)
-                if self.k is not None:
-                    lows = [self.best[here], *(low[here] for _, low, _ in held)]
-                    best[at] = self._raise(here, np.concatenate(lows, axis=1), self.k)
-                for start, (s, low, high) in zip(starts, held, strict=True):
-                    self._take(at, start, s[here], low[here], high[here])
+    @property
+    def floor(self) -> np.ndarray:
+        """float32 [padded n], what an answer's upper end must reach by now."""
+        return np.concatenate([part.floor for part in self.slices])
 
-        if step >= n:
-            work()
-        else:
-            in_threads(work)
-        if best:
-            self.best = np.concatenate([best[at] for at in sorted(best)])
+    @property
+    def taken(self) -> int:
+        """How many pairs have been candidates so far."""
+        return sum(part.taken for part in self.slices)
 
-    def _raise(self, here: slice, best: np.ndarray, k: int) -> np.ndarray:
-        """Raises some queries' floors to their k-th best lower end; returns the k best."""
+    def pairs(self) -> Pairs:
+        """All candidates, in the order of i."""
+        self._each(Slice.close, sum(part.waiting for part in self.slices) >= _GROUPS)
+        return Pairs(*map(np.concatenate, zip(*(p.pairs for p in self.slices), strict=True)))
+
+    def _each(self, work: Callable[["Slice"], None], worthwhile: bool) -> None:
+        parts = iter(self.slices)
+
+        def some() -> None:
+            for part in parts:
+                work(part)
+
+        in_threads(some, worthwhile)
+
+
+class Slice:
+    """Some queries of a chunk: their floors, and the candidates that wait."""
+
+    def __init__(
+        self,
+        first: int,
+        floor: np.ndarray,
+        k: int | None,
+        settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+        limit: int,
+    ):
+        self.first, self.floor, self.k, self.settle = first, floor, k, settle
+        self.limit = max(1, limit)
+        self.rows = slice(first, first + len(floor))
+        self.best = np.empty((len(floor), 0), np.float32)
+        # Candidates, i counted from the slice's first query.
+        self.found: list[Pairs] = []
+        self.waiting = self.taken = 0
+
+    def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
+        """As `Chunk.feed`, with these queries' rows alone."""
+        if self.k is not None:
+            self._raise([low for _, low, _ in held], self.k)
+        for start, (s, low, high) in zip(starts, held, strict=True):
+            self._take(start, s, low, high)
+
+    def _raise(self, lows: list[np.ndarray], k: int) -> None:
+        """Raises the floors to the k-th best lower end."""
+        best = np.concatenate([self.best, *lows], axis=1)
         if best.shape[1] > k:
-            best = np.partition(best, best.shape[1] - k, axis=1)[:, -k:]
+            best.partition(best.shape[1] - k, axis=1)
+            best = best[:, -k:].copy()
         if best.shape[1] == k:
-            self.floor[here] = np.maximum(self.floor[here], best.min(axis=1))
-        return best
+            np.maximum(self.floor, best.min(axis=1), out=self.floor)
+        self.best = best
 
-    def _take(
-        self, first: int, start: int, s: np.ndarray, low: np.ndarray, high: np.ndarray
-    ) -> None:
-        """Takes the candidates of the queries from `first` on in the block from `start` on."""
+    def _take(self, start: int, s: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+        """Takes the candidates in the block from `start` on."""
         groups = high.shape[1]
         group = s.shape[1] // groups
-        floor = self.floor[first : first + len(s)]
-        hit = np.flatnonzero(high >= floor[:, None])
+        hit = np.flatnonzero(high >= self.floor[:, None])
         if not len(hit):
             return
-        # A million scores at a time, however many there are.
-        step = max(1, (1 << 20) // group)
+        scores = s.reshape(-1, group)
+        step = max(1, _COPIED // group)
+        copy = np.empty((min(step, len(hit)), group), np.float32)
         for at in range(0, len(hit), step):
             some = hit[at : at + step]
             error = (high.reshape(-1)[some] - low.reshape(-1)[some]) / 2
             i = (some // groups).astype(np.int32)
-            upper = s.reshape(-1, group)[some] + error[:, None]
-            inside = np.flatnonzero(upper >= floor[i][:, None])
+            # A step down, lest the difference was rounded up.
+            least = np.nextafter(self.floor[i] - error, -np.float32(np.inf))
+            # Any mode but "raise" lets NumPy write into `out` directly.
+            part = np.take(scores, some, axis=0, out=copy[: len(some)], mode="clip")
+            inside = np.flatnonzero(part >= least[:, None])
             which = inside // group
             j = start + (some % groups)[which] * group + inside % group
-            with self.lock:
-                self.i.append(first + i[which])
-                self.j.append(j.astype(np.int32))
-                self.high.append(upper.ravel()[inside])
-                self.waiting += len(inside)
-                self.taken += len(inside)
-                if self.waiting > self.limit:
-                    self._thin()
+            found, e, i = part.reshape(-1)[inside], error[which], i[which]
+            self.found.append(Pairs(i, j.astype(np.int32), found + e, found - e))
+            self.waiting += len(inside)
+            self.taken += len(inside)
+            if self.waiting > self.limit:
+                self._thin()
 
     def _thin(self) -> None:
         """Drops what the floor has passed; if that is not enough, settles what is left."""
-        i, j, high = (np.concatenate(v) for v in (self.i, self.j, self.high))
-        reach = high >= self.floor[i]
-        i, j, high = i[reach], j[reach], high[reach]
-        if len(i) > self.limit // 2 and self.k is not None:
-            i, j = self.settle(i, j)
-            high = np.full(len(i), np.inf, np.float32)
-        self.i, self.j, self.high, self.waiting = [i], [j], [high], len(i)
+        left = self._reaching()
+        if len(left.i) > self.limit // 2 and self.k is not None:
+            i, j = self.settle(left.i + np.int32(self.first), left.j)
+            high, low = (np.full(len(i), np.inf, np.float32) for _ in range(2))
+            left = Pairs(i - np.int32(self.first), j, high, low)
+        self.found, self.waiting = [left], len(left.i)
         # Where few can be dropped, wait longer before trying again.
-        self.limit = max(self.limit, 2 * len(i))
+        self.limit = max(self.limit, 2 * self.waiting)
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """All candidates, as (i, j) int32 [n] each."""
-        if not self.i:
-            return np.empty(0, np.int32), np.empty(0, np.int32)
-        i, j, high = (np.concatenate(v) for v in (self.i, self.j, self.high))
-        # In the order of blocks, whose rows so stay in the cache when they are scored exactly.
-        reach = high >= self.floor[i]
-        return i[reach], j[reach]
+    def _reaching(self) -> Pairs:
+        """The candidates that the floor has not passed."""
+        nothing = [np.empty(0, t) for t in (np.int32, np.int32, np.float32, np.float32)]
+        all_ = Pairs(*map(np.concatenate, zip(nothing, *self.found, strict=True)))
+        reach = np.flatnonzero(all_.high >= self.floor[all_.i])
+        return Pairs(*(v[reach] for v in all_))
+
+    def close(self) -> None:
+        """Puts the candidates into `pairs`, in the order of the chunk's queries."""
+        left = self._reaching()
+        order = by_query(left.i, len(self.floor))
+        i, j, high, low = (v[order] for v in left)
+        self.pairs = Pairs(i + np.int32(self.first), j, high, low)
+        self.found = []
 
 
 def run(
-    chunks: Sequence[Chunk],
-    blocks: Iterable[Item],
+    chunks: Iterable[Chunk],
+    blocks: Blocks,
     frame: Frame,
     sizes: Plan,
     *,
     exclude: bool,
     patience: float = np.inf,
-) -> None:
-    """Leads the chunks past the blocks. The next product runs while the last one is read.
+) -> Iterator[Chunk]:
+    """Leads the chunks past the blocks, and yields those that have seen all.
+
+    Products and their reading take turns: each uses all cores.
 
     Raises:
-      TooManyError: the first blocks left more than `patience` candidates in a chunk.
+      TooManyError: the first blocks left more than `patience` candidates for a query on average;
+        before the first yield.
     """
-    length = np.float32(np.linalg.norm(frame.origin))
-    jobs = _jobs(chunks, blocks, sizes)
-    ahead: list[tuple[Chunk, list[int], list[tuple[jax.Array, ...]]]] = []
-    for chunk, items in jobs:
-        held = [
-            bounds.scores(
-                chunk.side,
-                item.side,
-                length,
-                np.float32(frame.width),
-                distance=frame.distance,
-                precision=frame.precision,
-                group=sizes.group,
-                exclude=exclude,
-            )
-            for item in items
-        ]
-        ahead.append((chunk, [item.start for item in items], held))
-        if len(ahead) == 2:
-            read = ahead.pop(0)
-            _read(read)
-            if read[0].taken > patience:
-                raise TooManyError
-            patience = np.inf
-    while ahead:
-        _read(ahead.pop(0))
+    length, width = np.float32(np.linalg.norm(frame.origin)), np.float32(frame.width)
 
+    def scored(chunk: Chunk, item: Item) -> tuple[jax.Array, ...]:
+        shape = chunk.size, sizes.block
+        return bounds.scores_into(
+            arena.take(("scores", shape), lambda: jnp.empty(shape, jnp.float32)),
+            chunk.side,
+            item.side,
+            length,
+            width,
+            distance=frame.distance,
+            precision=frame.precision,
+            group=sizes.group,
+            exclude=exclude,
+        )
 
-def _read(job: tuple[Chunk, list[int], list[tuple[jax.Array, ...]]]) -> None:
-    chunk, starts, held = job
-    chunk.feed(starts, [tuple(np.asarray(a) for a in arrays) for arrays in held])
+    for chunk, items, last in _jobs(chunks, blocks, sizes):
+        held = [scored(chunk, item) for item in items]
+        chunk.feed([item.start for item in items], [tuple(map(np.asarray, v)) for v in held])
+        for s, _, _ in held:
+            arena.give(("scores", s.shape), s)
+        if chunk.taken > patience * chunk.size:
+            raise TooManyError
+        patience = np.inf
+        if last:
+            yield chunk
 
 
 def _jobs(
-    chunks: Sequence[Chunk], blocks: Iterable[Item], sizes: Plan
-) -> Iterator[tuple[Chunk, list[Item]]]:
-    """(chunk, blocks) for every chunk and block, `hold` blocks at a time."""
+    chunks: Iterable[Chunk], blocks: Blocks, sizes: Plan
+) -> Iterator[tuple[Chunk, list[Item], bool]]:
+    """(chunk, blocks, whether they are its last), `hold` blocks at a time."""
     if sizes.keep_blocks:
         items = list(blocks)
         for chunk in chunks:
             for n in range(0, len(items), sizes.hold):
-                yield chunk, items[n : n + sizes.hold]
+                yield chunk, items[n : n + sizes.hold], n + sizes.hold >= len(items)
         return
-    for item in blocks:
+    chunks = list(chunks)
+    for n, item in enumerate(blocks, 1):
         for chunk in chunks:
-            yield chunk, [item]
+            yield chunk, [item], n == len(blocks)
 
 
 def lowest(side: Side, count: int) -> np.ndarray:

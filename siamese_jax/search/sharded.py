@@ -18,8 +18,8 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from siamese_jax.search import bounds
-from siamese_jax.search.bounds import Side
+from siamese_jax.search import bounds, sides
+from siamese_jax.search.sides import Side
 
 _AXIS = "items"
 _GROUP = 64
@@ -138,7 +138,7 @@ def _local(
     exclude: bool,
 ) -> dict[str, Array]:
     every = jnp.ones(len(queries), bool)
-    x = bounds.prepare(
+    x = sides.prepare(
         queries,
         every,
         query_code,
@@ -148,7 +148,7 @@ def _local(
         distance=distance,
         precision=precision,
     )
-    y = bounds.prepare(
+    y = sides.prepare(
         rows,
         there,
         code,
@@ -164,9 +164,7 @@ def _local(
 
     def step(carry: tuple[Array, Array, Array], start: Array) -> tuple[tuple, None]:
         best, where, error = carry
-        part = Side(
-            *(v if v.ndim == 0 else lax.dynamic_slice_in_dim(v, start, block, axis=0) for v in y)
-        )
+        part = Side(*(lax.dynamic_slice_in_dim(v, start, block, axis=0) for v in y))
         s, low, high = bounds.scores(
             x,
             part,
@@ -209,7 +207,7 @@ def _local(
         "distance": away[None, :, :k],
         "low": low[None, :, :k],
         "ceiling": ceiling[None],
-        "bad": y.bad[None],
+        "bad": jnp.min(jnp.where(y.fine, len(rows), jnp.arange(len(rows), dtype=jnp.int32)))[None],
         "zero": y.zero,
     }
 

@@ -8,7 +8,11 @@ import jax
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.search.threads import THREADS
 
+# Rows of a memory map that a thread reads before its pages are given back. With each, the system
+# may map 2 MiB around it: 64 MiB of all threads together.
+_READ = -(-32 // THREADS)
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 
 
@@ -68,16 +72,28 @@ class Rows:
                 if file is not None:
                     file.madvise(_DONTNEED)
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, d] for int [n]."""
-        if len(self.shards) == 1:
-            return np.take(self.shards[0], rows, axis=0).astype(np.float32, copy=False)
-        found = np.empty((len(rows), self.width), np.float32)
+    def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """float32 [n, d] for int [n]; written into `out` if that is given."""
+        if out is None:
+            out = np.empty((len(rows), self.width), np.float32)
+        mapped = any(isinstance(shard, np.memmap) for shard in self.shards)
+        step = _READ if mapped else max(1, len(rows))
+        for at in range(0, len(rows), step):
+            self._take(rows[at : at + step], out[at : at + step])
+            if mapped:
+                self.release()
+        return out
+
+    def _take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        if len(self.shards) == 1 and self.shards[0].dtype == np.float32:
+            # Any mode but "raise" lets NumPy write into `out` directly.
+            np.take(self.shards[0], rows, axis=0, out=out, mode="clip")
+            return
         where = np.searchsorted(self.starts, rows, side="right") - 1
         for s in np.unique(where):
             here = where == s
-            found[here] = self.shards[s][rows[here] - self.starts[s]]
-        return found
+            with np.errstate(over="ignore"):
+                out[here] = self.shards[s][rows[here] - self.starts[s]]
 
 
 def as_rows(x: Any, name: str) -> Rows:

@@ -1,17 +1,48 @@
 """Work on all cores: NumPy's large operations run side by side."""
 
+import functools
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_threads(work: Callable[[], None]) -> None:
-    """Runs `work` on every core; it takes its pieces from a common iterator until none is left."""
-    if THREADS == 1:
+_here = threading.local()
+
+
+def in_threads(work: Callable[[], None], worthwhile: bool = True) -> None:
+    """Runs `work` on every core; it takes its pieces from a common iterator until none is left.
+
+    This thread does its share. The others are kept, as starting them costs more than small work
+    does. Called by work that is itself run so, it only runs `work`: a thread that waits for others
+    to be free could wait for itself. So it does where it isn't worthwhile.
+    """
+    if not worthwhile or THREADS == 1 or getattr(_here, "at_work", False):
         work()
         return
-    with ThreadPoolExecutor(THREADS) as pool:
-        for task in [pool.submit(work) for _ in range(THREADS)]:
+
+    def share() -> None:
+        _here.at_work = True
+        try:
+            work()
+        finally:
+            _here.at_work = False
+
+    others = [_pool().submit(share) for _ in range(THREADS - 1)]
+    try:
+        share()
+    finally:
+        for task in others:
             task.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS - 1, "siamese_jax")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -12,8 +12,8 @@ import numpy as np
 
 from siamese_jax.search import bounds, dense, few, order, scan
 from siamese_jax.search.blocks import Blocks
-from siamese_jax.search.bounds import Frame
 from siamese_jax.search.request import Search
+from siamese_jax.search.sides import Frame
 
 
 def nearest(search: Search, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
@@ -74,28 +74,51 @@ def _nearest_scan(
     if not q or not k:
         return
     frame, sizes, blocks = _prepare(search, precision, k)
-    for start in range(0, q, sizes.state):
-        stop = min(q, start + sizes.state)
-        chunks = []
-        for at, count, side in search.sides(frame, sizes.chunk, start, stop):
+
+    def chunks(start: int) -> Iterator[scan.Chunk]:
+        for at, count, side in search.sides(frame, sizes.chunk, start, start + sizes.state):
             settle = functools.partial(search.settle, at, wanted[at : at + count])
             floor = scan.lowest(side, count)
             floor[np.asarray(side.zero)] = np.inf
-            chunks.append((at, count, side, scan.Chunk(side, k, floor, settle, sizes.pairs)))
-        scan.run(
-            [chunk for *_, chunk in chunks],
-            blocks,
-            frame,
-            sizes,
-            exclude=search.codes is not None,
-            patience=patience * chunks[0][1],
-        )
+            yield scan.Chunk(at, side, k, floor, settle, sizes.pairs)
+
+    for start in range(0, q, sizes.state):
+        for chunk in scan.run(
+            chunks(start), blocks, frame, sizes, exclude=search.codes is not None, patience=patience
+        ):
+            own = wanted[chunk.at : chunk.at + sizes.chunk]
+            i, j, away = _measured(search, chunk, len(own), frame)
+            more = search.with_zeros(chunk.at, len(own), chunk.side, blocks.zeros, k, i[:0], j[:0])
+            i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
+            away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
+            i, place, j, away = order.first(i, j, away, own)
+            yield i + chunk.at, place, j, away
         patience = np.inf
-        for at, count, side, chunk in chunks:
-            i, j = search.with_zeros(at, count, side, blocks.zeros, k, *chunk.pairs())
-            away = search.away(at, i, j)
-            i, place, j, away = order.first(i, j, away, wanted[at : at + count])
-            yield i + at, place, j, away
+
+
+def _measured(
+    search: Search, chunk: scan.Chunk, count: int, frame: Frame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(i, j, distance) of pairs with all of each query's k first.
+
+    The k best lower ends belong to pairs that are measured at once. The k-th of these distances
+    is exact, and so a sharper limit for the other candidates than the floor.
+    """
+    pairs, k = chunk.pairs(), chunk.k
+    first = pairs.low >= chunk.floor[pairs.i]
+    away = np.full(len(first), np.inf, np.float32)
+    i = pairs.i[first]
+    away[first] = near = search.away(chunk.at, i, pairs.j[first])
+    starts = np.flatnonzero(np.diff(i, prepend=-1))
+    limit = np.full(count, np.inf)
+    enough = np.diff(starts, append=len(i)) >= k
+    limit[i[starts][enough]] = np.maximum.reduceat(near, starts)[enough] if len(i) else []
+    square = bounds.true_square(search.queries[chunk.at : chunk.at + count], frame)
+    least = bounds.score_of(limit, square, search.distance)
+    rest = np.flatnonzero(~first & (pairs.high >= bounds.below(least)[pairs.i]))
+    away[rest] = search.away(chunk.at, pairs.i[rest], pairs.j[rest])
+    measured = np.flatnonzero(away < np.inf)
+    return pairs.i[measured], pairs.j[measured], away[measured]
 
 
 def within(search: Search, reach: np.ndarray, precision: str) -> Iterator[tuple]:
@@ -108,19 +131,15 @@ def within(search: Search, reach: np.ndarray, precision: str) -> Iterator[tuple]
         square = bounds.true_square(search.queries[here], frame)
         least = bounds.score_of(reach[here], square, search.distance)
         floor = scan.lowest(side, count)
-        # The interval of a score has room for the rounding of its floor, a step downwards.
-        low, high = np.finfo(np.float32).min, np.finfo(np.float32).max
-        floor[:count] = np.nextafter(
-            np.clip(least, low, high).astype(np.float32), np.float32(-np.inf)
-        )
+        floor[:count] = bounds.below(least)
         if search.distance == "euclidean":
             floor[:count][reach[here] < 0] = np.inf
-        floor[:count] = np.maximum(floor[:count], low)
+        floor[:count] = np.maximum(floor[:count], np.finfo(np.float32).min)
         floor[np.asarray(side.zero)] = np.inf
-        chunk = scan.Chunk(side, None, floor, lambda i, j: (i, j), sizes.pairs)
-        scan.run([chunk], blocks, frame, sizes, exclude=search.codes is not None)
+        chunk = scan.Chunk(at, side, None, floor, lambda i, j: (i, j), sizes.pairs)
+        list(scan.run([chunk], blocks, frame, sizes, exclude=search.codes is not None))
         i, j = search.with_zeros(
-            at, count, side, blocks.zeros, len(search.gallery.rows), *chunk.pairs()
+            at, count, side, blocks.zeros, len(search.gallery.rows), *chunk.pairs()[:2]
         )
         away = search.away(at, i, j)
         near = away <= reach[here][i]
@@ -135,6 +154,6 @@ def _prepare(search: Search, precision: str, k: int) -> tuple[Frame, scan.Plan, 
     frame = search.frame(precision)
     sizes = scan.plan(q, g, d, k, precision, search.memory_limit)
     if search.gallery.keeps(frame):
-        sizes = sizes._replace(keep_blocks=True, state=2 * sizes.chunk)
+        sizes = sizes._replace(keep_blocks=True, state=q)
     blocks = search.gallery.blocks(frame, search.there, sizes.block, search.codes is not None)
     return frame, sizes, blocks.keep() if sizes.keep_blocks else blocks
