@@ -19,15 +19,18 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from siamese_jax.gallery import Gallery
 from siamese_jax.ranking import rank
+from siamese_jax.search import arena
 from siamese_jax.search.ann import recall
 
 CPU_SHAPES = [
@@ -131,6 +134,7 @@ PEERS = {
 
 def peak(search: Search) -> float:
     """MiB by which the resident memory rises at its highest, NaN where it cannot be known."""
+    arena.clear()
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def read(name: str) -> int:
@@ -164,15 +168,23 @@ def matrix_rate(dtype: Any) -> float:
     n = 2048 if jax.default_backend() == "cpu" else 8192
     # Two operands: a product of a matrix with itself takes another, slower way on the CPU.
     a, b = jnp.ones((n, n), dtype), jnp.full((n, n), 2, dtype)
-    precision = "highest" if dtype == jnp.float32 else None
-    product = jax.jit(
-        lambda a, b: jnp.matmul(a, b.T, precision=precision, preferred_element_type=jnp.float32)
-    )
-    jax.block_until_ready(product(a, b))
+
+    # Into memory that was used before: the first use of memory can take longer than the product.
+    @partial(jax.jit, donate_argnums=0, keep_unused=True)
+    def product(spare: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.dot_general(
+            a,
+            b,
+            (((1,), (1,)), ((), ())),
+            precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
+            preferred_element_type=jnp.float32,
+        )
+
+    found = jax.block_until_ready(product(jnp.empty((n, n), jnp.float32), a, b))
     times = []
     for _ in range(9):
         start = time.perf_counter()
-        jax.block_until_ready(product(a, b))
+        found = jax.block_until_ready(product(found, a, b))
         times.append(time.perf_counter() - start)
     return 2 * n**3 / min(times)
 
