@@ -80,7 +80,8 @@ def rank(
         k nearest are taken.
       gallery_ids: int or str [g]; needed with `query_ids`, unless `gallery` is a `Gallery`.
       keep: bool [g], or a function from the gallery's ids to that; other items are left out.
-      memory_limit: bytes of working memory, beyond the arguments and the answer.
+      memory_limit: bytes of working memory, beyond the arguments and the answer. Up to 96 MiB of
+        it are kept for the next search.
       precision: of the matrix product that finds candidates: "float32", "tf32", "bfloat16", or
         "auto": bfloat16 on processors that have it, else float32.
       devices: split the gallery over these. By default all accelerators, if there are any.

@@ -179,6 +179,7 @@ class Slice:
         # Candidates, i counted from the slice's first query.
         self.found: list[Pairs] = []
         self.waiting = self.taken = 0
+        self.pairs: Pairs
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """As `Chunk.feed`, with these queries' rows alone."""
