@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search.sides import LONGEST
+from siamese_jax.search.sides import fits
 
 ArrayLike = Any
 
@@ -222,8 +222,9 @@ def as_relevance(
         if len(rows) != len(labels):
             raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
         for start in range(0, len(rows), 65536):
-            part = np.asarray(rows[start : start + 65536], np.float64)
-            fit = np.vecdot(part, part) <= LONGEST**2
+            with np.errstate(over="ignore"):
+                part = rows[start : start + 65536].astype(np.float32, copy=False)
+            fit = fits(part)
             if not fit.all():
                 bad = start + int(fit.argmin())
                 raise UserError(f"row {bad} of the {side} is not finite, or too large for float32")

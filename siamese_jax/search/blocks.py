@@ -73,7 +73,7 @@ def prepare_rows(
     here, codes = padded(start, size, count, there, code, -2 if is_query else -1)
     wide = sides.padded_width(frame.width)
     total = sides.product_width(frame.width, frame.precision)
-    values = arena.aligned((size, total), frame.dtype)
+    values = arena.aligned((size, total), sides.product_dtype(frame.precision))
     length, residual = np.empty(size, np.float32), np.empty(size, np.float32)
     zero, fine = np.zeros(size, bool), np.empty(size, bool)
     side = Side(values, length, residual, codes, zero, fine)
@@ -85,7 +85,6 @@ def prepare_rows(
         for at in starts:
             part = slice(at, min(at + step, size))
             block = _padded_rows(rows, start + at, count - at, buffer[: part.stop - at])
-            values[part, wide : total - sides.ADDED] = 0
             with np.errstate(over="ignore", invalid="ignore"):
                 sides.prepare_into(
                     Side(*(v[part] for v in side)), block, here[part], frame, is_query
@@ -138,8 +137,7 @@ def piece(rows: Rows, start: int, size: int) -> np.ndarray:
 def check_rows(rows: Rows, start: int, size: int) -> np.ndarray:
     """`piece`, refusing a row that is not finite, or whose squared distances could overflow."""
     block = piece(rows, start, size)
-    with np.errstate(over="ignore", invalid="ignore"):
-        fine = np.vecdot(block, block) <= sides.LONGEST**2
+    fine = sides.fits(block)
     if not fine.all():
         raise UserError(complaint(rows, start + int(np.argmin(fine))))
     return block

@@ -99,7 +99,8 @@ def _added_up(
     if distance in _DIFFERENCES:
         found, unsure = rounded.of_square(sums[0], rounded.rounding(d), distance)
     else:
-        a = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))[i]
+        x = queries[i[first]]
+        a = np.repeat(np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64)), count)
         found, unsure = rounded.of_product(
             sums[0], a, np.sqrt(sums[1]), rounded.rounding(d), distance
         )
@@ -115,6 +116,7 @@ def _sums(
     n, block = j.shape
     wide = sides.padded_width(queries.shape[1])
     step = max(1, piece // (block * wide))
+    asked = Rows([queries], "queries")
     found = [np.empty((n, block)) for _ in range(1 if distance in _DIFFERENCES else 2)]
     with (
         jax.enable_x64(True),
@@ -123,7 +125,7 @@ def _sums(
     ):
         for at in range(0, n, step):
             here = slice(at, min(at + step, n))
-            _gather(Rows([queries], "queries"), i[here], x)
+            _gather(asked, i[here], x)
             _gather(rows, j[here].reshape(-1), y)
             for out, part in zip(found, _program(x, y, distance=distance), strict=True):
                 out[here] = np.asarray(part)[: here.stop - at]

@@ -32,11 +32,6 @@ class Frame(NamedTuple):
     width: int
     origin: np.ndarray
 
-    @property
-    def dtype(self) -> Any:
-        """Of the product's operands."""
-        return jnp.bfloat16 if self.precision == "bfloat16" else jnp.float32
-
 
 class Side(NamedTuple):
     """Rows of one side of the product, ready for it.
@@ -71,9 +66,20 @@ def product_width(d: int, precision: str) -> int:
     return -(-(padded_width(d) + ADDED) // tile) * tile
 
 
+def product_dtype(precision: str) -> np.dtype:
+    """Of the product's operands."""
+    return np.dtype(jnp.bfloat16 if precision == "bfloat16" else np.float32)
+
+
 def row_bytes(d: int, precision: str) -> int:
     """Memory that a row takes, as it is prepared."""
-    return product_width(d, precision) * (2 if precision == "bfloat16" else 4)
+    return product_width(d, precision) * product_dtype(precision).itemsize
+
+
+def fits(rows: np.ndarray) -> np.ndarray:
+    """Whether rows of float32 [n, d] are finite, and no longer than `LONGEST`: bool [n]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.vecdot(rows, rows) <= LONGEST**2
 
 
 def room(width: Any) -> Any:
@@ -146,7 +152,7 @@ def prepare_into(
     """`prepare` on the host: writes all of `side` but the codes, as NumPy arrays.
 
     Args:
-      side: n rows, with zeros in the padding columns.
+      side: n rows.
       rows: float32 [n, w], columns from `width` on zero.
       there: bool [n].
       frame, is_query: as above.
@@ -176,6 +182,7 @@ def prepare_into(
     square, side.length[:], side.residual[:] = sizes(
         square, off, there, width, distance=frame.distance, precision=frame.precision, xp=np
     )
+    values[:, w:-ADDED] = 0
     added = values[:, -ADDED:]
     added[:] = 1
     if not is_query:

@@ -36,6 +36,13 @@ class Rows:
         if len(widths) > 1:
             raise UserError(f"the {name} has shards of different widths: {sorted(widths)}")
         self.width: int = widths.pop() if widths else 0
+        # The maps whose pages can be given back.
+        files = [
+            getattr(shard, "_mmap", None)
+            for shard in self.shards
+            if isinstance(shard, np.memmap) and shard.mode in ("r", "r+") and _DONTNEED
+        ]
+        self._maps = [file for file in files if file is not None]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
 
     def __len__(self) -> int:
@@ -66,22 +73,17 @@ class Rows:
         They would count as this process's memory until others need it. Pages of a map opened as
         copy-on-write are left alone: they may hold changes.
         """
-        for shard in self.shards:
-            if isinstance(shard, np.memmap) and shard.mode in ("r", "r+") and _DONTNEED:
-                file = getattr(shard, "_mmap", None)
-                if file is not None:
-                    file.madvise(_DONTNEED)
+        for file in self._maps:
+            file.madvise(_DONTNEED)
 
     def take(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """float32 [n, d] for int [n]; written into `out` if that is given."""
         if out is None:
             out = np.empty((len(rows), self.width), np.float32)
-        mapped = any(isinstance(shard, np.memmap) for shard in self.shards)
-        step = _READ if mapped else max(1, len(rows))
+        step = _READ if self._maps else max(1, len(rows))
         for at in range(0, len(rows), step):
             self._take(rows[at : at + step], out[at : at + step])
-            if mapped:
-                self.release()
+            self.release()
         return out
 
     def _take(self, rows: np.ndarray, out: np.ndarray) -> None:
