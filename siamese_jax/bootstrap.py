@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
+from siamese_jax.names import label_codes, missing
 
 
 class Interval(NamedTuple):
@@ -41,7 +42,8 @@ def interval(
       confidence: the share of resampled means inside the interval, between 0 and 1.
       resamples: how many times to draw, at least 1.
       seed: equal seeds give equal intervals.
-      groups: [q], such as class labels; whole groups are drawn instead of queries.
+      groups: [q], such as class labels; whole groups are drawn instead of queries, and a query
+        without a label is a group of its own.
 
     Raises:
       UserError: no value is left, or an argument is out of range.
@@ -59,7 +61,12 @@ def interval(
     if groups is None:
         sums, sizes = kept, np.ones(len(kept))
     else:
-        group = np.unique(np.asarray(groups)[known], return_inverse=True)[1].reshape(-1)
+        _, (group,) = label_codes(groups, what=["groups"])
+        if group.shape != known.shape:
+            raise UserError(f"{len(values)} values need groups [{len(values)}], not {group.shape}")
+        alone = missing(group)
+        group[alone] = len(group) + np.arange(alone.sum())
+        group = np.unique(group[known], return_inverse=True)[1]
         sums, sizes = np.bincount(group, weights=kept), np.bincount(group).astype(np.float64)
     rng, means = np.random.default_rng(seed), np.empty(resamples)
     for i in range(resamples):

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import PerQuery
-from siamese_jax.relevance import as_labels
+from siamese_jax.names import MISSING, label_codes
 
 
 class ClassRow(NamedTuple):
@@ -30,7 +30,8 @@ def by_class(
 
     Args:
       found: from `siamese_jax.metrics.per_query`.
-      labels: the queries' labels [q], or multi-hot bool [q, c]: a query counts for each of its own.
+      labels: the queries' labels [q], or multi-hot bool [q, c]: a query counts for each of its own,
+        and one without any for none (`siamese_jax.names`).
       order: the metric to sort by (without it the first in `found`); ties by label.
       names: a name for each label 0..c-1, shown instead of the number.
 
@@ -42,23 +43,20 @@ def by_class(
     >>> [(row.label, row.means) for row in by_class(found, [5, 5, 6])]
     [(6, {'recall@1': 0.0}), (5, {'recall@1': 0.5})]
     """
-    labels = as_labels(labels)
+    vocabulary, (codes,) = label_codes(labels)
     order = order or next(iter(found.values))
     if order not in found.values:
         raise UserError(f"order={order!r} was not measured: use one of {', '.join(found.values)}")
-    if len(labels) != len(found.relevant):
-        raise UserError(f"{len(labels)} labels for {len(found.relevant)} queries")
-    if labels.ndim == 2:
-        query, label = np.nonzero(labels)
-    else:
-        query, label = np.arange(len(labels)), labels
-    classes, number = np.unique(label, return_inverse=True)
-    by_number = np.split(
-        query[np.argsort(number.reshape(-1), kind="stable")],
-        np.cumsum(np.bincount(number.reshape(-1), minlength=len(classes)))[:-1],
-    )
+    if len(codes) != len(found.relevant):
+        raise UserError(f"{len(codes)} labels for {len(found.relevant)} queries")
+    query, number = np.nonzero(codes) if codes.ndim == 2 else (np.arange(len(codes)), codes)
+    query, number = query[number != MISSING], number[number != MISSING]
+    sizes = np.bincount(number, minlength=len(vocabulary))
+    by_number = np.split(query[np.argsort(number, kind="stable")], np.cumsum(sizes)[:-1])
     table = []
-    for value, members in zip(classes.tolist(), by_number, strict=True):
+    for value, members in zip(vocabulary, by_number, strict=True):
+        if not len(members):
+            continue
         known = members[found.relevant[members] > 0]
         means = {n: float(v[known].mean()) for n, v in found.values.items() if len(known)}
         shown = names[value] if len(names) else value

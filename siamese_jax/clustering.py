@@ -21,7 +21,7 @@ from jax import Array, lax
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.relevance import as_labels
+from siamese_jax.names import label_codes, missing
 
 
 class KMeans(NamedTuple):
@@ -140,26 +140,29 @@ def clustering(
 ) -> dict[str, float]:
     """{"nmi", "ami"} of k-means on [n, d] embeddings against int or str labels [n], in [0, 1].
 
-    `k` is the number of classes unless given. Other arguments as `kmeans`.
+    `k` is the number of classes unless given. Other arguments as `kmeans`. Rows without a label
+    (`siamese_jax.names`) are left out.
 
     >>> found = clustering([[0.0], [0.1], [9.0], [9.1]], [1, 1, 4, 4])
     >>> round(found["nmi"], 9), round(found["ami"], 9)
     (1.0, 1.0)
     """
-    labels = as_labels(labels)
-    if labels.ndim != 1:
-        raise UserError("clustering needs one label for each item: labels [n]")
+    classes, (codes,) = label_codes(labels)
+    rows = np.asarray(rows)
+    if codes.ndim != 1 or len(codes) != len(rows):
+        raise UserError(f"clustering needs one label for each item: {len(rows)}, not {codes.shape}")
+    rows, codes = rows[~missing(codes)], codes[~missing(codes)]
     found = kmeans(
         rows,
-        len(np.unique(labels)) if k is None else k,
+        len(classes) if k is None else k,
         seed=seed,
         restarts=restarts,
         iterations=iterations,
         memory_limit=memory_limit,
     )
     return {
-        "nmi": nmi(labels, found.assignment),
-        "ami": max(0.0, ami(labels, found.assignment)),
+        "nmi": nmi(codes, found.assignment),
+        "ami": max(0.0, ami(codes, found.assignment)),
     }
 
 
@@ -198,10 +201,13 @@ class _Table(NamedTuple):
 
 
 def _table(first: ArrayLike, second: ArrayLike) -> _Table:
-    a = np.unique(np.asarray(first), return_inverse=True)[1].reshape(-1)
-    b = np.unique(np.asarray(second), return_inverse=True)[1].reshape(-1)
-    if a.shape != b.shape or not len(a):
-        raise UserError(f"labellings of {len(a)} and {len(b)} items can't be compared")
+    a, b = (label_codes(labels)[1][0] for labels in (first, second))
+    if a.shape != b.shape or a.ndim != 1:
+        raise UserError(f"labellings {a.shape} and {b.shape} can't be compared: give [n] of both")
+    known = ~missing(a) & ~missing(b)
+    if not known.any():
+        raise UserError(f"none of {len(a)} items has a label in both labellings to compare")
+    a, b = (np.unique(x[known], return_inverse=True)[1] for x in (a, b))
     cell, cells = np.unique(a * (int(b.max()) + 1) + b, return_counts=True)
     return _Table(np.bincount(a), np.bincount(b), cells, *np.divmod(cell, int(b.max()) + 1))
 

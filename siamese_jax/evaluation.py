@@ -7,6 +7,7 @@ import numpy as np
 
 from siamese_jax.data.records import Records
 from siamese_jax.metrics import PerQuery, per_query
+from siamese_jax.names import share
 from siamese_jax.ranking import rank
 from siamese_jax.report import Example, Tile, choose_examples
 
@@ -87,7 +88,8 @@ def examples(
         gallery_ids=records.id[g],
     )
     indices = np.asarray(ranking.indices)
-    shared = _relevant(records.label[q], records.label[g], indices)
+    asked, found = records.label[q][:, None], records.label[g][np.maximum(indices, 0)]
+    shared = share(asked, found) & (indices >= 0)
     result = []
     for i in choose_examples(indices, shared, n=n, seed=seed):
         neighbours = [
@@ -97,13 +99,6 @@ def examples(
         ]
         result.append(Example(_tile(records, q[i]), neighbours))
     return result
-
-
-def _relevant(queries: np.ndarray, gallery: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """bool [q, k]: whether each neighbour shares a label with its query; padding does not."""
-    found = gallery[np.maximum(indices, 0)]
-    same = found == queries[:, None] if found.ndim == 2 else (found & queries[:, None]).any(axis=-1)
-    return same & (indices >= 0)
 
 
 def _tile(

@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
+from siamese_jax.embedded import Embedded
 from siamese_jax.errors import UserError
+from siamese_jax.names import Codebook, as_ids, joined, kind_of
 from siamese_jax.search import sharded, sides
 from siamese_jax.search.ann import INDEXES, Index
 from siamese_jax.search.blocks import Blocks
@@ -31,15 +33,18 @@ class Gallery:
     the object lives: `add` appends rows, `remove` leaves them out of all answers but keeps their
     number, so `gallery.ids[ranking.indices]` is always right. `save` drops removed rows.
 
+    Rows of equal ids are views of one item: a query with that id finds none of them, `remove`
+    takes all of them, and `add` adds one more.
+
     Args:
-      vectors: [g, d] real: a NumPy array, a memory map, a JAX array, or a list of such shards.
-        They are not copied, and must not be changed afterwards.
-      ids: [g] integers or strings, row numbers by default.
+      vectors: [g, d] real: a NumPy array, a memory map, a JAX array, or a list of such shards;
+        or `Embedded`, with its ids. They are not copied, and must not be changed afterwards.
+      ids: [g] integers, strings or bytes (`siamese_jax.names`), row numbers by default.
       resident: whether the prepared copy (centred, as the matrix product takes it) stays in
         memory; by default where it has at most 2 GiB.
 
     Raises:
-      UserError: shapes do not match, or an id is not an integer or a string.
+      UserError: shapes do not match, or an id is no integer, string or bytes.
 
     >>> gallery = Gallery([[0.0, 1.0], [2.0, 0.0]], ids=[70, 71])
     >>> gallery.add([[0.0, 3.0]], ids=[72])
@@ -51,8 +56,11 @@ class Gallery:
     """
 
     def __init__(self, vectors: Any, ids: ArrayLike | None = None, *, resident: bool | None = None):
+        if isinstance(vectors, Embedded):
+            vectors, ids = vectors.vectors, vectors.ids if ids is None else ids
         self.rows = as_rows(vectors, "gallery")
-        self.ids = _ids(ids, len(self.rows), 0)
+        n = len(self.rows)
+        self.ids = np.arange(n) if ids is None else as_ids(ids, n, "gallery_ids")
         self.there: np.ndarray | None = None
         self.resident = resident
         self._forget()
@@ -62,26 +70,38 @@ class Gallery:
         self._slabs: dict[tuple, tuple] = {}
         self._indexes: dict[tuple[str, str], Index] = {}
         self._origins: dict[str, np.ndarray] = {}
-        self._codes: tuple[np.ndarray | None, np.ndarray] | None = None
+        self._book: Codebook | None = None
 
     def __len__(self) -> int:
         """How many rows there are to be found."""
         return len(self.rows) if self.there is None else int(self.there.sum())
 
     def add(self, vectors: Any, ids: ArrayLike | None = None) -> None:
-        """Appends rows [n, d]; their ids are the row numbers by default."""
+        """Appends rows [n, d]; their ids are the row numbers by default.
+
+        Raises:
+          UserError: another width, ids of another kind, or row numbers that are ids already.
+        """
+        if isinstance(vectors, Embedded):
+            vectors, ids = vectors.vectors, vectors.ids if ids is None else ids
         new = as_rows(vectors, "gallery")
         if new.width != self.rows.width:
             raise UserError(f"rows of width {new.width} do not fit a gallery of {self.rows.width}")
-        start = len(self.rows)
-        added = _ids(ids, len(new), start)
-        if added.dtype.kind != self.ids.dtype.kind:
+        start, n = len(self.rows), len(new)
+        added = np.arange(start, start + n) if ids is None else as_ids(ids, n, "gallery_ids")
+        if self.book.kind not in ("", kind_of(added)) and n:
             raise UserError(
-                f"ids of {added.dtype} do not fit a gallery with ids of {self.ids.dtype}"
+                f"ids that are {kind_of(added)} do not fit a gallery with ids that are "
+                f"{self.book.kind}"
             )
-        self.ids = np.concatenate([self.ids, added])
+        known = self.book.of(added) >= 0
+        if ids is None and known.any():
+            raise UserError(
+                f"the row number {added[known][0]} is the id of another row: give the new rows ids"
+            )
+        self.ids = joined(self.ids, added)
         if self.there is not None:
-            self.there = np.concatenate([self.there, np.ones(len(new), bool)])
+            self.there = np.concatenate([self.there, np.ones(n, bool)])
         self.rows = Rows([*self.rows.shards, *new.shards], "gallery")
         self._forget()
 
@@ -91,44 +111,30 @@ class Gallery:
         Raises:
           UserError: an id is not in the gallery.
         """
-        ids = np.atleast_1d(np.asarray(ids))
+        ids = [ids] if np.ndim(ids) == 0 else ids
+        ids = as_ids(ids, len(ids), "the ids to remove")
         there = np.ones(len(self.rows), bool) if self.there is None else self.there
-        gone = np.isin(self.ids, ids) & there
-        missing = ids[~np.isin(ids, self.ids[gone])]
-        if len(missing):
-            raise UserError(f"id {missing.tolist()[0]!r} is not in the gallery")
+        number = self.book.of(ids, "the ids to remove")
+        lost = ~np.isin(number, self.book.own[there])
+        if lost.any():
+            raise UserError(f"id {ids[lost].tolist()[0]!r} is not in the gallery")
+        gone = np.isin(self.book.own, number) & there
         self.there = there & ~gone
         self._forget()
         return int(gone.sum())
+
+    @property
+    def book(self) -> Codebook:
+        """The numbers of the rows' ids."""
+        if self._book is None:
+            self._book = Codebook(self.ids)
+        return self._book
 
     def codes(self, query_ids: ArrayLike | None, q: int) -> tuple[np.ndarray, np.ndarray] | None:
         """int32 codes of queries [q] and rows [g], equal where the ids are."""
         if query_ids is None:
             return None
-        own = np.asarray(query_ids)
-        if own.shape != (q,):
-            raise UserError(f"query_ids must be [{q}], not of shape {own.shape}")
-        if own.dtype.kind not in "iuUS" or (own.dtype.kind in "iu") != (
-            self.ids.dtype.kind in "iu"
-        ):
-            raise UserError(
-                f"query_ids of {own.dtype} do not match gallery ids of {self.ids.dtype}"
-            )
-        if self._codes is None:
-            if self.ids.dtype.kind in "iu" and _fits(self.ids):
-                self._codes = None, self.ids.astype(np.int32)
-            else:
-                self._codes = _numbered(self.ids)
-        if self._codes[0] is None and _fits(own):
-            return own.astype(np.int32), self._codes[1]
-        if self._codes[0] is None:
-            self._codes = _numbered(self.ids)
-            self._blocks, self._slabs = {}, {}
-        names, code = self._codes
-        assert names is not None
-        place = np.minimum(np.searchsorted(names, own), max(0, len(names) - 1))
-        known = names[place] == own if len(names) else np.zeros(q, bool)
-        return np.where(known, place, -2).astype(np.int32), code
+        return self.book.of(as_ids(query_ids, q, "query_ids")), self.book.own
 
     def frame(self, distance: str, precision: str) -> Frame:
         """What scores have in common, with the origin at the mean of some rows."""
@@ -138,7 +144,7 @@ class Gallery:
 
     def blocks(self, frame: Frame, there: np.ndarray | None, size: int, exclude: bool) -> Blocks:
         """The gallery's side of the product, prepared before where that is kept."""
-        code = self._codes[1] if exclude and self._codes else None
+        code = self.book.own if exclude else None
         if not self.keeps(frame) or there is not self.there:
             return Blocks(self.rows, there, code, frame, size)
         key = (frame.distance, frame.precision, size, exclude)
@@ -148,7 +154,7 @@ class Gallery:
 
     def slab(self, mesh: Mesh, start: int, size: int, there: np.ndarray | None) -> tuple:
         """Rows start : start + size on the mesh's devices: (rows, which are there, codes)."""
-        code = self._codes[1] if self._codes else None
+        code = None if self._book is None else self._book.own
         key = ("slab", mesh, start, size, code is not None)
         if there is self.there and key in self._slabs:
             return self._slabs[key]
@@ -183,9 +189,15 @@ class Gallery:
         Removed rows are left out; the vectors are written as float32, a block at a time.
 
         Raises:
-          UserError: the folder exists and holds something else than a gallery.
+          UserError: the folder exists and holds something else than a gallery, or ids are such as
+            no NumPy file holds.
         """
         folder = Path(folder)
+        if self.ids.dtype.kind == "O":
+            raise UserError(
+                "some ids end in a NUL character or have more than 64 bits, which NumPy's files do "
+                "not hold: give the gallery others to save it"
+            )
         if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
             raise UserError(f"{folder} is not empty and holds no gallery: give another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -274,28 +286,6 @@ def _origin(rows: Rows, distance: str) -> np.ndarray:
             origin[:d] = mean
     rows.release()
     return origin
-
-
-def _ids(ids: ArrayLike | None, n: int, start: int) -> np.ndarray:
-    if ids is None:
-        return np.arange(start, start + n, dtype=np.int64)
-    ids = np.asarray(ids)
-    if ids.shape != (n,):
-        raise UserError(f"gallery_ids must be [{n}], not of shape {ids.shape}")
-    if ids.dtype.kind not in "iuUS":
-        raise UserError(f"gallery_ids must be integers or strings, not {ids.dtype}")
-    return ids
-
-
-def _numbered(ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """The different ids in order, and the number of each row's among them, int32."""
-    names, code = np.unique(ids, return_inverse=True)
-    return names, code.astype(np.int32)
-
-
-def _fits(ids: np.ndarray) -> bool:
-    limits = np.iinfo(np.int32)
-    return not len(ids) or bool(ids.min() >= limits.min and ids.max() <= limits.max)
 
 
 def _sha256(path: Path) -> str:

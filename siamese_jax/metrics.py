@@ -16,7 +16,9 @@ a query finds its R relevant items. With P(i) = (hits among the first i) / i:
                   1..min(R, k)                                      (Jarvelin & Kekalainen 2002)
 
 R counts the relevant items in the whole gallery, the query itself (same id) excepted. A query with
-R = 0 is *lone*: no metric is defined for it. It is left out of the means and counted.
+R = 0 is *lone*: no metric is defined for it. It is left out of the means and counted. So is a query
+without a label; gallery items without one are wrong answers to all (`siamese_jax.names` says which
+labels are missing, and when two are equal).
 
 Where tools disagree:
 
@@ -37,13 +39,15 @@ Where tools disagree:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.closer import Depths
-from siamese_jax.distances import check
+from siamese_jax.embedded import Embedded, unpack
 from siamese_jax.errors import UserError
+from siamese_jax.names import label_codes, missing
 from siamese_jax.positions import Positions, listed_positions, positions
 from siamese_jax.ranking import Ranking
 from siamese_jax.relevance import Relevance, as_relevance, relevance
@@ -136,29 +140,36 @@ class PerQuery:
 
 
 def evaluate(
-    queries: ArrayLike,
-    query_labels: ArrayLike,
-    gallery: ArrayLike | None = None,
-    gallery_labels: ArrayLike | None = None,
+    queries: Any,
+    query_labels: Any = None,
+    gallery: Any = None,
+    gallery_labels: Any = None,
     *,
     ks: Sequence[int] = (1, 5, 10),
     metrics: Sequence[str] = DEFAULT,
-    distance: str = "euclidean",
+    distance: str | None = None,
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
     memory_limit: int = 256 * 2**20,
 ) -> dict[str, float]:
     """Means of retrieval metrics over all queries that have an answer.
 
+        evaluate(photos)                               # as `siamese_jax.embed_folder` gives them
+        evaluate(photos, shop)
+        evaluate(queries, query_labels)
+        evaluate(queries, query_labels, gallery, gallery_labels)
+
     Args:
-      queries: [q, d] real, embeddings.
-      query_labels: int or str [q], or multi-hot bool [q, c]: items match if they share a label.
+      queries: [q, d] real, embeddings; or `Embedded`, which bring labels, ids and the distance.
+      query_labels: int or str [q], tuples of those, or multi-hot bool [q, c]: items match if they
+        share a label (`siamese_jax.names`). After `Embedded`, those of the gallery.
       gallery: [g, d]; without it the queries search one another, each leaving itself out.
       gallery_labels: as `query_labels`, [g] or [g, c].
       ks: the k of the metrics named "...@k".
       metrics: names from `METRICS`, such as "map@r" or "recall@k"; "recall@3" also works.
-      distance: "euclidean", "sqeuclidean", "cosine" or "dot".
-      query_ids: [q] int or str; a gallery item with the query's id is no answer to it.
+      distance: "euclidean", "sqeuclidean", "cosine" or "dot"; by default that of the `Embedded`,
+        and of arrays "euclidean".
+      query_ids: [q] int, str or bytes; a gallery item with the query's id is no answer to it.
       gallery_ids: [g], needed with `query_ids` when there is a gallery.
       memory_limit: bytes of working memory, whatever q and g.
 
@@ -167,17 +178,16 @@ def evaluate(
       of queries without any relevant item, which take no part in the means.
 
     Raises:
-      UserError: shapes, labels or names that do not fit, or no query has a relevant item.
+      UserError: shapes, labels or names that do not fit, `Embedded` of two encoders, or no query
+        has a relevant item.
 
     >>> found = evaluate([[0.0], [1.0], [5.0], [5.5]], [7, 7, 7, 8], metrics=["recall@1", "mrr"])
     >>> found["recall@1"], round(found["mrr"], 3), found["lone_share"]
     (0.6666666666666666, 0.833, 0.25)
     """
+    sides = _sides(queries, query_labels, gallery, gallery_labels)
     found = per_query(
-        queries,
-        query_labels,
-        gallery,
-        gallery_labels,
+        *sides,
         ks=ks,
         metrics=metrics,
         distance=distance,
@@ -185,28 +195,33 @@ def evaluate(
         gallery_ids=gallery_ids,
         memory_limit=memory_limit,
     )
+    if not found.relevant.any():
+        raise UserError(_why_none(sides[1], sides[3], found.relevant))
     return found.means() | {"lone_share": found.lone / len(found.relevant)}
 
 
 def per_query(
-    queries: ArrayLike,
-    query_labels: ArrayLike,
-    gallery: ArrayLike | None = None,
-    gallery_labels: ArrayLike | None = None,
+    queries: Any,
+    query_labels: Any = None,
+    gallery: Any = None,
+    gallery_labels: Any = None,
     *,
     ks: Sequence[int] = (1, 5, 10),
     metrics: Sequence[str] = DEFAULT,
-    distance: str = "euclidean",
+    distance: str | None = None,
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
     memory_limit: int = 256 * 2**20,
 ) -> PerQuery:
     """The metrics of every query, exactly. Arguments and errors as `evaluate`."""
-    check(distance)
     chosen = expand(metrics, ks)
-    queries = np.asarray(queries)
-    rows = None if gallery is None else np.asarray(gallery)
-    found = as_relevance(queries, query_labels, rows, gallery_labels, query_ids, gallery_ids)
+    queries, query_labels, gallery, gallery_labels = _sides(
+        queries, query_labels, gallery, gallery_labels
+    )
+    asked = unpack(queries, gallery, distance, query_ids, gallery_ids)
+    queries, ids = np.asarray(asked.queries), (asked.query_ids, asked.gallery_ids)
+    rows = None if asked.gallery is None else np.asarray(asked.gallery)
+    found = as_relevance(queries, query_labels, rows, gallery_labels, *ids)
     rows = queries if rows is None else rows
     depths = Depths(np.ones(len(queries), int), np.ones(len(queries), int))
     for family, k in chosen.values():
@@ -215,7 +230,7 @@ def per_query(
         needed = getattr(depths, hits)
         np.maximum(needed, down[depth] if k is None else k, out=needed)
     blocks = positions(
-        queries, rows, found, distance=distance, depths=depths, memory_limit=memory_limit
+        queries, rows, found, distance=asked.distance, depths=depths, memory_limit=memory_limit
     )
     values = {name: np.full(len(queries), np.nan) for name in chosen}
     for block in blocks:
@@ -264,6 +279,47 @@ def of_ranking(
     values = {name: np.full(len(indices), np.nan) for name in chosen}
     _fill(values, listed, chosen)
     return PerQuery(values, found.counts)
+
+
+def _sides(queries: Any, query_labels: Any, gallery: Any, gallery_labels: Any) -> tuple[Any, ...]:
+    """The four with labels taken from `Embedded`, which then stay in place of their vectors."""
+    if isinstance(queries, Embedded):
+        if isinstance(query_labels, Embedded) and gallery is gallery_labels is None:
+            query_labels, gallery = None, query_labels
+        query_labels = queries.labels if query_labels is None else query_labels
+    if isinstance(gallery, Embedded) and gallery_labels is None:
+        gallery_labels = gallery.labels
+    if query_labels is None:
+        raise UserError("queries need query_labels, unless they are embedded images that have some")
+    return queries, query_labels, gallery, gallery_labels
+
+
+def _why_none(query_labels: Any, gallery_labels: Any, relevant: np.ndarray) -> str:
+    """Why no query has a relevant item."""
+    if not len(relevant):
+        return "there is no query to evaluate"
+    if gallery_labels is None:
+        return (
+            f"no two of the {len(relevant)} items share a label, so no query has an answer: check "
+            "that items that belong together use the same labels"
+        )
+    vocabulary, codes = label_codes(query_labels, gallery_labels)
+    if not len(codes[1]):
+        return "the gallery is empty, so no query has an answer"
+    for side, name in zip(codes, ("queries", "gallery items"), strict=True):
+        if missing(side).all():
+            return f"none of the {len(side)} {name} has a label: there is nothing to evaluate by"
+    asked, held = (
+        [vocabulary[i] for i in (np.flatnonzero(c.any(0)) if c.ndim == 2 else np.unique(c[c >= 0]))]
+        for c in codes
+    )
+    if set(asked) & set(held):
+        return "each query shares its labels with itself alone (equal ids), so none has an answer"
+    return (
+        f"the {len(asked)} labels of the queries (the first is {asked[0]!r}) and the {len(held)} "
+        f"of the gallery (the first is {held[0]!r}) have none in common, so no query has an "
+        "answer: check that both sides use the same labels"
+    )
 
 
 def expand(metrics: Sequence[str], ks: Sequence[int]) -> dict[str, tuple[str, int | None]]:

@@ -14,8 +14,9 @@ references: anything with `embeddings [r, d]`, `labels` and `mask [r]`, such as 
 memory of `siamese_jax.memory`. An index below n is a row of the batch, index n + j is reference j.
 The same references must be given to the loss.
 
-Labels are int [n], or a multi-hot bool [n, c]; items match if they share a label. An item is never
-its own positive. `mask` is bool [n]: a masked row is neither an anchor nor a candidate.
+Labels are int [n], or a multi-hot bool [n, c]; items match if they share a label, so one without a
+label (-1, or a row of zeros; see `siamese_jax.names`) has no positive. An item is never its own
+positive. `mask` is bool [n]: a masked row is neither an anchor nor a candidate.
 """
 
 import math
@@ -28,6 +29,7 @@ from jax import Array, lax
 
 from siamese_jax import distances
 from siamese_jax.errors import UserError
+from siamese_jax.names import share_all
 
 
 class References(Protocol):
@@ -82,9 +84,9 @@ def relevant(labels: Array, others: Array) -> Array:
     [[0, 0, 1], [1, 1, 0]]
     """
     if labels.ndim == 1 and others.ndim == 1:
-        return labels.astype(jnp.int32)[:, None] == others.astype(jnp.int32)[None, :]
+        return share_all(labels.astype(jnp.int32), others.astype(jnp.int32))
     if labels.ndim == 2 and others.ndim == 2 and labels.shape[1] == others.shape[1]:
-        return labels.astype(jnp.float32) @ others.astype(jnp.float32).T > 0
+        return share_all(labels, others)
     raise UserError(
         f"labels {labels.shape} and {others.shape} cannot be compared: give both as integers [n], "
         "or both as a multi-hot matrix [n, classes]"

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax.embedded import unpack
 from siamese_jax.errors import UserError
 from siamese_jax.gallery import Predicate
 from siamese_jax.search import about, exact, ways
@@ -49,11 +50,11 @@ class Neighbours(NamedTuple):
 
 
 def rank(
-    queries: ArrayLike,
+    queries: Any,
     gallery: Any,
     k: int | ArrayLike,
     *,
-    distance: str = "euclidean",
+    distance: str | None = None,
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
     keep: ArrayLike | Predicate | None = None,
@@ -69,16 +70,17 @@ def rank(
     `precision` nor how queries are batched changes an answer.
 
     Args:
-      queries: [q, d] real; taken as float32.
+      queries: [q, d] real, taken as float32; or `Embedded` of `siamese_jax.embed_folder`, which
+        bring their ids and their encoder's distance.
       gallery: [g, d] real: a NumPy array, a memory map, a JAX array, a list of such shards
-        (rows are numbered through), or a `Gallery`.
+        (rows are numbered through), a `Gallery`, or `Embedded`.
       k: how many items to return, at least 1; or int [q], one number for each query, whose row
         then ends in -1 and +inf.
       distance: "euclidean", "sqeuclidean", "cosine" (1 - cos; 1 for a zero vector) or "dot"
-        (negated).
-      query_ids: int or str [q]; a gallery item with the query's own id is left out before the
-        k nearest are taken.
-      gallery_ids: int or str [g]; needed with `query_ids`, unless `gallery` is a `Gallery`.
+        (negated). By default that of the `Embedded`; of arrays, "euclidean".
+      query_ids: int, str or bytes [q]; a gallery item with the query's own id is left out before
+        the k nearest are taken. When ids are equal: `siamese_jax.names`.
+      gallery_ids: likewise [g]; needed with `query_ids`, unless `gallery` is a `Gallery`.
       keep: bool [g], or a function from the gallery's ids to that; other items are left out.
       memory_limit: bytes of working memory, beyond the arguments and the answer. Up to 96 MiB of
         it are kept for the next search.
@@ -94,12 +96,14 @@ def rank(
       A `Ranking` of q rows and max(k) columns.
 
     Raises:
-      UserError: an unknown name, shapes that do not match, or a row that is not finite.
+      UserError: an unknown name, shapes or ids that do not match, a row that is not finite, or
+        `Embedded` of two encoders.
 
     >>> rank([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], k=2)
     Ranking(indices=array([[1, 2]], dtype=int32), distances=array([[1., 1.]], dtype=float32))
     """
-    search = Search(queries, gallery, distance, query_ids, gallery_ids, keep, memory_limit)
+    asked = unpack(queries, gallery, distance, query_ids, gallery_ids)
+    search = Search(*asked, keep, memory_limit)
     wanted = _counts(k, len(search.queries))
     columns = int(wanted.max(initial=0)) if np.ndim(k) else int(np.max(k))
     found = Ranking(
@@ -123,11 +127,11 @@ def rank(
 
 
 def range_search(
-    queries: ArrayLike,
+    queries: Any,
     gallery: Any,
     radius: float | ArrayLike,
     *,
-    distance: str = "euclidean",
+    distance: str | None = None,
     query_ids: ArrayLike | None = None,
     gallery_ids: ArrayLike | None = None,
     keep: ArrayLike | Predicate | None = None,
@@ -144,7 +148,8 @@ def range_search(
     >>> found.limits.tolist(), found.indices.tolist(), found.distances.tolist()
     ([0, 2, 2], [1, 0], [0.0, 1.0])
     """
-    search = Search(queries, gallery, distance, query_ids, gallery_ids, keep, memory_limit)
+    asked = unpack(queries, gallery, distance, query_ids, gallery_ids)
+    search = Search(*asked, keep, memory_limit)
     q = len(search.queries)
     reach = np.asarray(radius, np.float64)
     if reach.shape not in ((), (q,)) or np.isnan(reach).any():

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
+from siamese_jax.names import Codebook, as_ids
 from siamese_jax.ranking import MEMORY_LIMIT, Ranking, rank
 from siamese_jax.relevance import Groups
 from siamese_jax.unit import unit
@@ -161,7 +162,6 @@ def _own(
         if query_ids is not gallery_ids:
             raise UserError("give both query_ids and gallery_ids, or neither")
         return lambda i: np.zeros(0, np.int64)
-    queries, gallery = np.asarray(query_ids), np.asarray(gallery_ids)
-    if len(queries) != q or len(gallery) != g:
-        raise UserError(f"{len(queries)} and {len(gallery)} ids for {q} queries and {g} items")
-    return lambda i: np.flatnonzero(gallery == queries[i])
+    book = Codebook(as_ids(gallery_ids, g, "gallery_ids"))
+    queries = book.of(as_ids(query_ids, q, "query_ids"))
+    return lambda i: np.flatnonzero(book.own == queries[i])

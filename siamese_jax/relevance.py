@@ -1,8 +1,6 @@
 """Which gallery items answer which query: they share a label and are not the query itself.
 
-Labels are whole numbers or strings [n], or a multi-hot bool matrix [n, c] (two items match when
-they share at least one label). Labels are compared as they are, never as floats: 2**24 and
-2**24 + 1 are two labels.
+What labels and ids are, and when two are equal or one is missing: `siamese_jax.names`.
 """
 
 from dataclasses import dataclass
@@ -11,63 +9,32 @@ from typing import Any
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.names import Codebook, as_ids, label_codes, share, share_all
 from siamese_jax.search.sides import fits
 
 ArrayLike = Any
 
 
-def as_labels(labels: ArrayLike, what: str = "labels") -> np.ndarray:
-    """Labels as an array fit for exact comparison: integers or strings [n], or bool [n, c].
-
-    Raises UserError for floats, for a matrix that isn't bool, and for any other shape.
-    """
-    labels = np.asarray(labels)
-    if labels.ndim == 2:
-        if labels.dtype != bool:
-            raise UserError(
-                f"{what} are a matrix of {labels.dtype}: a multi-hot matrix must be bool [n, c]"
-            )
-        return labels
-    if labels.ndim != 1:
-        raise UserError(f"{what} have shape {labels.shape}: give [n], or bool [n, c]")
-    if labels.dtype.kind not in "biuUO":
-        raise UserError(f"{what} are {labels.dtype}: labels must be whole numbers or strings")
-    if labels.dtype.kind == "O":
-        labels = np.asarray([str(label) for label in labels])
-    if labels.dtype.kind == "u":
-        # Unsigned beside signed would meet in float64, which merges neighbours above 2**53.
-        if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
-            raise UserError(f"{what} exceed 2**63 - 1: renumber them")
-        labels = labels.astype(np.int64)
-    return labels
-
-
-def codes(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two label vectors as int64 codes of one shared vocabulary: (first, second, vocabulary)."""
-    if (first.dtype.kind == "U") != (second.dtype.kind == "U"):
-        raise UserError(
-            f"query labels are {first.dtype} and gallery labels {second.dtype}: they never match"
-        )
-    vocabulary, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
-    numbers = numbers.reshape(-1).astype(np.int64)
-    return numbers[: len(first)], numbers[len(first) :], vocabulary
-
-
 @dataclass(frozen=True)
 class Groups:
-    """The gallery's rows by key: those of key c are `order[starts[c]:starts[c + 1]]`, ascending."""
+    """The gallery's rows by key: those of key c are `order[starts[c]:starts[c + 1]]`, ascending.
+
+    Keys are 0..count-1; a negative one is nobody's, and has no members.
+    """
 
     order: np.ndarray
     starts: np.ndarray
 
     @classmethod
     def of(cls, keys: np.ndarray, count: int) -> "Groups":
-        sizes = np.bincount(keys, minlength=count)
-        order = np.argsort(keys, kind="stable")
+        there = np.flatnonzero(keys >= 0)
+        sizes = np.bincount(keys[there], minlength=count)
+        order = there[np.argsort(keys[there], kind="stable")]
         return cls(order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
     def sizes(self, keys: np.ndarray) -> np.ndarray:
-        return self.starts[keys + 1] - self.starts[keys]
+        held = np.maximum(keys, 0)
+        return np.where(keys >= 0, self.starts[held + 1] - self.starts[held], 0)
 
     def members(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All members of each key: (position in `keys` int64 [h], gallery row int64 [h])."""
@@ -81,8 +48,9 @@ class Groups:
 class Relevance:
     """The relevant gallery items of every query, listed block by block so that memory is bounded.
 
-    query_labels, gallery_labels: int64 codes [q], [g] or multi-hot bool [q, c], [g, c].
-    query_ids, gallery_ids: int64 codes [q], [g]; an item with the query's id is never relevant.
+    query_labels, gallery_labels: codes of `label_codes`: int64 [q], [g] or bool [q, c], [g, c].
+    query_ids, gallery_ids: int32 numbers [q], [g] of a `Codebook`; an item with the query's id is
+      never relevant.
     """
 
     query_labels: np.ndarray
@@ -102,7 +70,7 @@ class Relevance:
     def lists(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Relevant pairs of some queries: (position in `rows`, gallery row), both ascending."""
         if self.by_label is None:
-            shared = _share(self.query_labels[rows], self.gallery_labels)
+            shared = share_all(self.query_labels[rows], self.gallery_labels)
             shared[self.own(rows)] = False
             owner, item = np.nonzero(shared)
             return owner, item
@@ -114,28 +82,16 @@ class Relevance:
 
     def related(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
         """bool [b, c]: does each query share a label with each of some gallery rows?"""
-        queries, gallery = self.query_labels[rows], self.gallery_labels[items]
-        if self.by_label is None:
-            return _share(queries, gallery)
-        return queries[:, None] == gallery[None, :]
+        return share_all(self.query_labels[rows], self.gallery_labels[items])
 
     def matches(self, rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """bool [b, k]: is the gallery row relevant? An index of -1 is nobody, hence never."""
         there = indices >= 0
         items = np.where(there, indices, 0)
-        queries, gallery = self.query_labels[rows], self.gallery_labels[items]
-        if self.by_label is None:
-            same = (queries[:, None, :] & gallery).any(-1)
-        else:
-            same = queries[:, None] == gallery
+        same = share(self.query_labels[rows][:, None], self.gallery_labels[items])
         if self.query_ids is not None and self.gallery_ids is not None:
             same &= self.query_ids[rows][:, None] != self.gallery_ids[items]
         return same & there
-
-
-def _share(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """bool [b, g] from multi-hot [b, c] and [g, c]; sums of at most c ones are exact in float32."""
-    return (queries.astype(np.float32) @ gallery.T.astype(np.float32)) > 0
 
 
 def relevance(
@@ -154,46 +110,37 @@ def relevance(
 
     Raises UserError when labels or ids have the wrong kind or length, or only one side has ids.
     """
-    first = as_labels(query_labels, "query labels")
     if gallery_labels is None:
+        vocabulary, (first,) = label_codes(query_labels, what=["query labels"])
         second = first
         if query_ids is None:
             query_ids = np.arange(len(first))
         gallery_ids = query_ids if gallery_ids is None else gallery_ids
     else:
-        second = as_labels(gallery_labels, "gallery labels")
+        vocabulary, (first, second) = label_codes(
+            query_labels, gallery_labels, what=["query labels", "gallery labels"]
+        )
     if (query_ids is None) != (gallery_ids is None):
         raise UserError("ids were given for one side only: give query_ids and gallery_ids, or none")
-    if first.ndim != second.ndim or first.shape[1:] != second.shape[1:]:
-        raise UserError(
-            f"query labels have shape {first.shape} and gallery labels {second.shape}: "
-            "both must be [n], or both multi-hot with the same number of labels"
-        )
 
     by_id = ids = own_ids = None
     if query_ids is not None and gallery_ids is not None:
-        ids, own_ids, names = codes(as_labels(query_ids, "ids"), as_labels(gallery_ids, "ids"))
-        for part, labels, side in ((ids, first, "query"), (own_ids, second, "gallery")):
-            if len(part) != len(labels):
-                raise UserError(f"{len(part)} {side} ids for {len(labels)} {side} labels")
-        by_id = Groups.of(own_ids, len(names))
+        book = Codebook(as_ids(gallery_ids, len(second), "gallery_ids"))
+        ids, own_ids = book.of(as_ids(query_ids, len(first), "query_ids")), book.own
+        by_id = Groups.of(own_ids, len(book))
 
     if first.ndim == 1:
-        first, second, classes = codes(first, second)
-        by_label = Groups.of(second, len(classes))
+        by_label = Groups.of(second, len(vocabulary))
         counts = by_label.sizes(first)
     else:
         by_label = None
         counts = np.concatenate(
             [np.zeros(0, np.int64)]
-            + [_share(first[i : i + block], second).sum(1) for i in range(0, len(first), block)]
+            + [share_all(first[i : i + block], second).sum(1) for i in range(0, len(first), block)]
         )
     found = Relevance(first, second, ids, own_ids, by_label, by_id, counts)
     owner, item = found.own(np.arange(len(first)))
-    if by_label is None:
-        self_match = (first[owner] & second[item]).any(-1)
-    else:
-        self_match = first[owner] == second[item]
+    self_match = share(first[owner], second[item])
     counts = counts - np.bincount(owner[self_match], minlength=len(first))
     return Relevance(first, second, ids, own_ids, by_label, by_id, counts)
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.relevance import as_labels
+from siamese_jax.names import label_codes, missing
 from siamese_jax.unit import unit
 
 
@@ -117,11 +117,12 @@ def _within(x: np.ndarray, labels: ArrayLike) -> np.ndarray:
     """Mean of (x - y)(x - y)^T over the pairs of one class.
 
     Within a class of n with mean m, the sum over its unordered pairs is n sum (x - m)(x - m)^T.
+    Rows without a label are in no pair.
     """
-    labels = as_labels(labels)
-    if labels.shape != (len(x),):
-        raise UserError(f"{len(x)} rows need labels [{len(x)}], not {labels.shape}")
-    group = np.unique(labels, return_inverse=True)[1].reshape(-1)
+    _, (group,) = label_codes(labels)
+    if group.shape != (len(x),):
+        raise UserError(f"{len(x)} rows need labels [{len(x)}], not {group.shape}")
+    x, group = x[~missing(group)], group[~missing(group)]
     size = np.bincount(group)
     pairs = (size * (size - 1) / 2).sum()
     if not pairs:

@@ -23,7 +23,7 @@ class Search:
 
     def __init__(
         self,
-        queries: ArrayLike,
+        queries: Any,
         gallery: Any,
         distance: str,
         query_ids: ArrayLike | None,

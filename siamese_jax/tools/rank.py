@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax.names import label_codes, share
 from siamese_jax.tools import cli, reranking, search, sides
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Found:
         self.distances = np.asarray(ranking.distances)
         self.query_labels = sides.shown_labels(pair.query)
         self.gallery_labels = sides.shown_labels(pair.gallery)
+        _, (self.query_codes, self.gallery_codes) = label_codes(
+            pair.query.labels, pair.gallery.labels, what=["query labels", "gallery labels"]
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -41,15 +45,10 @@ class Found:
     def correct(self, row: int) -> list[bool | None]:
         """Whether each neighbour of a query shares its label; None where that is not known."""
         query, gallery = self.pair.query, self.pair.gallery
-        answers: list[bool | None] = []
-        for j in self.indices[row]:
-            if j < 0 or not query.labelled[row] or not gallery.labelled[j]:
-                answers.append(None)
-            else:
-                same = query.labels[row] == gallery.labels[j]
-                shared = query.labels[row] & gallery.labels[j] if query.labels.ndim == 2 else same
-                answers.append(bool(np.any(shared)))
-        return answers
+        items = self.indices[row]
+        known = query.labelled[row] & gallery.labelled[items] & (items >= 0)
+        shared = share(self.query_codes[row][None], self.gallery_codes[items])
+        return [bool(s) if k else None for s, k in zip(shared, known, strict=True)]
 
     def neighbours(self, row: int) -> Iterator[tuple[int, int, float, bool | None]]:
         """(rank from 1, gallery row, distance, correct) of a query, as many as there are."""
