@@ -12,6 +12,8 @@ _HOMES = {
     "load_encoder": "encoder",
     "whiten": "encoder_folder",
     "embed_folder": "features",
+    "embed_images": "features",
+    "Embedded": "embedded",
     "Encoder": "encoder",
     "Ranking": "ranking",
     "range_search": "ranking",

@@ -11,12 +11,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from siamese_jax.embedded import Embedded
 from siamese_jax.errors import UserError
 from siamese_jax.vectors import VectorStore
 
@@ -26,16 +27,6 @@ if TYPE_CHECKING:
     from siamese_jax.encoder import Encoder
 
 Batch = dict[str, np.ndarray]
-
-
-class Embedded(NamedTuple):
-    """The embeddings of a folder of images, one row an image."""
-
-    vectors: np.ndarray  # float32 [n, d]
-    ids: np.ndarray  # int32 [n]
-    labels: np.ndarray  # int32 [n] (or bool [n, c]); -1 where unknown
-    paths: np.ndarray  # str [n]
-    records: "Records"
 
 
 def fingerprint(**parts: Any) -> str:
@@ -153,54 +144,152 @@ def embed_records(
     Raises:
       UserError: no image could be read, or one could not under `strict`.
     """
-    from siamese_jax.combined import Combined
-    from siamese_jax.data.cache import cache_root
     from siamese_jax.data.pipeline import eval_batches
     from siamese_jax.data.records import content_keys
 
-    keys = content_keys(records) if keys is None else keys
-    options: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir, "strict": strict}
-    if isinstance(encoder, Combined):
-        parts = [embed_records(part, records, keys=keys, **options) for part in encoder.parts]
-        # A file that is gone since the first pass is gone for all.
-        shared = functools.reduce(np.intersect1d, [part.ids for part in parts])
-        vectors = encoder.join([part.vectors[np.isin(part.ids, shared)] for part in parts])
-        kept = parts[0].records.select(np.isin(parts[0].ids, shared))
-        return Embedded(vectors, kept.id, kept.label, kept.path, kept)
-    root = Path(cache_dir) if cache_dir else cache_root()
-    store = VectorStore(root / "embeddings" / encoder.fingerprint, (encoder.embedding_dim,))
-
-    def batches(rows: np.ndarray) -> Iterable[Batch]:
+    def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
         return eval_batches(
             records.select(rows),
-            image_size=encoder.image_size,
-            fit=encoder.fit,
+            image_size=part.image_size,
+            fit=part.fit,
             batch_size=batch_size,
             strict=strict,
         )
 
-    cached = CachedVectors(store, batches, encoder)
+    keys = content_keys(records) if keys is None else keys
+    return _embedded(encoder, records, keys, batches, cache_dir)
+
+
+def embed_folder(
+    encoder: "Encoder | Combined",
+    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    **options: Any,
+) -> Embedded:
+    """Embeds the images of a folder: class folders give labels, a flat folder has none ("").
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      folder: read as it is, without a split; or a list of images, as for `embed_images`.
+      **options: of `embed_records`.
+    """
+    from siamese_jax.data.sources import load_images
+
+    if not isinstance(folder, str | os.PathLike):
+        return embed_images(encoder, folder, **options)
+    return embed_records(encoder, load_images(folder), **options)
+
+
+def embed_images(
+    encoder: "Encoder | Combined",
+    images: Iterable[Any],
+    *,
+    labels: Any = None,
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> Embedded:
+    """Embeds a list of images, each brought to the encoder's size as a file in a folder is.
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      images: n paths; or n images in memory, of any sizes: Pillow images and arrays uint8
+        [h, w, 3] (or [h, w], [h, w, 4]).
+      labels: n names (`siamese_jax.names`); None where they are not known.
+      batch_size, cache_dir, strict: as for `embed_records`.
+
+    Returns:
+      Embedded, in the order of the list. Files that can't be read are left out and listed.
+
+    Raises:
+      UserError: something in the list is no image, or what `embed_records` raises.
+
+    >>> embed_images(None, [np.zeros((2, 2, 3))])
+    Traceback (most recent call last):
+    siamese_jax.errors.UserError: image 0 is ndarray float64 [2, 2, 3]: give uint8 [h, w, 3] (or \
+[h, w], [h, w, 4]), a Pillow image, or only paths
+    """
+    from siamese_jax.data.given import given_records, picture_batches, picture_keys
+
+    records, pictures = given_records(images, labels)
+    if not pictures:
+        options: dict[str, Any] = {"cache_dir": cache_dir, "strict": strict}
+        return embed_records(encoder, records, batch_size=batch_size, **options)
+
+    def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
+        return picture_batches(
+            pictures, rows, image_size=part.image_size, fit=part.fit, batch_size=batch_size
+        )
+
+    return _embedded(encoder, records, picture_keys(pictures), batches, cache_dir)
+
+
+def item_ids(records: "Records") -> np.ndarray:
+    """str [n], what each image is wherever it is met: its real path, and its box if it has one."""
+    from siamese_jax.data.given import HERE
+
+    folder = functools.cache(os.path.realpath)
+    ids = []
+    for path in records.path.tolist():
+        if path.startswith(HERE):
+            ids.append(path)
+        elif os.path.islink(path):
+            ids.append(os.path.realpath(path))
+        else:
+            ids.append(os.path.join(folder(os.path.dirname(path)), os.path.basename(path)))
+    if records.box is not None:  # several things in one picture are several items
+        boxes = [f"#{tuple(b)}" if any(b) else "" for b in records.box.tolist()]
+        ids = [i + box for i, box in zip(ids, boxes, strict=True)]
+    return np.array(ids, np.str_)
+
+
+def label_names(records: "Records") -> np.ndarray:
+    """The class of each image, str [n], "" where unknown; object [n] of tuples where images may
+    have several."""
+    if records.label.ndim == 1:
+        names = np.array([*records.class_names, ""], np.str_)  # -1, unknown, is the last
+        return names[np.maximum(records.label, -1)]
+    held = [tuple(records.class_names[j] for j in np.flatnonzero(row)) for row in records.label]
+    return np.fromiter(held, object, len(held))
+
+
+def _embedded(
+    encoder: "Encoder | Combined",
+    records: "Records",
+    keys: list[bytes],
+    batches: Callable[["Encoder", np.ndarray], Iterable[Batch]],
+    cache_dir: str | os.PathLike[str] | None,
+) -> Embedded:
+    """The records with their vectors; `batches` gives some of them as an encoder sees them."""
+    vectors, good = _vectors(encoder, records, keys, batches, cache_dir)
+    kept = records.select(good)
+    distance = getattr(encoder, "distance", "cosine")
+    names = (item_ids(kept), label_names(kept), kept.path)
+    return Embedded(vectors, *names, kept, distance, encoder.fingerprint)
+
+
+def _vectors(
+    encoder: "Encoder | Combined",
+    records: "Records",
+    keys: list[bytes],
+    batches: Callable[["Encoder", np.ndarray], Iterable[Batch]],
+    cache_dir: str | os.PathLike[str] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [m, d] of the images that can be read, and which they are, bool [n]."""
+    from siamese_jax.combined import Combined
+    from siamese_jax.data.cache import cache_root
+
+    if isinstance(encoder, Combined):
+        parts = [_vectors(part, records, keys, batches, cache_dir) for part in encoder.parts]
+        # A file that is gone since the first pass is gone for all.
+        good = np.logical_and.reduce([there for _, there in parts])
+        return encoder.join([vectors[good[there]] for vectors, there in parts]), good
+    root = Path(cache_dir) if cache_dir else cache_root()
+    store = VectorStore(root / "embeddings" / encoder.fingerprint, (encoder.embedding_dim,))
+    cached = CachedVectors(store, functools.partial(batches, encoder), encoder)
     mirrored = ", mirrored" if getattr(encoder, "mirror", False) else ""
     title = f"embedding at {encoder.image_size} px{mirrored}"
     rows = cached.rows(records.id, keys, describe=title)
     good = rows >= 0
     if not good.any():
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")
-    kept = records.select(good)
-    vectors = np.asarray(store.vectors()[rows[good]])
-    return Embedded(vectors, kept.id, kept.label, kept.path, kept)
-
-
-def embed_folder(
-    encoder: "Encoder | Combined", folder: str | os.PathLike[str], **options: Any
-) -> Embedded:
-    """Embeds the images of a folder: class folders give labels, a flat folder has none (-1).
-
-    Args:
-      encoder: of `siamese_jax.load_encoder`.
-      folder: read as it is, without a split.
-      **options: of `embed_records`.
-    """
-    from siamese_jax.data.sources import load_images
-
-    return embed_records(encoder, load_images(folder), **options)
+    return np.asarray(store.vectors()[rows[good]]), good

@@ -298,17 +298,18 @@ def _why_none(query_labels: Any, gallery_labels: Any, relevant: np.ndarray) -> s
     """Why no query has a relevant item."""
     if not len(relevant):
         return "there is no query to evaluate"
-    if gallery_labels is None:
-        return (
-            f"no two of the {len(relevant)} items share a label, so no query has an answer: check "
-            "that items that belong together use the same labels"
-        )
-    vocabulary, codes = label_codes(query_labels, gallery_labels)
+    alone = gallery_labels is None
+    vocabulary, codes = label_codes(query_labels, query_labels if alone else gallery_labels)
     if not len(codes[1]):
         return "the gallery is empty, so no query has an answer"
     for side, name in zip(codes, ("queries", "gallery items"), strict=True):
         if missing(side).all():
             return f"none of the {len(side)} {name} has a label: there is nothing to evaluate by"
+    if alone:
+        return (
+            f"no two of the {len(relevant)} items share a label, so no query has an answer: check "
+            "that items that belong together use the same labels"
+        )
     asked, held = (
         [vocabulary[i] for i in (np.flatnonzero(c.any(0)) if c.ndim == 2 else np.unique(c[c >= 0]))]
         for c in codes
@@ -371,7 +372,7 @@ def _check_indices(indices: np.ndarray, found: Relevance) -> None:
     twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1)
     if twice.any():
         raise UserError(f"the ranking of query {int(twice.argmax())} lists an item twice")
-    if found.query_ids is not None and found.gallery_ids is not None:
+    if found.query_ids is not None and found.gallery_ids is not None and len(found.gallery_ids):
         own = found.gallery_ids[np.maximum(indices, 0)] == found.query_ids[:, None]
         if (own & (indices >= 0)).any():
             row = int((own & (indices >= 0)).any(1).argmax())

@@ -87,6 +87,8 @@ class Relevance:
     def matches(self, rows: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """bool [b, k]: is the gallery row relevant? An index of -1 is nobody, hence never."""
         there = indices >= 0
+        if not len(self.gallery_labels):
+            return there
         items = np.where(there, indices, 0)
         same = share(self.query_labels[rows][:, None], self.gallery_labels[items])
         if self.query_ids is not None and self.gallery_ids is not None:

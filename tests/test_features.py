@@ -143,7 +143,7 @@ def test_a_folder_is_embedded_once(folder, encoder, tmp_path):
     found = embed_folder(counting, folder, cache_dir=tmp_path, batch_size=4)
     assert found.vectors.shape == (9, 512)
     assert counting.count == 12  # three batches of four
-    np.testing.assert_array_equal(found.labels, np.repeat(range(3), 3))
+    np.testing.assert_array_equal(found.labels, np.repeat(["class0", "class1", "class2"], 3))
     assert str(found.paths[0]).endswith("class0/0.png")
     again = embed_folder(counting, folder, cache_dir=tmp_path, batch_size=4)
     assert counting.count == 12

@@ -7,6 +7,7 @@ runs many at a time.
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ _WHITE = (255, 255, 255)
 
 
 def read_image(
-    path: str | os.PathLike[str],
+    path: "str | os.PathLike[str] | Image",
     size: int | tuple[int, int],
     *,
     fit: str = "squash",
@@ -37,7 +38,7 @@ def read_image(
     first frame of an animation.
 
     Args:
-      path: of the file; its content, not its suffix, says what it is.
+      path: of the file; its content, not its suffix, says what it is. Or a Pillow image.
       size: pixels of the result, height and width.
       fit: "squash" changes the aspect ratio, "crop" keeps the middle, "pad" adds white.
       box: left, upper, right, lower of the part that counts; all zero or None for the whole.
@@ -53,7 +54,9 @@ def read_image(
 
     height, width = (size, size) if isinstance(size, int) else size
     try:
-        with Image.open(path) as image:
+        # An image that is given stays as it is: reading at a scale would change it.
+        given = isinstance(path, Image.Image)
+        with nullcontext(path.copy()) if given else Image.open(path) as image:
             return _read(image, (width, height), fit, box, region)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
