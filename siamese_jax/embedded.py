@@ -66,10 +66,12 @@ def unpack(
         are of different encoders, widths or distances.
     """
     sides = [side for side in (queries, gallery) if side is not None]
-    embedded = [side for side in sides if isinstance(side, Embedded)]
-    if len(embedded) == 2:
-        _check_comparable(*embedded, distance)
-    elif embedded and not all(hasattr(side, "ids") for side in sides):  # a `Gallery` has some
+    if isinstance(queries, Embedded) and isinstance(gallery, Embedded):
+        _check_comparable(queries, gallery, distance)
+    elif any(isinstance(side, Embedded) for side in sides) and not all(
+        hasattr(side, "ids")  # as a `Gallery` has
+        for side in sides
+    ):
         raise UserError(
             "one side is embedded images and the other an array, which has no ids to compare: give "
             "both as they were embedded, or .vectors of both"

@@ -111,13 +111,13 @@ class Gallery:
         Raises:
           UserError: an id is not in the gallery.
         """
-        ids = [ids] if np.ndim(ids) == 0 else ids
-        ids = as_ids(ids, len(ids), "the ids to remove")
+        which: Any = [ids] if np.ndim(ids) == 0 else ids
+        unwanted = as_ids(which, len(which), "the ids to remove")
         there = np.ones(len(self.rows), bool) if self.there is None else self.there
-        number = self.book.of(ids, "the ids to remove")
+        number = self.book.of(unwanted, "the ids to remove")
         lost = ~np.isin(number, self.book.own[there])
         if lost.any():
-            raise UserError(f"id {ids[lost].tolist()[0]!r} is not in the gallery")
+            raise UserError(f"id {unwanted[lost].tolist()[0]!r} is not in the gallery")
         gone = np.isin(self.book.own, number) & there
         self.there = there & ~gone
         self._forget()

@@ -97,7 +97,7 @@ def share_all(first: Any, second: Any) -> Any:
 
 def missing(codes: np.ndarray) -> np.ndarray:
     """Which items have no label: codes [n] or multi-hot bool [n, c] -> bool [n]."""
-    return ~codes.any(axis=1) if codes.ndim == 2 else codes == MISSING
+    return np.asarray(~codes.any(axis=1) if codes.ndim == 2 else codes == MISSING)
 
 
 def _labels(labels: ArrayLike, what: str) -> np.ndarray | list[Any]:
@@ -127,8 +127,9 @@ def _label(value: Any, whole_floats: bool, what: str) -> Any:
         return tuple(_label(part, False, what) for part in value if not is_missing(part))
     if isinstance(value, str):
         return str(value)
-    exact = isinstance(value, float | np.floating) and value.is_integer() and abs(value) <= 2**53
-    if isinstance(value, int | np.integer | np.bool_) or (exact and whole_floats):
+    floats = whole_floats and isinstance(value, float | np.floating)
+    exact = floats and float(value).is_integer() and abs(float(value)) <= 2**53
+    if isinstance(value, int | np.integer | np.bool_) or exact:
         return None if value == MISSING else int(value)
     raise UserError(
         f"{what} hold {value!r:.60} ({type(value).__name__}): labels must be whole "

@@ -28,7 +28,7 @@ class Groups:
     @classmethod
     def of(cls, keys: np.ndarray, count: int) -> "Groups":
         there = np.flatnonzero(keys >= 0)
-        sizes = np.bincount(keys[there], minlength=count)
+        sizes = np.bincount(keys[there], minlength=max(count, 1))
         order = there[np.argsort(keys[there], kind="stable")]
         return cls(order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 

@@ -7,7 +7,6 @@ runs many at a time.
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -55,8 +54,9 @@ def read_image(
     height, width = (size, size) if isinstance(size, int) else size
     try:
         # An image that is given stays as it is: reading at a scale would change it.
-        given = isinstance(path, Image.Image)
-        with nullcontext(path.copy()) if given else Image.open(path) as image:
+        if isinstance(path, Image.Image):
+            return _read(path.copy(), (width, height), fit, box, region)
+        with Image.open(path) as image:
             return _read(image, (width, height), fit, box, region)
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
