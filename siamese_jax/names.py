@@ -114,7 +114,9 @@ def _labels(labels: ArrayLike, what: str) -> np.ndarray | list[Any]:
         raise UserError(f"{what} have shape {column.shape}: give [n], or bool [n, c]")
     if kind in "bi" or (kind == "u" and int(column.max(initial=0)) <= _HIGH):
         return column.astype(np.int64)
-    values = column.tolist() if kind in "fuUO" else list(column)
+    if kind == "U":
+        return [value or None for value in column.tolist()]
+    values = column.tolist() if kind in "fuO" else list(column)
     values = [None if is_missing(value) else value for value in values]
     whole_floats = None in values  # see above: only then may whole numbers come as floats
     return [_label(value, whole_floats, what) for value in values]
@@ -212,20 +214,18 @@ def as_ids(ids: ArrayLike, n: int, what: str = "ids") -> np.ndarray:
     if not n:
         return np.zeros(0, np.int64)
     values = column.tolist() if column.dtype.kind == "O" else list(column)
-    for value in values:
-        if isinstance(value, bool | np.bool_) or not isinstance(
-            value, int | np.integer | str | bytes
-        ):
+    types = set(map(type, values))
+    for kind in types:
+        if issubclass(kind, bool) or not issubclass(kind, int | np.integer | str | bytes):
+            bad = next(value for value in values if type(value) is kind)
             raise UserError(
-                f"{what} hold {value!r:.60} ({type(value).__name__}), which do not match anything "
-                "for certain: ids must be integers or strings"
+                f"{what} hold {bad!r:.60} ({kind.__name__}), which do not match anything for "
+                "certain: ids must be integers or strings"
             )
-    values = [int(value) if isinstance(value, np.integer) else value for value in values]
-    kinds = {_kind(value) for value in values}
-    if len(kinds) > 1:
-        mixed = " and ".join(sorted(_KINDS[kind] for kind in kinds))
-        raise UserError(f"{what} mix {mixed}: give one kind")
-    return _natural(values)
+    if len(kinds := {_KINDS[_kind(kind)] for kind in types}) > 1:
+        raise UserError(f"{what} mix {' and '.join(sorted(kinds))}: give one kind")
+    whole = any(issubclass(kind, np.integer) for kind in types)
+    return _natural([int(value) for value in values] if whole else values)
 
 
 class Codebook:
@@ -248,7 +248,7 @@ class Codebook:
             self._ids, own = np.unique(whole, return_inverse=True)
         else:
             self._ids = np.fromiter(dict.fromkeys(ids.tolist()), object)
-            own = np.array([self._numbers[i] for i in ids.tolist()])
+            own = np.array([*map(self._numbers.__getitem__, ids.tolist())])
         self.own = own.reshape(-1).astype(np.int32)
 
     def __len__(self) -> int:
@@ -276,11 +276,13 @@ class Codebook:
 
 def kind_of(ids: np.ndarray) -> str:
     """What ids are: "whole numbers", "strings" or "bytes"; "" where there are none."""
-    return _KINDS[_kind(ids[:1].tolist()[0])] if len(ids) else ""
+    return _KINDS[_kind(type(ids[:1].tolist()[0]))] if len(ids) else ""
 
 
 def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Ids [n] and [m] as one array [n + m], exactly: int64 and uint64 do not meet in float64."""
+    if not len(first) or not len(second):
+        return first if len(first) else second
     if first.dtype.kind == second.dtype.kind:
         return np.concatenate([first, second])
     return _natural([*first.tolist(), *second.tolist()])
@@ -288,7 +290,7 @@ def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _natural(values: list[Any]) -> np.ndarray:
     """Ids of one kind in NumPy's own dtype, or as objects where that would change them."""
-    kind = _kind(values[0])
+    kind = _kind(type(values[0]))
     if kind is not int:
         natural = np.array(values, np.str_ if kind is str else np.bytes_)
     elif min(values) >= _LOW and max(values) <= _HIGH:
@@ -307,8 +309,8 @@ def _int64(ids: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _kind(value: Any) -> type:
-    return next(kind for kind in _KINDS if isinstance(value, kind))
+def _kind(held: type) -> type:
+    return int if issubclass(held, np.integer) else next(k for k in _KINDS if issubclass(held, k))
 
 
 # --- both ------------------------------------------------------------------------------------
