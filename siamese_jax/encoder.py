@@ -22,7 +22,7 @@ from siamese_jax.combined import Combined
 from siamese_jax.errors import UserError
 from siamese_jax.head import Head, make_head
 from siamese_jax.pooling import FIXED_POOLS, check_pool
-from siamese_jax.trunks import TRUNKS, Preprocessing, normalise
+from siamese_jax.trunks import TRUNKS, Preprocessing, as_preprocessing, normalise
 from siamese_jax.weights import TrunkWeights
 from siamese_jax.weights import load as load_weights
 from siamese_jax.weights.inference import fold_batch_norm, transformed_kernels
@@ -358,23 +358,37 @@ def load_encoder(
     pool: str = "average",
     offline_fallback: str | None = None,
     dtype: str = "float32",
+    form: str | None = None,
+    preprocessing: str | Preprocessing | Mapping[str, Any] | None = None,
+    ignore: str | None = None,
     whitening: bool = True,
 ) -> Encoder | Combined:
     """An encoder from a folder, or a trunk with its pretrained features.
 
     Args:
       name: a folder that `main.py` has trained in or `whiten` has saved to, or a name in TRUNKS.
-      weights: of a trunk: "imagenet", "random", a named source, or a file.
+      weights: of a trunk: "imagenet", "random", a named source, or a file of PyTorch, Keras,
+        safetensors or NumPy.
       image_size: pixels; by default what the run, or the weights, were trained at.
       stage, pool: the trunk's output to use and its pooling, for a bare trunk.
       offline_fallback: a trunk to take instead where the weights cannot be had.
       dtype: compute type of a bare trunk, "float32" or "bfloat16".
+      form: of a bare trunk's weights, where a file does not tell: "keras" (TensorFlow's padding and
+        epsilon) or "torch".
+      preprocessing: of a bare trunk's pixels, where it is not as the weights say: "imagenet",
+        "inception", "lite", "caffe", "unit", or "MEAN/STD" for pixels from 0 to 1.
+      ignore: a pattern (`re.search`) of the leaves of a file that are no part of the trunk.
       whitening: whether a whitening that lies in the folder is applied.
 
     Raises:
       UserError: no such run or trunk, or weights that cannot be had.
     """
     if Path(name).is_dir():
+        if form or preprocessing or ignore:
+            raise UserError(
+                f"form, preprocessing and ignore are for a trunk's weights; {name} is a folder, "
+                "which has its own"
+            )
         return _from_folder(Path(name), image_size, whitening)
     if os.sep in os.fspath(name):
         raise UserError(f"{name} does not exist; give the folder of a run, or a trunk's name")
@@ -387,7 +401,18 @@ def load_encoder(
         "offline_fallback": offline_fallback,
         "dtype": dtype,
     }
-    found = load_weights(os.fspath(name), weights, offline_fallback=offline_fallback)
+    scaling = None if preprocessing is None else as_preprocessing(preprocessing)
+    found = load_weights(
+        os.fspath(name),
+        weights,
+        offline_fallback=offline_fallback,
+        form=form,
+        preprocessing=scaling,
+        ignore=ignore,
+    )
+    written = None if scaling is None else dataclasses.asdict(scaling)
+    kept = {"form": form, "preprocessing": written, "ignore": ignore}
+    arguments |= {key: value for key, value in kept.items() if value is not None}
     model = build_model(found, stage=stage, pool=pool, dtype=dtype)
     params = {"trunk": found.variables["params"], "head": {}}
     batch_stats = {"trunk": found.variables["batch_stats"], "head": {}}
@@ -415,7 +440,8 @@ def stored_weights(run: Mapping[str, Any], leaves: Mapping[str, Any]) -> TrunkWe
     scaling = run["trunk"]["preprocessing"]
     return TrunkWeights(
         **facts,
-        preprocessing=Preprocessing(tuple(scaling["mean"]), tuple(scaling["std"]), scaling["bgr"]),
+        preprocessing=as_preprocessing(scaling),
+        notes=tuple(run["trunk"].get("notes", ())),
         variables={
             kind: checkpoint.nest(leaves, f"{kind}/trunk/") for kind in ("params", "batch_stats")
         },

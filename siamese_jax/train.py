@@ -145,12 +145,16 @@ def load_trunk(config: ConfigDict, run: Mapping[str, Any], found: Any) -> TrunkW
             config.trunk.name,
             config.trunk.weights,
             offline_fallback=config.trunk.offline_fallback or None,
+            form=config.trunk.form,
+            preprocessing=config.trunk.preprocessing,
+            ignore=config.trunk.ignore,
             key=jax.random.key(config.seed),
             cache_dir=config.data.cache_dir,
         )
     for warning in caught:
         log.warning("%s", warning.message)
         run["warnings"].append(str(warning.message))
+    run["warnings"].extend(trunk.notes)
     return trunk
 
 

@@ -79,6 +79,7 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights", default="imagenet", help="of a trunk: imagenet, random, a named source, a file"
     )
+    add_reading(group)
     group.add_argument("--image-size", type=count, help="pixels a side; default: as trained")
     group.add_argument("--stage", help="of a trunk: the output to pool; default: the last")
     group.add_argument(
@@ -89,6 +90,26 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch-size", type=count, default=64, help="images in memory at a time")
     group.add_argument("--cache-dir", help="of embeddings; default: $SIAMESE_JAX_CACHE")
+
+
+def add_reading(group: "argparse._ActionsContainer") -> None:
+    """How a file of weights is read, where it does not tell."""
+    group.add_argument(
+        "--form", choices=("keras", "torch"), help="of a weights file that does not tell its own"
+    )
+    group.add_argument(
+        "--preprocessing",
+        help="of a trunk's pixels: imagenet, inception, lite, caffe, unit, or MEAN/STD for pixels "
+        "from 0 to 1; default: as the weights say",
+    )
+    group.add_argument(
+        "--ignore", metavar="REGEX", help="the leaves of a weights file that are not the trunk's"
+    )
+
+
+def reading(args: argparse.Namespace) -> dict[str, str | None]:
+    """What `add_reading` was given, as `load_encoder` and `weights.load` take it."""
+    return {key: getattr(args, key) for key in ("form", "preprocessing", "ignore")}
 
 
 def add_combination(parser: argparse.ArgumentParser) -> None:
@@ -109,10 +130,15 @@ def add_combination(parser: argparse.ArgumentParser) -> None:
 
 def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True) -> "Part":
     """One encoder as the options say; compiled programs are kept from here on."""
+    from pathlib import Path
+
     from siamese_jax.compilation_cache import enable_compilation_cache
     from siamese_jax.encoder import load_encoder
 
     enable_compilation_cache()
+    of_file = reading(args)
+    if Path(name).is_dir() and not all(Path(other).is_dir() for other in args.encoder):
+        of_file = {}  # for the others
     return load_encoder(
         name,
         args.weights,
@@ -121,6 +147,7 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
         pool=args.pool,
         offline_fallback=args.offline_fallback,
         whitening=whitening,
+        **of_file,
     )
 
 

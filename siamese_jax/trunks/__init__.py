@@ -1,6 +1,6 @@
 """The trunks: what each is called, how it is built, what it gives, how its pixels are scaled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,47 @@ IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 LITE = Preprocessing((127.0,) * 3, (128.0,) * 3)
 # timm's "inception" constants: 0.5 and 0.5, times 255.
 HALF = Preprocessing((127.5,) * 3, (127.5,) * 3)
+# Pixels from 0 to 1.
+UNIT = Preprocessing((0.0,) * 3, (255.0,) * 3)
+PREPROCESSING = {
+    "imagenet": IMAGENET,
+    "inception": HALF,
+    "lite": LITE,
+    "caffe": CAFFE,
+    "unit": UNIT,
+}
+
+
+def as_preprocessing(value: str | Preprocessing | Mapping[str, Any]) -> Preprocessing:
+    """A name in the table, or "MEAN/STD" for pixels from 0 to 1: one number or three (RGB) each.
+
+    >>> as_preprocessing("0.5/0.5") == HALF
+    True
+    """
+    if isinstance(value, Preprocessing):
+        return value
+    if isinstance(value, Mapping):  # as JSON keeps one
+        return Preprocessing(tuple(value["mean"]), tuple(value["std"]), value["bgr"])
+    if value in PREPROCESSING:
+        return PREPROCESSING[value]
+    try:
+        mean, std = (_three(part) for part in value.split("/"))
+        if min(std) <= 0:
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"preprocessing={value!r}: choose from {', '.join(PREPROCESSING)}, or give MEAN/STD "
+            "for pixels from 0 to 1, such as 0.485,0.456,0.406/0.229,0.224,0.225"
+        ) from None
+    return Preprocessing(mean, std)
+
+
+def _three(text: str) -> Triple:
+    numbers = [float(part) for part in text.split(",")]
+    if len(numbers) not in (1, 3) or not all(0 <= number <= 1 for number in numbers):
+        raise ValueError
+    red, green, blue = (255 * number for number in (numbers * 3 if len(numbers) == 1 else numbers))
+    return red, green, blue
 
 
 def normalise(images: ArrayLike, preprocessing: Preprocessing, dtype: Any = jnp.float32) -> Array:

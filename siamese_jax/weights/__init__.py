@@ -2,11 +2,12 @@
 
 weights.load("resnet50")                                   # its ImageNet weights
 weights.load("resnet50", "torchvision:IMAGENET1K_V2")
-weights.load("resnet50", "my.weights.h5")                  # .h5 .pth .safetensors .npz
+weights.load("resnet50", "my.weights.h5")                  # .h5 .keras .pth .ckpt .safetensors .npz
 weights.load("resnet50", "random", key=jax.random.key(0))
 """
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -19,14 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks import CAFFE, IMAGENET, LITE, Preprocessing, find
-from siamese_jax.weights import formats
+from siamese_jax.trunks import CAFFE, IMAGENET, LITE, PREPROCESSING, Preprocessing, find
+from siamese_jax.trunks import as_preprocessing as as_scaling
+from siamese_jax.weights import formats, origin
 from siamese_jax.weights.download import Unavailable, obtain
+from siamese_jax.weights.fit import first
 from siamese_jax.weights.formats import META, Leaves
-from siamese_jax.weights.port import Ported, flatten, port, shapes, unflatten
+from siamese_jax.weights.namings import shapes
+from siamese_jax.weights.port import Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source
 
 __all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
+log = logging.getLogger(__name__)
 
 
 class FallbackWarning(UserWarning):
@@ -40,7 +45,8 @@ class TrunkWeights:
     `trunk` is the one really loaded; `source` says from where ("keras", a path, "random"), `sha256`
     is that of the file. `variables` = {"params": ..., "batch_stats": ...}, float32. `classifier`,
     where the file has one that is linear on the pooled features: {"kernel" [c, classes], "bias"}.
-    `fallback_for` names the trunk and the reason if this one was loaded in its place.
+    `fallback_for` names the trunk and the reason if this one was loaded in its place. `notes` say
+    what was taken where a file left it open.
     """
 
     trunk: str
@@ -53,12 +59,13 @@ class TrunkWeights:
     licence: str | None = None
     classifier: dict[str, Any] | None = None
     fallback_for: str | None = None
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """All but the arrays, as JSON can hold it."""
         fields = ("trunk", "form", "image_size", "source", "sha256", "licence", "fallback_for")
-        scaling = {"preprocessing": asdict(self.preprocessing)}
-        return {name: getattr(self, name) for name in fields} | scaling
+        more = {"preprocessing": asdict(self.preprocessing), "notes": list(self.notes)}
+        return {name: getattr(self, name) for name in fields} | more
 
 
 def load(
@@ -67,26 +74,46 @@ def load(
     *,
     offline_fallback: str | None = None,
     form: str | None = None,
+    preprocessing: str | Preprocessing | Mapping[str, Any] | None = None,
+    ignore: str | None = None,
     key: jax.Array | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> TrunkWeights:
     """A trunk's weights: "random", "imagenet" (its default), a named source, a file, a run folder.
 
-    `form` ("keras" or "torch") is known for named sources and told from the names in a file; give
-    it for random weights, or for a file whose names do not tell (timm names TensorFlow's ports as
-    its own). `key` is for random weights. If a named source can't be had on this machine, the trunk
-    `offline_fallback` is loaded with its default weights instead, with a FallbackWarning; if it is
-    None, that is a UserError. Downloads lie in `cache_dir`, $SIAMESE_JAX_CACHE or
-    ~/.cache/siamese_jax.
+    A file's format is told by its content: HDF5 and `.keras` of Keras, PyTorch's state dicts,
+    checkpoints and modules (which are never executed), safetensors, npz. A wrapper's prefix
+    ("module.", "backbone.") is dropped. What a file leaves open is decided as its name or a
+    config.json beside it tells, and logged in a line.
+
+    Args:
+      trunk: a name in TRUNKS.
+      weights: see above. A name comes before a file of that name; write ./NAME for the file.
+      offline_fallback: the trunk that is loaded, with its default weights and a FallbackWarning,
+        where a named source can't be had on this machine.
+      form: "keras" (TensorFlow's padding and epsilon) or "torch". Known for named sources, told
+        from a file's names; give it for random weights, or for a file whose names do not tell.
+      preprocessing: how pixels are scaled, in place of what a file tells; see `as_preprocessing`.
+      ignore: a pattern (`re.search`) of a file's leaves that are no part of the trunk.
+      key: for random weights.
+      cache_dir: where downloads lie; $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax by default.
+
+    Raises:
+      UserError: weights that can't be had, read, or that do not fit. If leaves are missing or
+        unknown it has all their names in `lines`.
     """
+    scaling = None if preprocessing is None else as_scaling(preprocessing)
+    name = os.fspath(weights)
     row = find(trunk)
     if form is not None and form not in row.forms:
         raise UserError(f"{trunk} has no form {form!r}; it has: {', '.join(row.forms)}")
-    name = os.fspath(weights)
+    named = name in ("random", "imagenet") or (trunk, name) in SOURCES
+    if not named and _is_path(name):
+        return _from_file(trunk, Path(name).expanduser(), form, scaling, ignore)
+    if ignore is not None:
+        raise UserError(f"ignore={ignore!r} is for a weights file, not for {name!r}")
     if name == "random":
-        return _random(trunk, form or row.forms[0], key)
-    if _is_path(name):
-        return _from_file(trunk, Path(name).expanduser(), form)
+        return _scaled(_random(trunk, form or row.forms[0], key), scaling)
     source = find_source(trunk, name)
     name = row.default_weights if name == "imagenet" else name
     if form not in (None, source.form):
@@ -97,7 +124,11 @@ def load(
         path = obtain(source, cache_dir)
     except Unavailable as e:
         return _fall_back(trunk, name, str(e), offline_fallback, cache_dir)
-    return _from_source(trunk, name, source, path)
+    return _scaled(_from_source(trunk, name, source, path), scaling)
+
+
+def _scaled(found: TrunkWeights, scaling: Preprocessing | None) -> TrunkWeights:
+    return found if scaling is None else replace(found, preprocessing=scaling)
 
 
 def save(path: str | os.PathLike, weights: TrunkWeights) -> None:
@@ -155,26 +186,66 @@ def _from_source(trunk: str, name: str, source: Source, path: Path) -> TrunkWeig
     )
 
 
-def _from_file(trunk: str, path: Path, form: str | None) -> TrunkWeights:
+def _from_file(
+    trunk: str,
+    path: Path,
+    form: str | None,
+    scaling: Preprocessing | None,
+    ignore: str | None,
+) -> TrunkWeights:
     if path.is_dir():
+        if form or scaling or ignore:
+            raise UserError(f"form, preprocessing and ignore are for a file; {path} is a folder")
         return _from_run(trunk, path)
-    leaves = formats.read(path)
+    leaves, texts, left = formats.read_contents(path)
     meta = _description(leaves, path)
-    if meta and meta.get("trunk") != trunk:
-        raise UserError(f"{path} holds the weights of {meta.get('trunk')}, not of {trunk}")
-    ported = port(leaves, trunk, where=str(path), form=form or meta.get("form"))
-    row = find(trunk)
+    if meta and meta["trunk"] != trunk:
+        raise UserError(f"{path} holds the weights of {meta['trunk']}, not of {trunk}")
+    told = origin.Origin() if meta else origin.find(path, texts, trunk)
+    asked = form or meta.get("form")
+    ported = port(leaves, trunk, where=str(path), form=asked or told.form, ignore=ignore)
+    usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
+    new = list(ported.notes) + ([f"left out: {first(left)}"] if left else [])
+    if not meta:
+        new = [_taken(trunk, ported, told, form), _scaled_as(scaling, usual, told), *new]
+    if new:
+        log.warning("%s: %s (--form, --preprocessing say otherwise)", path, "; ".join(new))
     return TrunkWeights(
         trunk,
         ported.form,
         _on_device(ported.variables),
-        _preprocessing(trunk, ported, leaves, meta),
-        meta.get("image_size", row.image_size),
+        scaling or usual,
+        meta.get("image_size") or told.image_size or find(trunk).image_size,
         str(path),
         formats.digest(path),
         meta.get("licence"),
         ported.classifier,
+        notes=(*meta.get("notes", ()), *new),
     )
+
+
+def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) -> str:
+    """Which network a file's leaves are taken for, why, and which it could be as well."""
+    why = "as its leaves are named"
+    alike = () if told.name else origin.SAME_LEAVES.get(trunk, ())
+    if form:
+        why = "as asked"
+    elif told.name:
+        why = f"{told.name} by {told.where}"
+    elif ported.naming == "timm":
+        why, alike = "as nothing tells", (f"tf_{trunk} (--form=keras)", *alike)
+    if ported.naming not in ("timm", "torch"):
+        alike = ()
+    also = f"; {' and '.join(alike)} would fit as well, and compute something else" if alike else ""
+    return f"taken as {trunk} in the {ported.form} form, {why}{also}"
+
+
+def _scaled_as(asked: Preprocessing | None, usual: Preprocessing, told: origin.Origin) -> str:
+    named = {value: name for name, value in PREPROCESSING.items()}
+    used = asked or usual
+    how = named.get(used, f"({used.mean}, {used.std})")
+    why = "as asked" if asked else f"by {told.where}" if told.preprocessing else "as is usual"
+    return f"pixels scaled as {how}, {why}"
 
 
 def _from_run(trunk: str, folder: Path) -> TrunkWeights:
@@ -213,10 +284,12 @@ def _description(leaves: Leaves, path: Path) -> dict[str, Any]:
         raise UserError(f"the description in {path} is damaged; export the weights again") from None
 
 
-def _preprocessing(trunk: str, ported: Ported, leaves: Leaves, meta: Mapping) -> Preprocessing:
-    if meta:
-        return meta["preprocessing"]
-    if ported.naming == "keras" and trunk.startswith("efficientnet"):
+def _preprocessing(
+    trunk: str, ported: Ported, leaves: Leaves, told: origin.Origin
+) -> Preprocessing:
+    if told.preprocessing:
+        return told.preprocessing
+    if ported.naming.startswith("keras") and trunk.startswith("efficientnet"):
         return _of_normalization_layer(leaves)
     return _usual_preprocessing(trunk, ported.form)
 
@@ -230,7 +303,7 @@ def _of_normalization_layer(leaves: Leaves) -> Preprocessing:
     found = {
         key.rpartition("/")[2]: value
         for key, value in leaves.items()
-        if key.startswith("normalization")
+        if key.removeprefix("layers/").startswith("normalization")
     }
     if "mean" not in found or "variance" not in found:
         return IMAGENET

@@ -1,4 +1,6 @@
-"""Weights files of five formats, each read into {name: array} without trusting the file.
+"""Weights files of six formats, each read into {name: array} without trusting the file.
+
+The format is told by a file's content; its name's ending matters only where that is damaged.
 
 A hostile or damaged file is refused with a UserError of one line. What a file claims to hold is
 compared with its length before any memory is taken for it.
@@ -6,39 +8,79 @@ compared with its length before any memory is taken for it.
 
 import hashlib
 import io
-import itertools
 import json
-import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.weights import torch_pickle
+from siamese_jax.weights import keras_file, torch_pickle
 
 Leaves = dict[str, np.ndarray]
 META = "__meta__"
 # Compressed weights shrink a little; a file that claims to grow more than this is a bomb.
 _GROWTH, _ALWAYS = 30, 16 << 20
-_MAX_OBJECTS = 100_000
+
+
+class Contents(NamedTuple):
+    """A file's arrays by name; texts that may tell its architecture; entries without weights."""
+
+    leaves: Leaves
+    texts: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def read(path: str | Path) -> Leaves:
-    """The arrays of a `.h5`, `.pth`/`.pt`/`.bin`, `.safetensors` or `.npz` file by name.
+    """The arrays of a weights file by name, as `read_contents` gives them."""
+    return read_contents(path).leaves
+
+
+def read_contents(path: str | Path) -> Contents:
+    """What a file of Keras (`.h5`, `.keras`), PyTorch, safetensors or NumPy (`.npz`) holds.
 
     Names are as the format's own tools write them, with Keras's variables called
-    `layer/variable`. Raises UserError: no such file, another extension, or not to be read.
+    `layer/variable`. Raises UserError: no such file, another format, or not to be read.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no weights file at {path}; check the path")
-    reader = _READERS.get(path.suffix.lower())
+    reader = _by_content(path) or _READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path} has none of the known extensions: {', '.join(_READERS)}")
-    return reader(path)
+        raise UserError(
+            f"{path} is by its content no file of PyTorch, safetensors, Keras or NumPy, and has "
+            f"none of the known extensions: {', '.join(_READERS)}"
+        )
+    found = reader(path)
+    return found if isinstance(found, Contents) else Contents(found)
+
+
+def _by_content(path: Path) -> Callable[[Path], Leaves | Contents] | None:
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return _read_h5
+    if start[:1] == b"\x80":
+        return _read_torch
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+        return _read_safetensors
+    names = _entries(path) if start.startswith(b"PK\x03\x04") else []
+    if keras_file.WEIGHTS in names:
+        return _read_keras
+    if any(name.endswith("data.pkl") for name in names):
+        return _read_torch
+    return _read_npz if names and all(name.endswith(".npy") for name in names) else None
+
+
+def _entries(path: Path) -> list[str]:
+    """The names in a zip; none where it is damaged, which its reader will say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # zipfile lets some of its parts' errors through
+        return []
 
 
 def digest(path: str | Path, kind: str = "sha256") -> str:
@@ -63,136 +105,43 @@ def _check_numbers(name: str, dtype: np.dtype) -> None:
         raise ValueError(f"{name[:80]!r} holds {dtype}, not numbers")
 
 
-# Keras's HDF5.
+# Keras and PyTorch.
 
 
 def _read_h5(path: Path) -> Leaves:
-    import h5py
+    return _read_hdf5(path, keras_file.read)
 
+
+def _read_keras(path: Path) -> Leaves:
+    return _read_hdf5(path, keras_file.read_archive)
+
+
+def _read_hdf5(path: Path, reader: Callable[..., Leaves]) -> Leaves:
+    budget = keras_file.Budget(lambda claimed: _check_claim(claimed, path), _check_numbers)
     try:
-        with h5py.File(path, "r") as file:
-            budget = _Budget(path)
-            _check_links(file, budget)
-            root = file.get("model_weights", file)
-            legacy = bool({"layer_names", "layer_names0"} & root.attrs.keys())
-            named = _legacy_variables(root) if legacy else _keras3_variables(file)
-            return {name: budget.take(name, dataset) for name, dataset in named}
-    except UserError:
-        raise
+        return reader(path, budget)
     # h5py reports damage by whatever exception fits the place in its C library.
     except Exception as e:
-        raise _refused(path, "Keras HDF5", e) from None
+        raise _refused(path, "Keras's", e) from None
 
 
-class _Budget:
-    """Reads data sets only while what they claim is in proportion to the file."""
-
-    def __init__(self, path: Path):
-        self.path, self.claimed, self.objects = path, 0, 0
-
-    def take(self, name: str, dataset: Any) -> np.ndarray:
-        import h5py
-
-        if not isinstance(dataset, h5py.Dataset):
-            raise ValueError(f"{name[:80]!r} is no data set")
-        if dataset.external or dataset.is_virtual:
-            raise ValueError(f"{name[:80]!r} keeps its numbers in another file")
-        _check_numbers(name, dataset.dtype)
-        self.claimed += dataset.size * dataset.dtype.itemsize
-        _check_claim(self.claimed, self.path)
-        return dataset[()]
-
-
-def _check_links(group: Any, budget: _Budget, depth: int = 0) -> None:
-    """Refuse links out of the file and trees without end."""
-    import h5py
-
-    if depth > 32:
-        raise ValueError("its groups are nested too deep")
-    for key in group:
-        budget.objects += 1
-        if budget.objects > _MAX_OBJECTS:
-            raise ValueError("it has too many objects")
-        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-            raise ValueError(f"{key[:80]!r} is a link, not an object of this file")
-        if isinstance(child := group[key], h5py.Group):
-            _check_links(child, budget, depth + 1)
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _attribute(group: Any, key: str) -> list[str]:
-    """A list of names; Keras splits one that is longer than 64 kB into key0, key1, ..."""
-    if key in group.attrs:
-        return [_text(v) for v in np.atleast_1d(group.attrs[key])]
-    names: list[str] = []
-    for i in itertools.count():
-        if f"{key}{i}" not in group.attrs:
-            return names
-        names += [_text(v) for v in np.atleast_1d(group.attrs[f"{key}{i}"])]
-    return names
-
-
-_OLD_NAMES = {"W": "kernel", "b": "bias", "depthwise_kernel": "kernel"}
-
-
-def _legacy_variables(root: Any) -> Iterator[tuple[str, Any]]:
-    """A group per layer with `weight_names`; Keras 1 called them `layer_W_1:0`."""
-    for layer in _attribute(root, "layer_names"):
-        group = root[layer]
-        for full in _attribute(group, "weight_names"):
-            owner, _, variable = full.removesuffix(":0").rpartition("/")
-            owner = owner.rpartition("/")[2]
-            if not owner or variable.startswith(layer + "_"):
-                owner = layer
-                variable = variable.removeprefix(layer + "_").removesuffix("_1")
-            yield f"{owner}/{_OLD_NAMES.get(variable, variable)}", group[full]
-
-
-_KERAS3 = {
-    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "normalization": ("mean", "variance", "count"),
-    "conv2d": ("kernel", "bias"),
-    "depthwise_conv2d": ("kernel", "bias"),
-    "dense": ("kernel", "bias"),
-}
-
-
-def _keras3_variables(group: Any) -> Iterator[tuple[str, Any]]:
-    """Keras 3: `.../conv2d_7/vars/0`; the layer's own name is an attribute of `vars`."""
-    import h5py
-
-    for key in group:
-        if key == "optimizer" or not isinstance(child := group[key], h5py.Group):
-            continue
-        variables = child.get("vars")
-        if isinstance(variables, h5py.Group) and len(variables):
-            kind = re.sub(r"_\d+$", "", key)
-            if kind not in _KERAS3 or "name" not in variables.attrs:
-                raise ValueError(
-                    f"{child.name!r} is of no known kind or has no name (Keras 3.5 or newer writes "
-                    "names: load and save it there)"
-                )
-            layer = _text(variables.attrs["name"])
-            for i, variable in enumerate(_KERAS3[kind][: len(variables)]):
-                yield f"{layer}/{variable}", variables[str(i)]
-        yield from _keras3_variables(child)
+def _read_torch(path: Path) -> Contents:
+    return Contents(*torch_pickle.read(path))
 
 
 # safetensors.
 
 
-def _read_safetensors(path: Path) -> Leaves:
+def _read_safetensors(path: Path) -> Contents:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
         for name, array in leaves.items():
             _check_numbers(name, array.dtype)
-        return leaves
+        return Contents(leaves, tuple(text[:10_000] for text in metadata.values()))
     except (safetensors.SafetensorError, ValueError, OSError, TypeError, KeyError) as e:
         raise _refused(path, "safetensors", e) from None
 
@@ -252,12 +201,11 @@ def write_npz(path: str | Path, leaves: Mapping[str, np.ndarray], meta: Mapping[
     part.replace(path)
 
 
-_READERS: dict[str, Callable[[Path], Leaves]] = {
+_READERS: dict[str, Callable[[Path], Leaves | Contents]] = {
     ".h5": _read_h5,
     ".hdf5": _read_h5,
-    ".pth": torch_pickle.read,
-    ".pt": torch_pickle.read,
-    ".bin": torch_pickle.read,
+    ".keras": _read_keras,
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), _read_torch),
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
 }

@@ -14,11 +14,12 @@ from typing import NoReturn
 import jax
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools.cli import Parser
+from siamese_jax.tools import cli
 from siamese_jax.trunks import TRUNKS, find
 from siamese_jax.weights import SOURCES, TrunkWeights, formats, load, save
 from siamese_jax.weights.download import Unavailable, cache_folder, located, obtain
-from siamese_jax.weights.port import flatten, names, schemes
+from siamese_jax.weights.fit import Mismatch, complete
+from siamese_jax.weights.port import flatten
 from siamese_jax.weights.sources import find_source
 
 
@@ -51,40 +52,34 @@ def fetch(name: str, cache_dir: str | None = None) -> Path:
     return path
 
 
-def convert(file: str, trunk: str, out: str, form: str | None = None) -> TrunkWeights:
-    """Port any readable file (or a run's folder) into our `.npz`."""
+def convert(file: str, trunk: str, out: str, **reading: str | None) -> TrunkWeights:
+    """Port any readable file (or a run's folder) into our `.npz`; `reading` is `load`'s."""
     if Path(out).suffix != ".npz":
         raise UserError(f"--out={out} must end in .npz")
-    weights = load(trunk, file if "/" in file else f"./{file}", form=form)
+    weights = load(trunk, file if "/" in file else f"./{file}", **reading)
     save(out, weights)
     return weights
 
 
-def verify(file: str, trunk: str | None = None) -> TrunkWeights:
+def verify(file: str, trunk: str | None = None, **reading: str | None) -> TrunkWeights:
     """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
     candidates = [trunk] if trunk else _candidates(formats.read(file))
     problems = []
     for candidate in candidates:
         try:
-            return load(candidate, file if "/" in file else f"./{file}")
+            return load(candidate, file if "/" in file else f"./{file}", **reading)
         except UserError as e:
-            problems.append(str(e))
-    raise UserError(problems[0] if problems else f"{file} fits none of: {', '.join(TRUNKS)}")
+            problems.append(e)
+    if problems:
+        raise problems[0]
+    raise UserError(f"{file} fits none of: {', '.join(TRUNKS)}")
 
 
 def _candidates(leaves: formats.Leaves) -> list[str]:
     """The trunks whose leaves are all in the file, the largest first."""
     if formats.META in leaves:
         return [trunk for trunk in TRUNKS if f'"{trunk}"' in str(leaves[formats.META])]
-
-    def expected(trunk: str) -> set[str]:
-        options = (
-            set(names(trunk, scheme.form, scheme).values()) for scheme in schemes(trunk).values()
-        )
-        return max(options, key=lambda keys: len(keys & leaves.keys()))
-
-    complete = {trunk: keys for trunk in TRUNKS if (keys := expected(trunk)) <= leaves.keys()}
-    return sorted(complete, key=lambda trunk: -len(complete[trunk]))
+    return complete(leaves)
 
 
 def _summary(weights: TrunkWeights) -> str:
@@ -106,7 +101,7 @@ class _Command(argparse.ArgumentParser):
 
 def main(argv: Sequence[str]) -> None:
     """The command line; raises UserError for the user's mistakes."""
-    parser = Parser("weights", __doc__ or "")
+    parser = cli.Parser("weights", __doc__ or "")
     # Sub-parsers are made by the class of their parent, which here takes a name and a description.
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=_Command
@@ -122,10 +117,14 @@ def main(argv: Sequence[str]) -> None:
     converting.add_argument("file")
     converting.add_argument("--trunk", required=True)
     converting.add_argument("--out", required=True)
-    converting.add_argument("--form", choices=("keras", "torch"))
     verifying = command("verify", help="read a file whole")
     verifying.add_argument("file")
     verifying.add_argument("--trunk")
+    verifying.add_argument(
+        "--all", action="store_true", help="print every name that is missing (-) or unknown (+)"
+    )
+    for part in (converting, verifying):
+        cli.add_reading(part)
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # no need to wake a GPU for reading files
     if args.command == "list":
@@ -133,6 +132,12 @@ def main(argv: Sequence[str]) -> None:
     elif args.command == "fetch":
         print(fetch(args.name, args.cache_dir))
     elif args.command == "convert":
-        print(_summary(convert(args.file, args.trunk, args.out, args.form)), "->", args.out)
+        made = convert(args.file, args.trunk, args.out, **cli.reading(args))
+        print(_summary(made), "->", args.out)
     else:
-        print(f"{args.file} is sound: {_summary(verify(args.file, args.trunk))}")
+        try:
+            found = verify(args.file, args.trunk, **cli.reading(args))
+        except Mismatch as e:
+            print("\n".join(e.lines if args.all else []), end="\n" if args.all else "")
+            raise
+        print(f"{args.file} is sound: {_summary(found)}")

@@ -1,0 +1,210 @@
+"""Whose leaves a file holds: a trunk's, below which prefix, in how many copies; what is foreign."""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from siamese_jax import trunks
+from siamese_jax.errors import UserError
+from siamese_jax.weights.formats import Leaves
+from siamese_jax.weights.namings import Scheme, names, schemes, shapes
+
+
+class Fit(NamedTuple):
+    """A file's leaves seen as a trunk's in one naming, below one prefix such as "module."."""
+
+    naming: str
+    scheme: Scheme
+    form: str
+    prefix: str
+    wanted: dict[str, str]  # our leaf -> theirs
+    missing: set[str]
+
+    def knows(self, name: str) -> bool:
+        """Whether a leaf is one that the trunk's files have and the trunk has no use for."""
+        inside = name.startswith(self.prefix)
+        return inside and bool(re.match(self.scheme.ignored, name.removeprefix(self.prefix)))
+
+
+_COUNTERS = re.compile(r"(^|[./])(num_batches_tracked|n_averaged)$")
+# Of several copies in one file: the averaged one, as timm and DINO evaluate it, before the one that
+# was trained; but the trained one before a target that only followed it (MoCo's key encoder, BYOL).
+_FIRST, _LAST = {"ema", "teacher"}, {"k", "key", "target", "momentum"}
+
+
+def choose(
+    leaves: Leaves, trunk: str, form: str | None, where: str, ignored: set[str]
+) -> tuple[Fit, list[str]]:
+    """The fit that most leaves have, and lines on what else the file holds.
+
+    Raises Mismatch if leaves are missing or unknown.
+    """
+    fits = find_fits(leaves, trunk, form)
+    found = min(fits, key=lambda fit: len(fit.missing) / len(fit.wanted))
+    copies = [fit for fit in fits if fit.naming == found.naming and not fit.missing]
+    found, *others = sorted(copies, key=lambda fit: _order(fit, copies, leaves, trunk)) or [found]
+    unknown, branches = _unknown(leaves, found, others)
+    if found.missing or unknown:
+        advice = _advice(found, unknown, ignored, leaves, trunk)
+        all_names = f"python -m siamese_jax weights verify {where} --trunk={trunk} --all"
+        raise mismatch(
+            f"{where} does not fit {trunk}",
+            found.missing,
+            unknown,
+            f"{advice}; all names: {all_names}",
+        )
+    notes = [_choice(found, others)] if others else []
+    return found, notes + ([f"left out: {first(branches)}"] if branches else [])
+
+
+def find_fits(leaves: Leaves, trunk: str, form: str | None = None) -> list[Fit]:
+    """The file's leaves in every naming of the trunk, below every prefix that may be one."""
+    fits = []
+    for naming, scheme in schemes(trunk).items():
+        wanted = names(trunk, form or scheme.form, scheme)
+        for prefix in [""] if scheme.keras else _prefixes(leaves, wanted):
+            full = {ours: prefix + theirs for ours, theirs in wanted.items()}
+            missing = set(full.values()) - leaves.keys()
+            fits.append(Fit(naming, scheme, form or scheme.form, prefix, full, missing))
+    return fits
+
+
+def _prefixes(leaves: Leaves, wanted: Mapping[str, str]) -> list[str]:
+    """What stands before the first or the last wanted name in the file, such as "backbone."."""
+    listed = list(wanted.values())
+    found = {
+        key.removesuffix(name): None
+        for name in (listed[0], listed[-1])
+        for key in leaves
+        if key.endswith(("." + name, "/" + name))
+    }
+    return ["", *found][:50]
+
+
+def _order(fit: Fit, copies: list[Fit], leaves: Leaves, trunk: str) -> tuple[bool, bool, int]:
+    """First by the trunk's own shapes, then by having nothing foreign, then by name."""
+    sizes = shapes(trunk, fit.form)
+    fits = all(leaves[name].size == math.prod(sizes[ours]) for ours, name in fit.wanted.items())
+    others = [other for other in copies if other is not fit]
+    words = set(re.split(r"[./_]", fit.prefix))
+    rank = 0 if words & _FIRST else 2 if words & _LAST else 1
+    return not fits, bool(_unknown(leaves, fit, others)[0]), rank
+
+
+def _branch(name: str, scheme: Scheme) -> str:
+    """The entry of a checkpoint that a leaf or a prefix is of; Keras's names have none."""
+    return "" if scheme.keras else name.rpartition("/")[0]
+
+
+def _unknown(leaves: Leaves, best: Fit, others: list[Fit]) -> tuple[set[str], list[str]]:
+    """The leaves that belong to nothing, and the other entries of a checkpoint."""
+    extra = leaves.keys() - set(best.wanted.values())
+    own = _branch(best.prefix, best.scheme)
+    outside = {name for name in extra if _branch(name, best.scheme) != own}
+    copies = {name for fit in others for name in extra if _is_of(name, fit, best)}
+    unknown = {
+        name
+        for name in extra - outside - copies
+        if not best.knows(name) and not _COUNTERS.search(name)
+    }
+    return unknown, sorted({_branch(name, best.scheme) or name for name in outside - copies})
+
+
+def _is_of(name: str, fit: Fit, best: Fit) -> bool:
+    """Whether a leaf belongs to another copy of the trunk."""
+    apart = not best.prefix.startswith(fit.prefix) and name.startswith(fit.prefix)
+    return apart or name in fit.wanted.values() or fit.knows(name)
+
+
+def _choice(best: Fit, others: list[Fit]) -> str:
+    copies = " and ".join(f"'{fit.prefix}'" for fit in others)
+    return (
+        f"of its {len(others) + 1} copies '{best.prefix}' is taken, not {copies} (averages come "
+        f"first, then what was trained, then targets; for the other --ignore="
+        f"'{_all_but(others[0], best)}')"
+    )
+
+
+def _all_but(wanted: Fit, other: Fit) -> str:
+    """A pattern that leaves out one of two copies."""
+    if other.prefix and not wanted.prefix.startswith(other.prefix):
+        return f"^{re.escape(other.prefix)}"
+    return f"^(?!{re.escape(wanted.prefix)})"
+
+
+# What does not fit.
+
+
+class Mismatch(UserError):
+    """Leaves that a trunk lacks or does not know; `lines` has them all, as "- name", "+ name"."""
+
+    def __init__(self, message: str, lines: list[str]):
+        super().__init__(message)
+        self.lines = lines
+
+
+def mismatch(
+    what: str, missing: Collection[str], unknown: Collection[str], advice: str
+) -> Mismatch:
+    """One line of counts, first names and advice."""
+    lacking = [f"- {key}" for key in sorted(missing)]
+    foreign = [f"+ {key}" for key in sorted(unknown)]
+    counts = [
+        f"{len(lines)} leaves are {word}" + (f" ({first(lines)})" if lines else "")
+        for lines, word in ((lacking, "missing"), (foreign, "unknown"))
+    ]
+    return Mismatch(f"{what}: {', '.join(counts)}; {advice}", lacking + foreign)
+
+
+def _advice(fit: Fit, unknown: set[str], ignored: set[str], leaves: Leaves, trunk: str) -> str:
+    if ignored & fit.missing:
+        return f"--ignore leaves out what {trunk} needs"
+    whole = complete(leaves, trunk)
+    if fit.missing and trunk in whole:
+        return f"its leaves are not those of the {fit.form} form: leave out --form"
+    if whole and whole[0] != trunk:
+        return f"its leaves are those of {whole[0]}: take that trunk"
+    if len(fit.missing) == len(fit.wanted):
+        naming = ", ".join(name for name in schemes(trunk) if "," not in name)
+        return f"no leaf is called as in {trunk}'s files of {naming}: it is of another network"
+    if fit.missing:
+        return "it is cut down, or of a changed network"
+    below = f" below '{fit.prefix}'" if fit.prefix else ""
+    stems = sorted({_stem(name, fit.wanted.values()) for name in unknown})
+    pattern = "|".join(f"^{stem}" for stem in stems) if len(stems) < 8 else "REGEX"
+    return (
+        f"all of {trunk} is there{below}; where the unknown are no part of it, leave them out: "
+        f"--ignore='{pattern}' (in Python: ignore=)"
+    )
+
+
+def complete(leaves: Leaves, like: str | None = None) -> list[str]:
+    """The trunks (of the family of `like`) that the file has all leaves of, the largest first."""
+    family = re.match(r"[a-z]+", like).group() if like else ""  # type: ignore
+    counts = {
+        trunk: max(
+            (len(fit.wanted) for fit in find_fits(leaves, trunk) if not fit.missing), default=0
+        )
+        for trunk in trunks.TRUNKS
+        if trunk.startswith(family)
+    }
+    return sorted((trunk for trunk in counts if counts[trunk]), key=lambda trunk: -counts[trunk])
+
+
+def _stem(name: str, wanted: Collection[str]) -> str:
+    """A pattern of the shortest start of a name, up to a dot or slash, that no wanted name has."""
+    for end in (found.end() for found in re.finditer(r"[./]", name)):
+        if not any(other.startswith(name[:end]) for other in wanted):
+            return re.escape(name[:end])
+    return re.escape(name) + "$"
+
+
+def first(names: Sequence[str], count: int = 3) -> str:
+    """The first of the names, each cut to a line's measure.
+
+    >>> first(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(name[:80] for name in names[:count]) + more

@@ -1,0 +1,260 @@
+"""What other libraries call the layers of our trunks.
+
+Each naming is a function from our layer's path to their (convolution, norm) names.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from siamese_jax import trunks
+
+# Our layer's path, e.g. "stage2/block1/conv1" -> their names of its convolution and its norm.
+Naming = Callable[[str], tuple[str, str]]
+
+
+@lru_cache(maxsize=64)
+def shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
+    """Every leaf of a trunk's variables, such as "params/stem/conv/kernel", with its shape."""
+    module = trunks.find(trunk).build(form=form)
+    image = jnp.zeros((1, 64, 64, 3))
+    tree = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
+    return {"/".join(path): leaf.shape for path, leaf in walk(tree)}
+
+
+def walk(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from walk(value, *above, key)
+        else:
+            yield (*above, key), value
+
+
+def _keras_resnet(path: str) -> tuple[str, str]:
+    if path == "stem/conv":
+        return "conv1_conv", "conv1_bn"
+    stage, block, conv = _numbers(path.replace("shortcut", "conv0"))
+    base = f"conv{stage + 1}_block{block}_{conv}"
+    return f"{base}_conv", f"{base}_bn"
+
+
+def _torch_resnet(path: str) -> tuple[str, str]:
+    if path == "stem/conv":
+        return "conv1", "bn1"
+    stage, block, *conv = _numbers(path)
+    base = f"layer{stage}.{block - 1}"
+    if not conv:
+        return f"{base}.downsample.0", f"{base}.downsample.1"
+    return f"{base}.conv{conv[0]}", f"{base}.bn{conv[0]}"
+
+
+def _sequential_resnet(path: str) -> tuple[str, str]:
+    """A torch ResNet whose children were put in a Sequential: 0 conv1, 1 bn1, 4 to 7 its stages."""
+    conv, norm = _torch_resnet(path)
+    if path == "stem/conv":
+        return "0", "1"
+    at = str(_numbers(path)[0] + 3)
+    return at + conv.removeprefix("layer")[1:], at + norm.removeprefix("layer")[1:]
+
+
+def _keras_vgg(path: str) -> tuple[str, str]:
+    stage, conv = _numbers(path)
+    return f"block{stage}_conv{conv}", ""
+
+
+def _torch_vgg(depths: tuple[int, ...], normalised: bool, path: str) -> tuple[str, str]:
+    stage, conv = _numbers(path)
+    step = 3 if normalised else 2  # convolution, (norm,) relu; a pooling ends the stage
+    at = sum(step * depth + 1 for depth in depths[: stage - 1]) + step * (conv - 1)
+    return f"features.{at}", f"features.{at + 1}"
+
+
+_KERAS_MB = {
+    "expand": ("expand_conv", "expand_bn"),
+    "depthwise": ("dwconv", "bn"),
+    "se_reduce": ("se_reduce", ""),
+    "se_expand": ("se_expand", ""),
+    "project": ("project_conv", "project_bn"),
+}
+
+
+def _keras_efficientnet(path: str) -> tuple[str, str]:
+    if (part := path.split("/")[0]) in ("stem", "top"):
+        return f"{part}_conv", f"{part}_bn"
+    stage, block = _numbers(path)
+    conv, norm = _KERAS_MB[path.split("/")[-1]]
+    base = f"block{stage}{chr(ord('a') + block - 1)}_"
+    return base + conv, base + norm
+
+
+def _torchvision_efficientnet(path: str) -> tuple[str, str]:
+    ends = {"stem/conv": "features.0", "top/conv": "features.8"}
+    if path in ends:
+        return f"{ends[path]}.0", f"{ends[path]}.1"
+    stage, block = _numbers(path)
+    layer = path.split("/")[-1]
+    at = ("expand", "depthwise", "se", "project").index(layer[:2] if "se_" in layer else layer)
+    base = f"features.{stage}.{block - 1}.block.{at - (stage == 1)}"
+    if layer.startswith("se_"):
+        return f"{base}.fc{1 if layer == 'se_reduce' else 2}", ""
+    return f"{base}.0", f"{base}.1"
+
+
+_TIMM_MB = {
+    "expand": ("conv_pw", "bn1"),
+    "depthwise": ("conv_dw", "bn2"),
+    "se_reduce": ("se.conv_reduce", ""),
+    "se_expand": ("se.conv_expand", ""),
+    "project": ("conv_pwl", "bn3"),
+}
+# timm's first stage has no expansion, so its layers are named as a depthwise-separable block's.
+_TIMM_FIRST = {**_TIMM_MB, "depthwise": ("conv_dw", "bn1"), "project": ("conv_pw", "bn2")}
+
+
+def _timm_efficientnet(path: str) -> tuple[str, str]:
+    ends = {"stem/conv": ("conv_stem", "bn1"), "top/conv": ("conv_head", "bn2")}
+    if path in ends:
+        return ends[path]
+    stage, block = _numbers(path)
+    conv, norm = (_TIMM_FIRST if stage == 1 else _TIMM_MB)[path.split("/")[-1]]
+    base = f"blocks.{stage - 1}.{block - 1}."
+    return base + conv, base + norm
+
+
+_LUKEMELAS_MB = {
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "se_reduce": ("_se_reduce", ""),
+    "se_expand": ("_se_expand", ""),
+    "project": ("_project_conv", "_bn2"),
+}
+
+
+def _lukemelas_efficientnet(depths: tuple[int, ...], path: str) -> tuple[str, str]:
+    ends = {"stem/conv": ("_conv_stem", "_bn0"), "top/conv": ("_conv_head", "_bn1")}
+    if path in ends:
+        return ends[path]
+    stage, block = _numbers(path)
+    conv, norm = _LUKEMELAS_MB[path.split("/")[-1]]
+    base = f"_blocks.{sum(depths[: stage - 1]) + block - 1}."
+    return base + conv, base + norm
+
+
+# The order of a block's layers in Keras; it lists a ResNet's by their depth.
+_KERAS_ORDER = (
+    *("expand", "depthwise", "se_reduce", "se_expand", "project"),
+    *("conv1", "conv2", "shortcut", "conv3"),
+)
+
+
+@lru_cache(maxsize=8)
+def _keras_places(trunk: str) -> dict[str, tuple[str, str]]:
+    """By our layer's path: `layers/conv2d_7`, as files of Keras 3 without names count layers."""
+    stages, counts = trunks.find(trunk).stages, Counter[str]()
+
+    def order(layer: str) -> tuple[int, ...]:
+        stage, *block, last = layer.split("/")
+        return stages.index(stage), *_numbers(layer)[1:2], _KERAS_ORDER.index(last) if block else 0
+
+    def place(kind: str) -> str:
+        counts[kind] += 1
+        return f"layers/{kind}_{counts[kind] - 1}" if counts[kind] > 1 else f"layers/{kind}"
+
+    kernels = (name for name in shapes(trunk, "keras") if name.endswith("/kernel"))
+    layers = sorted((name.split("/", 1)[1].removesuffix("/kernel") for name in kernels), key=order)
+    return {
+        layer: (
+            place("depthwise_conv2d" if layer.endswith("depthwise") else "conv2d"),
+            "" if "/se_" in layer else place("batch_normalization"),
+        )
+        for layer in layers
+    }
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", path)]
+
+
+class Scheme(NamedTuple):
+    """A library's names for one trunk; `form` is the one its weights are made for."""
+
+    naming: Naming
+    form: str
+    keras: bool
+    classifier: str
+    ignored: str  # a regex of leaves that a trunk has no use for
+
+
+def schemes(trunk: str) -> dict[str, Scheme]:
+    """The namings in which weights of that trunk are found."""
+    build = trunks.find(trunk).build
+    keras_ignored = (
+        r"(predictions|fc\d|probs)/|(layers/)?normalization(_\d+)?/(mean|variance|count)$|rescaling|"
+        r"layers/(dense|seed_generator)(_\d+)?/"
+    )
+    torch_ignored = r"(fc|classifier|head|pre_logits|_fc)\."
+
+    def keras(naming: Naming) -> dict[str, Scheme]:
+        places = Scheme(
+            lambda path: _keras_places(trunk)[path], "keras", True, "layers/dense", keras_ignored
+        )
+        named = Scheme(naming, "keras", True, "predictions", keras_ignored)
+        return {"keras": named, "keras, by order": places}
+
+    def torch(naming: Naming, classifier: str, form: str = "torch") -> Scheme:
+        return Scheme(naming, form, False, classifier, torch_ignored)
+
+    if trunk.startswith("resnet"):
+        named = {
+            "torch": torch(_torch_resnet, "fc"),
+            "torch, in sequence": torch(_sequential_resnet, ""),
+        }
+        both = "keras" in trunks.find(trunk).forms
+        return named | keras(_keras_resnet) if both else named
+    if trunk.startswith("vgg"):
+        depths, normalised = build.args  # type: ignore[attr-defined]
+        plain = torch(partial(_torch_vgg, depths, normalised), "")
+        return {"torch": plain} if normalised else {**keras(_keras_vgg), "torch": plain}
+    depths = tuple(stage.depth for stage in trunks.efficientnet.plan(*build.args))  # type: ignore
+    lukemelas = partial(_lukemelas_efficientnet, depths)
+    return {
+        **keras(_keras_efficientnet),
+        "torchvision": torch(_torchvision_efficientnet, "classifier.1"),
+        "timm": torch(_timm_efficientnet, "classifier"),
+        "lukemelas": torch(lukemelas, "_fc", form="keras"),
+    }
+
+
+KERAS_LEAVES = {
+    "kernel": "/kernel",
+    "bias": "/bias",
+    "norm/scale": "/gamma",
+    "norm/bias": "/beta",
+    "norm/mean": "/moving_mean",
+    "norm/var": "/moving_variance",
+}
+TORCH_LEAVES = {
+    "kernel": ".weight",
+    "bias": ".bias",
+    "norm/scale": ".weight",
+    "norm/bias": ".bias",
+    "norm/mean": ".running_mean",
+    "norm/var": ".running_var",
+}
+
+
+def names(trunk: str, form: str, scheme: Scheme) -> dict[str, str]:
+    """Our leaf -> their leaf, for a whole trunk."""
+    suffixes = KERAS_LEAVES if scheme.keras else TORCH_LEAVES
+    found = {}
+    for ours in shapes(trunk, form):
+        _, path = ours.split("/", 1)
+        layer, leaf = re.fullmatch(r"(.*?)/((?:norm/)?\w+)", path).groups()  # type: ignore
+        conv, norm = scheme.naming(layer)
+        found[ours] = (norm if leaf.startswith("norm/") else conv) + suffixes[leaf]
+    return found

@@ -1,0 +1,122 @@
+"""What a weights file tells of the network it is of, beyond its leaves' names and shapes.
+
+Some networks share every name and shape and differ in what they compute: TensorFlow's EfficientNets
+in timm (`tf_efficientnet_b0`: padding SAME, epsilon 1e-3) and timm's own; ResNets that blur or
+average where others stride. What tells them apart is, in this order: a text in the file (a
+checkpoint's `arch`, safetensors' metadata), config.json beside it as the Hub has it, the file's
+name, and the name of its folder or of its repository in the Hub's cache.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import HALF, TRUNKS, Preprocessing
+
+# Networks of timm 1.0 with the leaves of a trunk, name by name and shape by shape.
+SAME_LEAVES = {
+    "resnet18": ("resnetblur18",),
+    "resnet50": ("resnetaa50", "resnetblur50"),
+    "efficientnet_b0": ("efficientnet_blur_b0",),
+}
+_KNOWN = sorted((*TRUNKS, *(name for names in SAME_LEAVES.values() for name in names)), key=len)
+_NAME = re.compile(
+    r"(?<![a-z0-9])(tf_)?("
+    + "|".join(name.replace("efficientnet_", "efficientnet_?") for name in reversed(_KNOWN))
+    + r")(?![a-z0-9])"
+)
+# timm trained these, and TensorFlow its AdvProp and Lite models, on pixels from -1 to 1.
+_HALF = re.compile(r"(?<![a-z0-9])(ap|adv|ra4)(?![a-z0-9])")
+
+
+class Origin(NamedTuple):
+    """`name` of a network ("" where nothing tells) and `where` it was found."""
+
+    name: str = ""
+    where: str = ""
+    preprocessing: Preprocessing | None = None
+    image_size: int | None = None
+
+    @property
+    def form(self) -> str | None:
+        """TensorFlow's, where the name tells it; the leaves' names tell the form otherwise."""
+        return "keras" if self.name.startswith("tf_efficientnet") else None
+
+
+def find(path: Path, texts: tuple[str, ...], trunk: str) -> Origin:
+    """What tells of the file's network; UserError if that is one which only looks like `trunk`."""
+    for where, text, config in _told(path, texts):
+        names = _recognised(text)
+        others = [name for name in names if name.removeprefix("tf_") != trunk]
+        if config and not names:
+            others = [text]
+        if others and len(others) == max(len(names), 1) and (config or _alike(others, trunk)):
+            raise UserError(
+                f"{path} is of {others[0]}, by {where} ({text[:80]!r}), not of {trunk}, though "
+                "their leaves may be called the same; where this is wrong, copy the file alone "
+                "under another name"
+            )
+        if names:
+            ours = next((name for name in names if name not in others), names[0])
+            return Origin(ours, where, *_scaling(ours, text, config))
+    return Origin()
+
+
+def _told(path: Path, texts: tuple[str, ...]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(where, text, config.json) of every place that may tell."""
+    for text in texts:
+        yield "the file's own text", text, {}
+    config = _config(path.parent / "config.json")
+    if config:
+        yield "config.json beside it", config["architecture"], config
+    yield "its name", path.name, {}
+    cached = [folder for folder in path.parts[-5:-1] if folder.startswith("models--")]
+    for folder in [*cached, path.absolute().parent.name]:
+        yield "its folder's name", folder, {}
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """timm's config.json; {} for any other."""
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    named = isinstance(config, dict) and isinstance(config.get("architecture"), str)
+    if not named:
+        return {}
+    inner = config.get("pretrained_cfg")
+    return {**(inner if isinstance(inner, dict) else {}), **config}
+
+
+def _recognised(text: str) -> list[str]:
+    """The networks that a text names.
+
+    >>> _recognised("timm/tf_efficientnet_b0.ns_jft_in1k"), _recognised("resnet50-0676ba61.pth")
+    (['tf_efficientnet_b0'], ['resnet50'])
+    """
+    found = _NAME.findall(text.lower().replace("-", "_"))
+    return [tf + re.sub(r"efficientnet_?", "efficientnet_", name) for tf, name in found]
+
+
+def _alike(names: list[str], trunk: str) -> bool:
+    return any(name in SAME_LEAVES.get(trunk, ()) for name in names)
+
+
+def _scaling(
+    name: str, text: str, config: Mapping[str, Any]
+) -> tuple[Preprocessing | None, int | None]:
+    """The pixels' scaling and size: as config.json has them, or as timm's tables do."""
+    tag = config.get("tag") if isinstance(config.get("tag"), str) else ""
+    half = name.startswith("tf_efficientnet_lite") or _HALF.search(f"{text.lower()} {tag}")
+    scaling = HALF if half else None
+    try:
+        mean, std = (tuple(255 * float(v) for v in config[key]) for key in ("mean", "std"))
+        scaling = Preprocessing(mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None
+    except (KeyError, TypeError, ValueError):
+        pass
+    size = config.get("input_size")
+    whole = isinstance(size, list) and len(size) == 3 and type(size[-1]) is int and size[-1] > 0
+    return scaling, size[-1] if whole else None
