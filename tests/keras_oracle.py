@@ -3,7 +3,8 @@
     python keras_oracle.py FOLDER 'APPLICATION:SIZE,SIZE' ...
 
 For every application it saves, in FOLDER, `APPLICATION.weights.h5` (Keras 3), `APPLICATION.h5` (the
-layout of the published files), the uint8 images and the pooled features at each size.
+layout of the published files), the uint8 images and the pooled features at each size. Of those in
+WHOLE also the model, alone and inside one that is compiled, as `.keras` and as Keras's own `.h5`.
 """
 
 import os
@@ -42,6 +43,20 @@ def save_as_published(model, path):
                 group[name] = np.asarray(weight)
 
 
+WHOLE = ("ResNet50", "EfficientNetB0")
+
+
+def save_whole(model, path):
+    model.save(f"{path}.keras")
+    images = keras.Input((64, 64, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(model(images))
+    compiled = keras.Model(images, keras.layers.Dense(7)(pooled))
+    compiled.compile("adam", "mse")
+    compiled.optimizer.build(compiled.trainable_variables)
+    compiled.save(f"{path}_inside.keras")
+    compiled.save(f"{path}_inside.h5")
+
+
 def main(folder, *jobs):
     for job in jobs:
         application, sizes = job.split(":")
@@ -53,6 +68,8 @@ def main(folder, *jobs):
                 variable.assign(randomised(variable, rng))
         model.save_weights(Path(folder) / f"{application}.weights.h5")
         save_as_published(model, Path(folder) / f"{application}.h5")
+        if application in WHOLE:
+            save_whole(model, Path(folder) / application)
         for size in map(int, sizes.split(",")):
             images = rng.integers(0, 256, (2, size, size, 3), np.uint8)
             # Built anew at a known size: Keras's EfficientNet pads by the size it is built for.

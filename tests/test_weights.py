@@ -1,5 +1,6 @@
 """Loading: named sources, files in every naming, downloads, fallbacks, and clear errors."""
 
+import functools
 import hashlib
 import http.server
 import importlib.machinery
@@ -141,19 +142,18 @@ def fill(entries, seed=0):
 # The same networks once more, straight from a state dict, channels first, as torch computes them.
 
 
-def conv2d(state, name, x, stride=1, groups=1):
+def conv2d(state, name, x, stride=1, groups=1, same=False):
     kernel = state[f"{name}.weight"]
     pad = kernel.shape[-1] // 2
-    y = lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((pad, pad),) * 2, feature_group_count=groups
-    )
+    pads = "SAME" if same else ((pad, pad),) * 2
+    y = lax.conv_general_dilated(x, kernel, (stride, stride), pads, feature_group_count=groups)
     return y + state[f"{name}.bias"][None, :, None, None] if f"{name}.bias" in state else y
 
 
-def norm2d(state, name, x):
+def norm2d(state, name, x, epsilon=1e-5):
     leaves = (state[f"{name}.{leaf}"] for leaf in ("weight", "bias", "running_mean", "running_var"))
     weight, bias, mean, var = (leaf[None, :, None, None] for leaf in leaves)
-    return (x - mean) / jnp.sqrt(var + 1e-5) * weight + bias
+    return (x - mean) / jnp.sqrt(var + epsilon) * weight + bias
 
 
 def max_pool2d(x, size, stride, pad):
@@ -190,7 +190,9 @@ def torch_vgg(state, x, depths, normalised):
     return x
 
 
-def timm_efficientnet_b0(state, x):
+def timm_efficientnet_b0(state, x, tensorflow=False):
+    conv2d = functools.partial(globals()["conv2d"], same=tensorflow)
+    norm2d = functools.partial(globals()["norm2d"], epsilon=1e-3 if tensorflow else 1e-5)
     x = jax.nn.silu(norm2d(state, "bn1", conv2d(state, "conv_stem", x, 2)))
     strides = (1, 2, 2, 2, 1, 2, 1)
     for stage, ((_, expand, _, depth), stride) in enumerate(zip(B0, strides, strict=True)):
@@ -249,6 +251,24 @@ def test_state_dicts_of_torch_give_the_features_of_torch(trunk, tmp_path, rng):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=3e-5 * scale)
 
 
+@pytest.mark.slow
+def test_a_file_of_tensorflows_port_gives_its_features(tmp_path, rng):
+    """Padding SAME and epsilon 1e-3 where the name tells them, on sides odd and even."""
+    state = fill(efficientnet_entries("timm"))
+    floats = {key: value for key, value in state.items() if value.dtype == np.float32}
+    for name, tensorflow in (("tf_efficientnet_b0", True), ("efficientnet_b0", False)):
+        tf.write_zip(tmp_path / f"{name}.pth", *tf.state_dict(state))
+        found = weights.load("efficientnet_b0", tmp_path / f"{name}.pth")
+        assert found.form == ("keras" if tensorflow else "torch")
+        module = TRUNKS["efficientnet_b0"].build(form=found.form)
+        x = jnp.asarray(rng.normal(size=(2, 66, 75, 3)), jnp.float32)
+        ours = jax.jit(module.apply)(found.variables, x)["top"].mean((1, 2))
+        oracle = jax.jit(functools.partial(timm_efficientnet_b0, tensorflow=tensorflow))
+        theirs = oracle(floats, x.transpose(0, 3, 1, 2)).mean((2, 3))
+        norms = jnp.linalg.norm(ours, axis=1) * jnp.linalg.norm(theirs, axis=1)
+        assert (jnp.sum(ours * theirs, 1) / norms).min() > 1 - 1e-5
+
+
 def test_the_three_namings_of_efficientnet_are_one_network(tmp_path):
     from safetensors.numpy import save_file
 
@@ -285,14 +305,16 @@ def test_a_wrappers_prefix_is_dropped(tmp_path, small_state):
     assert found.classifier is not None
 
 
-def test_a_mismatch_shows_both_sets_of_keys(tmp_path, small_state):
+def test_a_mismatch_is_one_line_and_keeps_both_sets_of_keys(tmp_path, small_state):
     state = dict(small_state)
     state["layer1.0.convolution1.weight"] = state.pop("layer1.0.conv1.weight")
     with pytest.raises(UserError) as caught:
         weights.load("resnet18", stored(tmp_path / "a.pth", state))
-    lines = str(caught.value).splitlines()
-    assert "1 leaves are missing (-) and 1 are unknown (+)" in lines[0]
-    assert lines[1:] == ["- layer1.0.conv1.weight", "+ layer1.0.convolution1.weight"]
+    both = ["- layer1.0.conv1.weight", "+ layer1.0.convolution1.weight"]
+    assert caught.value.lines == both
+    line = str(caught.value)
+    assert f"1 leaves are missing ({both[0]}), 1 are unknown ({both[1]})" in line
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,11 @@ def write_old(path, program, storages, itemsize=4):
         program.replace(b"tQ", b"NtQ"),
         pickle(b"](" + b"".join(text(key) for key in storages) + b"e"),
     ]
-    parts += [struct.pack("<q", len(data) // itemsize) + data for data in storages.values()]
+    sizes = getattr(storages, "itemsizes", {})
+    parts += [
+        struct.pack("<q", len(data) // sizes.get(key, itemsize)) + data
+        for key, data in storages.items()
+    ]
     path.write_bytes(b"".join(parts))
 
 
@@ -95,3 +99,42 @@ def random_arrays(rng):
         "conv.weight": rng.normal(size=(4, 3, 2, 2)).astype(np.float32),
         "bn.running_var": rng.uniform(1, 2, 4).astype(np.float32),
     }
+
+
+# A checkpoint's other entries, as their own classes are pickled.
+
+
+def new(module, attribute, state):
+    """An object of a class that only its owner has: made, never called, with a state."""
+    return name(module, attribute) + b")\x81" + plain(state) + b"b"
+
+
+def plain(value):
+    """Text, numbers, None, lists and dicts of them; bytes are taken as pickled already."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict):
+        body = b"".join(plain(key) + plain(entry) for key, entry in value.items())
+        return b"}(" + body + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(plain, value)) + b"e"
+    if isinstance(value, float):
+        return b"G" + struct.pack(">d", value)
+    return b"N" if value is None else text(value) if isinstance(value, str) else integer(value)
+
+
+class Storages(dict):
+    """Storages by key, filled as arrays are pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.itemsizes = {}
+
+    def add(self, array):
+        key = str(len(self))
+        self[key], self.itemsizes[key] = array.tobytes(), array.itemsize
+        strides = [stride // array.itemsize for stride in array.strides]
+        return tensor(storage(key, array.size, KINDS[array.dtype.name]), array.shape, strides)
+
+    def add_all(self, arrays):
+        return mapping({key: self.add(array) for key, array in arrays.items()})

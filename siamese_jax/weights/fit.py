@@ -150,11 +150,13 @@ def mismatch(
     """One line of counts, first names and advice."""
     lacking = [f"- {key}" for key in sorted(missing)]
     foreign = [f"+ {key}" for key in sorted(unknown)]
-    counts = [
-        f"{len(lines)} leaves are {word}" + (f" ({first(lines)})" if lines else "")
-        for lines, word in ((lacking, "missing"), (foreign, "unknown"))
-    ]
-    return Mismatch(f"{what}: {', '.join(counts)}; {advice}", lacking + foreign)
+    counts = f"{len(lacking)} leaves are missing{_shown(lacking)}"
+    counts += f", {len(foreign)} are unknown{_shown(foreign)}"
+    return Mismatch(f"{what}: {counts}; {advice}", lacking + foreign)
+
+
+def _shown(lines: list[str]) -> str:
+    return f" ({first(lines)})" if lines else ""
 
 
 def _advice(fit: Fit, unknown: set[str], ignored: set[str], leaves: Leaves, trunk: str) -> str:
@@ -165,9 +167,9 @@ def _advice(fit: Fit, unknown: set[str], ignored: set[str], leaves: Leaves, trun
         return f"its leaves are not those of the {fit.form} form: leave out --form"
     if whole and whole[0] != trunk:
         return f"its leaves are those of {whole[0]}: take that trunk"
-    if len(fit.missing) == len(fit.wanted):
+    if len(fit.missing) > len(fit.wanted) / 2:
         naming = ", ".join(name for name in schemes(trunk) if "," not in name)
-        return f"no leaf is called as in {trunk}'s files of {naming}: it is of another network"
+        return f"few are called as in {trunk}'s files of {naming}: it is of another network"
     if fit.missing:
         return "it is cut down, or of a changed network"
     below = f" below '{fit.prefix}'" if fit.prefix else ""

@@ -28,6 +28,7 @@ _NAME = re.compile(
     + "|".join(name.replace("efficientnet_", "efficientnet_?") for name in reversed(_KNOWN))
     + r")(?![a-z0-9])"
 )
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # timm trained these, and TensorFlow its AdvProp and Lite models, on pixels from -1 to 1.
 _HALF = re.compile(r"(?<![a-z0-9])(ap|adv|ra4)(?![a-z0-9])")
 
@@ -73,8 +74,9 @@ def _told(path: Path, texts: tuple[str, ...]) -> Iterator[tuple[str, str, Mappin
     if config:
         yield "config.json beside it", config["architecture"], config
     yield "its name", path.name, {}
-    cached = [folder for folder in path.parts[-5:-1] if folder.startswith("models--")]
-    for folder in [*cached, path.absolute().parent.name]:
+    above = path.absolute().parent
+    folders = [folder.name for folder in [above, *above.parents] if "models--" in folder.name]
+    for folder in [*folders, *([above.name] if path.name in _HUB_FILES else [])]:
         yield "its folder's name", folder, {}
 
 
