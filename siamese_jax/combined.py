@@ -50,6 +50,10 @@ class Combined:
     distance: str = "cosine"
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        how = ", ".join(f"{name}={value}" for name, value in self.how.items())
+        return f"<Combined {how}: {self.embedding_dim} dimensions of {list(self.parts)}>"
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Embeds uint8 [n, h, w, 3], which each part sees in its own size: float32 [n, d].
 

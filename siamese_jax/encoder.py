@@ -92,23 +92,28 @@ def build_model(
 
 
 def features(
-    model: Model, params: Any, batch_stats: Any, images: Array, *, train: bool = False
+    model: Model,
+    params: Any,
+    batch_stats: Any,
+    images: Array,
+    *,
+    train: bool = False,
+    kernels: Any = None,
 ) -> tuple[Array, Any]:
     """The head's input: pooled features, or the feature map where the head pools by itself.
 
     Args:
       model: static.
-      params, batch_stats: the trunk's; a folded trunk has no statistics, and takes its transformed
-        kernels (see `inference_trunk`) in their place.
+      params, batch_stats: the trunk's; a folded trunk has no statistics.
       images: uint8 [n, h, w, 3].
       train: whether `model.train_stages` use batch statistics.
+      kernels: of a folded trunk, those transformed in advance (see `inference_trunk`).
 
     Returns:
       float32 [n, c] (or [n, h', w', c] for GeM), and the trunk's new batch_stats.
     """
     x = normalise(images, model.preprocessing, model.trunk.dtype)
-    constants = "tiles" if model.trunk.folded else "batch_stats"
-    variables = {"params": params, constants: batch_stats}
+    variables = {"params": params, "batch_stats": batch_stats, "tiles": kernels or {}}
     if train and model.train_stages:
         outputs, new = model.trunk.apply(
             variables, x, train_stages=model.train_stages, mutable=["batch_stats"]
@@ -129,6 +134,7 @@ def embed(
     train: bool = False,
     mask: Array | None = None,
     key: Array | None = None,
+    kernels: Any = None,
 ) -> tuple[Array, Any]:
     """Images, or features cached of a frozen trunk, to embeddings.
 
@@ -139,6 +145,7 @@ def embed(
       train: dropout and batch statistics on.
       mask: bool [n], the rows that count in batch statistics.
       key: for dropout; needed in training.
+      kernels: as `features` takes them.
 
     Returns:
       float32 [n, d] and the new batch_stats.
@@ -146,7 +153,7 @@ def embed(
     batch_stats = dict(batch_stats)
     if inputs.dtype == jnp.uint8:
         inputs, batch_stats["trunk"] = features(
-            model, params["trunk"], batch_stats["trunk"], inputs, train=train
+            model, params["trunk"], batch_stats["trunk"], inputs, train=train, kernels=kernels
         )
     embeddings, new = model.head.apply(
         {"params": params["head"], "batch_stats": batch_stats["head"]},
@@ -183,13 +190,15 @@ class Encoder:
 
     Attributes:
       model: what is computed.
-      params, batch_stats: {"trunk": ..., "head": ...}.
+      params, batch_stats: {"trunk": ..., "head": ...}; the trunk's norms are in its kernels.
       image_size: the side, in pixels, that images are brought to by `embed_folder`.
       fit: how they are brought there: "squash", "crop" or "pad".
       distance: what the embeddings are compared by.
       provenance: where trunk and weights came from, as `run.json` holds it.
       mirror: whether every image is seen mirrored.
       arguments: what `load_encoder` was called with, where it made this encoder.
+      kernels: the trunk's, transformed for this image size and processor. They follow from the
+        parameters, and are no part of what the encoder is.
     """
 
     model: Model
@@ -201,6 +210,12 @@ class Encoder:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mirror: bool = False
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kernels: Any = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        facts = [f"{self.image_size} px", f"{self.embedding_dim} dimensions", self.distance]
+        facts += ["mirrored"] if self.mirror else []
+        return f"<Encoder {self.provenance.get('run') or self.model.name}: {', '.join(facts)}>"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Embeds images, in blocks of a fixed size so that one compilation serves any number.
@@ -226,7 +241,7 @@ class Encoder:
         return in_blocks(self._embed_block, images, block_size(images.shape))
 
     def _embed_block(self, images: np.ndarray) -> Array:
-        return run_embed(self.model, self.params, self.batch_stats, images)
+        return run_embed(self.model, self.params, self.batch_stats, images, self.kernels)
 
     @functools.cached_property
     def embedding_dim(self) -> int:
@@ -242,7 +257,10 @@ class Encoder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of all that an embedding depends on beside the image."""
+        """32 hexadecimal digits of all that an embedding depends on beside the image.
+
+        It is of the weights as they were loaded, so it is equal on every processor.
+        """
         variables = {"params": self.params, "batch_stats": self.batch_stats}
         seen = ("mirror",) if self.mirror else ()
         return model_fingerprint(self.model, variables, self.image_size, self.fit, *seen)
@@ -252,9 +270,8 @@ class Encoder:
         if image_size == self.image_size:
             return self
         shape = (image_size, image_size, 3)
-        tiles = transformed_kernels(self.model.trunk, {"params": self.params["trunk"]}, shape)
-        batch_stats = {**self.batch_stats, "trunk": tiles}
-        return dataclasses.replace(self, batch_stats=batch_stats, image_size=image_size)
+        kernels = transformed_kernels(self.model.trunk, {"params": self.params["trunk"]}, shape)
+        return dataclasses.replace(self, kernels=kernels, image_size=image_size)
 
     def mirrored(self) -> "Encoder":
         """The same, seeing every image mirrored."""
@@ -313,13 +330,18 @@ _compiled = functools.partial(
 @_compiled
 def run_features(model: Model, trunk_variables: Any, images: Array) -> Array:
     """`features` for inference, compiled."""
-    return features(model, trunk_variables["params"], trunk_variables["batch_stats"], images)[0]
+    params, stats, kernels = (
+        trunk_variables.get(k, {}) for k in ("params", "batch_stats", "tiles")
+    )
+    return features(model, params, stats, images, kernels=kernels)[0]
 
 
 @_compiled
-def run_embed(model: Model, params: Any, batch_stats: Any, inputs: Array) -> Array:
+def run_embed(
+    model: Model, params: Any, batch_stats: Any, inputs: Array, kernels: Any = None
+) -> Array:
     """`embed` for inference, compiled."""
-    return embed(model, params, batch_stats, inputs)[0]
+    return embed(model, params, batch_stats, inputs, kernels=kernels)[0]
 
 
 def make_encoder(
@@ -331,8 +353,9 @@ def make_encoder(
     return Encoder(
         model,
         {"trunk": trunk["params"], "head": params["head"]},
-        {"trunk": trunk["batch_stats"], "head": batch_stats["head"]},
+        {"trunk": {}, "head": batch_stats["head"]},
         image_size=image_size,
+        kernels=trunk["tiles"],
         **options,
     )
 
@@ -341,12 +364,12 @@ def inference_trunk(model: Model, trunk_variables: Any, image_size: int) -> tupl
     """The fastest form of a trunk that is not trained.
 
     BatchNorm goes into the convolutions, and the kernels that images of that size convolve with
-    are transformed once; these take the place of the statistics that are no longer needed.
+    are transformed once: {"params", "batch_stats"} -> {"params", "tiles"}.
     """
     folded = fold_batch_norm(model.name, model.trunk.form, trunk_variables)
     trunk = model.trunk.clone(folded=True)
     tiles = transformed_kernels(trunk, folded, (image_size, image_size, 3))
-    return model._replace(trunk=trunk, train_stages=()), {**folded, "batch_stats": tiles}
+    return model._replace(trunk=trunk, train_stages=()), {**folded, "tiles": tiles}
 
 
 def load_encoder(

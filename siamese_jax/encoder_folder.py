@@ -71,7 +71,7 @@ def whiten(
         "shrinkage": shrinkage,
         "images": len(found.vectors),
         "data": fingerprint(records),
-        "encoder": identity(encoder),
+        "encoder": encoder.fingerprint,
     }
     whitening = dataclasses.replace(fitted, about=about)
     made = whitened(encoder, whitening)
@@ -131,7 +131,7 @@ def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Co
     if not path.exists():
         return encoder
     whitening = Whitening.load(path)
-    if whitening.about.get("encoder") != identity(encoder):
+    if whitening.about.get("encoder") not in (encoder.fingerprint, _former_identity(encoder)):
         raise UserError(
             f"{path} was fitted to another encoder (a checkpoint, image size or trunk that is not "
             "the one here): run `whiten` again, or load without it (--no-whitening)"
@@ -139,15 +139,13 @@ def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Co
     return whitened(encoder, whitening)
 
 
-def identity(encoder: "Encoder | Combined") -> str:
-    """32 hexadecimal digits of an encoder, equal on every device.
-
-    Unlike `Encoder.fingerprint`, which also covers the form that kernels take on a processor.
-    """
+def _former_identity(encoder: "Encoder | Combined") -> str:
+    """What version 0.1.0 wrote into a whitening in place of `Encoder.fingerprint`."""
     from siamese_jax.features import fingerprint
 
     if isinstance(encoder, Combined):
-        return fingerprint(parts=[identity(part) for part in encoder.parts], how=dict(encoder.how))
+        parts = [_former_identity(part) for part in encoder.parts]
+        return fingerprint(parts=parts, how=dict(encoder.how))
     leaves = checkpoint.flatten(
         {"params": encoder.params, "head": encoder.batch_stats.get("head", {})}
     )

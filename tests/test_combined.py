@@ -109,7 +109,7 @@ def test_a_size_seen_before_compiles_nothing(encoder, larger, monkeypatch):
     )
     again, made = encoder.at_size(larger.image_size), other.at_size(larger.image_size)
     assert traced == []
-    kernels = [jax.tree.leaves(e.batch_stats["trunk"]) for e in (larger, again, made)]
+    kernels = [jax.tree.leaves(e.kernels) for e in (larger, again, made)]
     for first, second, third in zip(*kernels, strict=True):
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(third, -np.asarray(first), atol=1e-6)

@@ -1,5 +1,6 @@
 """The encoder and the train step: what is frozen, what it costs, what comes out."""
 
+import dataclasses
 import functools
 
 import jax
@@ -236,3 +237,13 @@ def test_wrong_names(tmp_path):
         sj.load_encoder("resnet19")
     with pytest.raises(UserError, match="stage9"):
         sj.load_encoder("resnet18", weights="random", stage="stage9")
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_the_processors_kernels():
+    encoder = sj.load_encoder("resnet18", "random", image_size=32)
+    elsewhere = dataclasses.replace(encoder, kernels={})
+    assert elsewhere.fingerprint == encoder.fingerprint
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(elsewhere(images), encoder(images), rtol=1e-4, atol=1e-5)
+    assert encoder.at_size(48).fingerprint != encoder.fingerprint
+    assert len(repr(encoder)) < 100
