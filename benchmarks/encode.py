@@ -30,6 +30,8 @@ from siamese_jax.weights.port import flatten, names, schemes
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import records
+
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -183,10 +185,12 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=["keras", "torch"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=9)
+    records.add_option(parser)
     args = parser.parse_args()
     gpu = jax.default_backend() == "gpu"
     peers = {"keras": None if gpu else keras_peer, "torch": torch_peer}
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}, medians of {args.repeats}")
+    table = []
     print("trunk             size  peer    ours img/s  peer img/s  ratio  (processor)  difference")
     for trunk in args.trunks:
         for size in args.sizes:
@@ -209,6 +213,9 @@ def main() -> None:
                         f"{difference:12.1e}  {jnp.dtype(dtype).name if gpu else ''}",
                         flush=True,
                     )
+                    kind = jnp.dtype(dtype).name
+                    row = [trunk, size, kind, peer, f"{args.batch / a[0]:.0f}"]
+                    table.append([*row, f"{b[0] / a[0]:.2f}", f"{difference:.0e}"])
             if gpu:
                 rate, work = matrix_rate(), flops(trunk, "torch", size) * args.batch
                 t = statistics.median(
@@ -217,6 +224,10 @@ def main() -> None:
                 )
                 share, peak = 100 * work / t / rate, rate / 1e12
                 print(f"{trunk:17} {size:4}  {share:.0f}% of {peak:.0f} TFLOP/s")
+    if args.record:
+        columns = ["trunk", "px", "dtype", "peer", "ours images/s", "/ peer", "difference"]
+        note = f"Batch {args.batch}, medians of {args.repeats} turns."
+        records.save("encode", columns, table, [note])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import records
 
 # name: (our loss, our options, their class, their options)
 PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of steps a process")
+    records.add_option(parser)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = (args.n, args.dim, args.per_class)
@@ -149,6 +151,7 @@ def main() -> None:
     print(f"{args.n} embeddings of {args.dim}, {args.per_class} a class, {args.rounds} rounds")
     heads = ("ours ms", "theirs ms", "ratio", "ours MB", "theirs MB", "same value")
     print(f"{'loss':20}" + "".join(f"{head:>11}" for head in heads))
+    table = []
     for name in names:
         found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
         for _ in range(args.rounds):
@@ -168,6 +171,11 @@ def main() -> None:
             f"{us['MB']:11.0f}{them['MB']:11.0f}{says:>11}",
             flush=True,
         )
+        numbers = [us["ms"], them["ms"], them["ms"] / us["ms"], us["MB"], them["MB"]]
+        table.append([name, *(f"{number:,.1f}" for number in numbers), says])
+    if args.record:
+        note = f"{args.n} embeddings of {args.dim}, {args.per_class} a class, loss and gradient."
+        records.save("losses", ["loss", *heads], table, [note])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import records
 
 from siamese_jax.metrics import evaluate
 
@@ -96,10 +97,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=20000)
     parser.add_argument("--d", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=3)
+    records.add_option(parser)
     args = parser.parse_args()
     rows, labels = data(args.n, args.d)
     ours(*data(2000, args.d), True)
     theirs(*data(2000, args.d), True)
+    table = []
     for whole in (True, False):
         seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
         processor: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -115,7 +118,8 @@ def main() -> None:
                 peak.setdefault(name, watch.most)
         wall = {name: statistics.median(times) for name, times in seconds.items()}
         cpu = {name: statistics.median(times) for name, times in processor.items()}
-        print(f"\n{'recall@1/10/100/1000, map@r' if whole else 'recall@1, map@r'}: n={args.n}")
+        what = "recall@1/10/100/1000, map@r" if whole else "recall@1, map@r"
+        print(f"\n{what}: n={args.n}")
         print(f"  {'':8}{'wall s':>10}{'processor s':>14}{'MiB':>8}")
         for name in seconds:
             print(f"  {name:8}{wall[name]:10.2f}{cpu[name]:14.2f}{peak[name]:8.0f}")
@@ -123,6 +127,12 @@ def main() -> None:
         print("  ratio   {:10.2f}{:14.2f}".format(*ratios))
         for name, value in values["theirs"].items():
             print(f"  {name:12} {values['ours'][name]:.8f} {value:.8f}")
+        memory = [f"{peak[name]:,.0f} MiB" for name in seconds]
+        table.append([what, f"{wall['theirs'] / wall['ours']:.2f}", *memory])
+    if args.record:
+        columns = ["metrics", "ours is faster by", "peak memory, ours", "theirs"]
+        note = f"{args.n:,} x {args.d} embeddings; medians of {args.repeat} turns."
+        records.save("metrics", columns, table, [note])
 
 
 if __name__ == "__main__":

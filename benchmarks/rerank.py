@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import records
 
 from siamese_jax import rerank
 from siamese_jax.bootstrap import difference
@@ -194,12 +195,13 @@ def main() -> None:
     parser.add_argument("--other", default="efficientnet_lite1", help="to fuse it with")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--classes", type=int, help="fewer classes, for a quick look")
+    records.add_option(parser)
     args = parser.parse_args()
     train, test = sides(args.encoder, args.other, args.image_size, args.classes)
     base = measure(plain(train, test), test)
     print(f"{args.encoder}, {len(test.queries)} queries, fused with {args.other}\n")
-    print("| step | recall@1 | gain | mrr | options | seconds |")
-    print("|---|---|---|---|---|---|")
+    columns, table = ("step", "recall@1", "gain", "mrr", "options", "seconds"), []
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, (method, grid) in METHODS.items():
         options = choose(method, grid, train)
         start = time.perf_counter()
@@ -208,11 +210,14 @@ def main() -> None:
         values = measure(found, test)
         gain = difference(base.values["recall@1"], values.values["recall@1"])
         means, told = values.means(), ", ".join(f"{k} {v}" for k, v in options.items())
-        print(
-            f"| {name} | {means['recall@1']:.3f} | {gain.mean:+.3f} [{gain.low:+.3f}, "
-            f"{gain.high:+.3f}] | {means['mrr']:.3f} | {told} | {seconds:.1f} |",
-            flush=True,
-        )
+        spread = f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        recall, mrr = f"{means['recall@1']:.3f}", f"{means['mrr']:.3f}"
+        table.append([name, recall, spread, mrr, told, f"{seconds:.1f}"])
+        print(f"| {' | '.join(table[-1])} |", flush=True)
+    if args.record:
+        names = (Path(name).name for name in (args.encoder, args.other))
+        note = "{}, fused with {}; {} queries.".format(*names, len(test.queries))
+        records.save("rerank", columns, table, [note])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""The pages: tables are those of the records, and links and files that they name are there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TABLES = ROOT / "benchmarks" / "tables.py"
+
+
+def tables(*arguments):
+    command = [sys.executable, str(TABLES), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def write_record(folder, date="2026-01-02", **changes):
+    record = {
+        "name": "speed",
+        "date": date,
+        "machine": "2 cores",
+        "commit": "abc1234",
+        "command": "python benchmarks/speed.py",
+        "columns": ["shape", "ratio"],
+        "rows": [["1 x 2", "1.50"], ["a | b", 3]],
+        "notes": ["Medians."],
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / f"{date}-speed.json").write_text(json.dumps(record | changes), encoding="utf-8")
+
+
+def test_the_tables_of_results_are_those_of_the_records():
+    done = tables("--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_table_is_made_from_the_newest_record(tmp_path):
+    page, folder = tmp_path / "page.md", tmp_path / "records"
+    page.write_text("Before.\n<!-- table: speed -->\n9.99\n<!-- end -->\nAfter.\n")
+    write_record(folder)
+    write_record(folder, date="2025-12-31", rows=[["1 x 2", "0.10"]])
+    options = f"--page={page}", f"--records={folder}"
+    assert tables("--check", *options).returncode == 1
+    assert "9.99" in page.read_text()  # a check writes nothing
+    assert tables("--write", *options).returncode == 0
+    assert tables("--check", *options).returncode == 0
+    assert page.read_text() == (
+        "Before.\n<!-- table: speed -->\n"
+        "| shape | ratio |\n| --- | --- |\n| 1 x 2 | 1.50 |\n| a \\| b | 3 |\n\n"
+        "- Measured 2026-01-02. Machine: 2 cores.\n"
+        "- Commit: abc1234. Command: `python benchmarks/speed.py`.\n"
+        "- Medians.\n<!-- end -->\nAfter.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"name": "other"}, "other"),
+        ({"rows": [["1 x 2"]]}, "a cell for each column"),
+        ({"date": "2026-01-03"}, "must begin with its date"),
+        ({"host": "lab7"}, "has the fields"),
+    ],
+)
+def test_a_record_that_is_wrong_is_one_line(tmp_path, changes, says):
+    page, folder = tmp_path / "page.md", tmp_path / "records"
+    page.write_text("<!-- table: speed -->\n<!-- end -->\n")
+    write_record(folder)
+    path = next(folder.glob("*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
+    done = tables("--write", f"--page={page}", f"--records={folder}")
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
