@@ -1,11 +1,15 @@
 """The pages: tables are those of the records, and links and files that they name are there."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "benchmarks" / "tables.py"
@@ -74,3 +78,26 @@ def test_a_record_that_is_wrong_is_one_line(tmp_path, changes, says):
     assert done.returncode == 1
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def workflow():
+    return yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+
+
+def test_ci_runs_the_script_on_every_python_that_is_promised():
+    (job,) = workflow()["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["requires-python"] == f">={job['strategy']['matrix']['python'][0]}"
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+
+
+def test_what_ci_and_pre_commit_fetch_is_pinned():
+    (job,) = workflow()["jobs"].values()
+    fetched = [step["uses"].split("@")[1] for step in job["steps"] if "uses" in step]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    fetched += [repository["rev"] for repository in hooks["repos"]]
+    assert len(fetched) == 3
+    assert all(re.fullmatch(r"v\d+\.\d+\.\d+", version) for version in fetched)
+    assert [hook["id"] for hook in hooks["repos"][0]["hooks"]] == ["ruff-check", "ruff-format"]
