@@ -1,4 +1,4 @@
-"""The pages: tables are those of the records, and links and files that they name are there."""
+"""The pages that are kept by hand: what can be checked about them; CI; the tables of results."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from siamese_jax.__main__ import TOOLS
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "benchmarks" / "tables.py"
@@ -101,3 +103,14 @@ def test_what_ci_and_pre_commit_fetch_is_pinned():
     assert len(fetched) == 3
     assert all(re.fullmatch(r"v\d+\.\d+\.\d+", version) for version in fetched)
     assert [hook["id"] for hook in hooks["repos"][0]["hooks"]] == ["ruff-check", "ruff-format"]
+
+
+def test_the_readme_is_short_and_its_picture_small():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+    assert (ROOT / "docs" / "retrieval.png").stat().st_size < 120_000
+
+
+def test_the_readme_lists_every_config_and_tool():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    configs = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
+    assert not [name for name in (*configs, *TOOLS) if f"`{name}`" not in text]
