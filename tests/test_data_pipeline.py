@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from picture_files import TURNS, tiff
 from PIL import Image
 
 from siamese_jax.data.pipeline import eval_batches, train_batches
@@ -159,6 +160,50 @@ def test_broken_images_in_training_keep_the_shape(damaged, caplog):
         assert not batch["image"][[4, 17]].any()  # zeros, whatever the augmentation
     assert len(batches.broken) == 2
     assert len(caplog.records) == 2  # told once, not once a step
+
+
+def test_turned_files_give_the_batches_of_upright_ones(tmp_path):
+    """Random crops and all that follows see the picture as it is displayed."""
+    noise = np.random.default_rng(1)
+    pictures = [noise.integers(0, 256, (20, 34, 3)).astype(np.uint8) for _ in range(8)]
+    roots = {"upright": tmp_path / "upright", "turned": tmp_path / "turned"}
+    for turn, x in enumerate(pictures, 1):
+        for name, root in roots.items():
+            (root / "one").mkdir(parents=True, exist_ok=True)
+            stored = np.ascontiguousarray(TURNS[turn](x)) if name == "turned" else x
+            tags = {274: turn} if name == "turned" else {}
+            kind = ("L", "RGB")[turn % 2]
+            Image.fromarray(stored).convert(kind).save(root / "one" / f"{turn}.tif", tiffinfo=tags)
+    batches = [
+        next(
+            train_batches(
+                load_records("folder", root, fractions=None),
+                lambda step: np.arange(8, dtype=np.int32),
+                image_size=16,
+                fit="crop",
+                augment=AUGMENT,
+                steps=1,
+            )
+        )
+        for root in roots.values()
+    ]
+    assert batches[0]["mask"].all()
+    np.testing.assert_array_equal(batches[0]["image"], batches[1]["image"])
+
+
+def test_a_picture_that_cannot_be_decoded_rightly_is_listed(tmp_path, caplog):
+    x = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    (tmp_path / "one").mkdir()
+    Image.fromarray(np.uint8(x // 257)).save(tmp_path / "one" / "a.png")
+    planes = tiff(x, bits=16, photometric=2, planar=2)
+    (tmp_path / "one" / "b.tif").write_bytes(planes)
+    batches = eval_batches(
+        load_records("folder", tmp_path, fractions=None), image_size=8, batch_size=2
+    )
+    assert next(batches)["mask"].tolist() == [True, False]
+    (line,) = batches.broken.values()
+    assert "separate planes" in line
+    assert line in caplog.text
 
 
 def test_strict_stops_at_the_first_broken_image(damaged):

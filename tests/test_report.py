@@ -172,6 +172,9 @@ def test_thumbnail_is_upright_and_on_white(tmp_path):
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_allclose(decode(thumbnail(str(tmp_path / "deep.png"))), 128, atol=2)
 
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "numbers.tif")
+    np.testing.assert_allclose(decode(thumbnail(str(tmp_path / "numbers.tif"))), 128, atol=2)
+
     (tmp_path / "text.jpg").write_text("no picture")
     assert thumbnail(str(tmp_path / "text.jpg")) is None
 

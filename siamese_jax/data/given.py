@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siamese_jax.data.preprocess import read_image
+from siamese_jax.data.preprocess import read_image, whole_image
 from siamese_jax.data.records import Records, make_records
 from siamese_jax.errors import UserError
 from siamese_jax.names import label_codes
@@ -76,10 +76,9 @@ def _picture(image: Any, i: int) -> "Image":
 
     if isinstance(image, Image.Image):
         try:
-            image.load()
-        except Exception as e:  # Pillow's readers report damage by more kinds than can be listed
-            raise UserError(f"image {i} is damaged or its file is closed ({e})") from e
-        return image
+            return whole_image(image)
+        except UserError as e:
+            raise UserError(f"image {i} of the list: {e}") from e
     pixels = np.asarray(image)
     colours = pixels.shape[2:]
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or colours not in ((), (3,), (4,)):

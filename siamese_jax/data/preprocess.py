@@ -5,13 +5,15 @@ decoded at the scale that is needed, and Python's global lock released while it 
 runs many at a time.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from siamese_jax.data.decoding import WHITE, as_rgb, orientation, turned
 from siamese_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
 FITS = ("squash", "crop", "pad")
-_ORIENTATION = 0x0112  # the EXIF tag
-_WHITE = (255, 255, 255)
+_SCALED = ("JPEG", "MPO")  # formats that Pillow decodes at a fraction of their size
 
 
 def read_image(
@@ -33,40 +34,60 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image at a size, antialiased (bilinear).
 
-    Rotated as its EXIF says; transparency on white; 16-bit grey scaled to 8; CMYK converted; the
-    first frame of an animation.
+    Rotated as its EXIF says; transparency on white; other numbers than 8 bits scaled and other
+    colours converted as `siamese_jax.data.decoding.as_rgb` says; the first frame of an animation.
 
     Args:
       path: of the file; its content, not its suffix, says what it is. Or a Pillow image.
       size: pixels of the result, height and width.
       fit: "squash" changes the aspect ratio, "crop" keeps the middle, "pad" adds white.
-      box: left, upper, right, lower of the part that counts; all zero or None for the whole.
+      box: left, upper, right, lower of the part that counts, in pixels of the upright picture, as
+        people see and mark it; all zero or None for the whole.
       region: width, height -> the part of that to keep, for random crops.
 
     Returns:
       uint8 [h, w, 3].
 
     Raises:
-      UserError: the file is missing, no image, damaged, or its box lies outside.
+      UserError: the file is missing, no image, damaged, of a kind that cannot be decoded rightly,
+        or its box lies outside.
     """
+    height, width = (size, size) if isinstance(size, int) else size
+    with _opened(path) as image:
+        return _read(image, (width, height), fit, box, region)
+
+
+def whole_image(path: "str | os.PathLike[str] | Image") -> "Image":
+    """The picture in its own size, upright and in RGB, by the rules of `read_image`."""
+    with _opened(path) as image:
+        rgb = as_rgb(image)
+        upright = turned(rgb, orientation(image)).copy()
+    upright.info.clear()  # what it says of orientation and transparency is done
+    return upright
+
+
+@contextlib.contextmanager
+def _opened(path: "str | os.PathLike[str] | Image") -> Iterator["Image"]:
+    """An opened file, or the image that is given; whatever goes wrong is one UserError."""
     from PIL import Image, UnidentifiedImageError
 
-    height, width = (size, size) if isinstance(size, int) else size
+    name = "the image" if isinstance(path, Image.Image) else path
     try:
-        # An image that is given stays as it is: reading at a scale would change it.
         if isinstance(path, Image.Image):
-            return _read(path.copy(), (width, height), fit, box, region)
+            # It stays as it is: reading a JPEG at a scale would change it.
+            yield path.copy() if path.format in _SCALED else path
+            return
         with Image.open(path) as image:
-            return _read(image, (width, height), fit, box, region)
+            yield image
     except UserError as e:
-        raise UserError(f"{path}: {e}") from e
+        raise UserError(f"{name}: {e}") from e
     except UnidentifiedImageError as e:
-        raise UserError(f"{path}: not an image in a format known here") from e
+        raise UserError(f"{name}: not an image in a format or of a kind known here") from e
     except FileNotFoundError as e:
-        raise UserError(f"{path}: the file does not exist") from e
+        raise UserError(f"{name}: the file does not exist") from e
     except Exception as e:  # Pillow's readers report damage by more kinds than can be listed
         reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"{path}: damaged or unreadable ({reason})") from e
+        raise UserError(f"{name}: damaged or unreadable ({reason})") from e
 
 
 def _read(
@@ -76,58 +97,44 @@ def _read(
     box: Sequence[int] | np.ndarray | None,
     region: Callable[[float, float], Box] | None,
 ) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    orientation = _orientation(image)
-    seen = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
+    jpeg = image.format in _SCALED
+    # Others are decoded at once: a TIFF turns itself upright in passing, an icon changes its size.
+    rgb = image if jpeg else as_rgb(image)
+    turn = orientation(image)
+    seen = rgb.size[::-1] if turn in (5, 6, 7, 8) else rgb.size
     outer = part = _clip(box, seen)
     if region is not None:
         left, upper, right, lower = region(part[2] - part[0], part[3] - part[1])
         part = (part[0] + left, part[1] + upper, part[0] + right, part[1] + lower)
     target, part = _fit(fit, size, part)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8: the smallest with twice the pixels that are needed.
-    need = 2 * max(target[0] / (part[2] - part[0]), target[1] / (part[3] - part[1]))
-    image.draft(None, (max(1, int(image.size[0] * need)), max(1, int(image.size[1] * need))))
-    # Both would copy an image that needs neither.
-    image = ImageOps.exif_transpose(image) if orientation != 1 else image
-    image = _rgb(image) if image.mode != "RGB" or "transparency" in image.info else image
-    sx, sy = image.size[0] / seen[0], image.size[1] / seen[1]
+    scale = 1.0
+    if jpeg:  # It can be decoded at 1/2, 1/4 or 1/8: the smallest with twice the pixels needed.
+        need = 2 * max(target[0] / (part[2] - part[0]), target[1] / (part[3] - part[1]))
+        wide, high = image.size
+        drafted = image.draft(None, (max(1, int(wide * need)), max(1, int(high * need))))
+        scale = drafted[1][2] / wide if drafted else 1.0
+        rgb = as_rgb(image)
+    rgb = turned(rgb, turn)
+    # The last column and row then may stand for a part of a pixel's width; turned, the first.
+    x = rgb.size[0] - seen[0] * scale if turn in (2, 3, 6, 7) else 0.0
+    y = rgb.size[1] - seen[1] * scale if turn in (3, 4, 7, 8) else 0.0
+    outer, part = (
+        (x + b[0] * scale, y + b[1] * scale, x + b[2] * scale, y + b[3] * scale)
+        for b in (outer, part)
+    )
     # The resampling filter reaches beyond what it is asked for, so what lies outside the box goes.
-    edge = (int(outer[0] * sx), int(outer[1] * sy), ceil(outer[2] * sx), ceil(outer[3] * sy))
-    if edge != (0, 0, *image.size):
-        image = image.crop(edge)
-    x, y = edge[:2]
-    scaled = (part[0] * sx - x, part[1] * sy - y, part[2] * sx - x, part[3] * sy - y)
-    bilinear = Image.Resampling.BILINEAR
-    image = image.resize(target, bilinear, box=scaled, reducing_gap=3.0)
+    edge = (int(outer[0]), int(outer[1]), ceil(outer[2]), ceil(outer[3]))
+    if edge != (0, 0, *rgb.size):
+        rgb = rgb.crop(edge)
+        part = (part[0] - edge[0], part[1] - edge[1], part[2] - edge[0], part[3] - edge[1])
+    rgb = rgb.resize(target, Image.Resampling.BILINEAR, box=part, reducing_gap=3.0)
     if target != size:
-        canvas = Image.new("RGB", size, _WHITE)
-        canvas.paste(image, ((size[0] - target[0]) // 2, (size[1] - target[1]) // 2))
-        image = canvas
-    return np.asarray(image)
-
-
-def _orientation(image: "Image") -> int:
-    """1 to 8 as EXIF counts them; 1, upright, where the EXIF data is damaged."""
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a damaged note on a sound picture: people see the picture
-        return 1
-
-
-def _rgb(image: "Image") -> "Image":
-    """Any mode to RGB as it looks: transparency on white, 16 bits to 8."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would cut at 255
-        grey = np.asarray(image).astype(np.float64) * (255 / 65535)
-        return Image.fromarray(np.clip(np.round(grey), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (*_WHITE, 255)), image).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
+        canvas = Image.new("RGB", size, WHITE)
+        canvas.paste(rgb, ((size[0] - target[0]) // 2, (size[1] - target[1]) // 2))
+        rgb = canvas
+    return np.asarray(rgb)
 
 
 def _clip(box: Sequence[int] | np.ndarray | None, size: tuple[int, int]) -> Box:

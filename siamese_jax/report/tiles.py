@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from siamese_jax.data.preprocess import whole_image
+from siamese_jax.errors import UserError
 from siamese_jax.report.page import escape
 
 SELECTION = (
@@ -71,28 +73,13 @@ def thumbnail(path: str, size: int = 96) -> str | None:
 
     None where the file is missing or no image: a report never fails for a picture.
     """
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as image:
-            # 16-bit pixels are 256 times too bright for the eight bits that a page shows.
-            if image.mode.startswith("I"):
-                deep = np.asarray(image).astype(np.float32) / 257.0
-                picture = Image.fromarray(deep.clip(0, 255).astype(np.uint8))
-            else:
-                picture = ImageOps.exif_transpose(image)
-            picture = (
-                picture.convert("RGBA")
-                if "A" in picture.getbands() or ("transparency" in picture.info)
-                else picture.convert("RGB").convert("RGBA")
-            )
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = whole_image(path)
+    except UserError:
         return None
     picture.thumbnail((size, size))
-    flat = Image.new("RGBA", picture.size, "white")
-    flat.alpha_composite(picture)
     buffer = io.BytesIO()
-    flat.convert("RGB").save(buffer, "JPEG", quality=85)
+    picture.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
