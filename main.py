@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from siamese_jax.compilation_cache import enable_compilation_cache
-from siamese_jax.errors import UserError
+from siamese_jax.errors import UserError, print_anything
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string(
@@ -82,6 +82,7 @@ def log_plainly() -> None:
 
 
 def run() -> None:
+    print_anything()
     log_plainly()
     try:
         app.run(main, flags_parser=parse)

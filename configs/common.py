@@ -37,6 +37,7 @@ def data() -> ConfigDict:
         {
             "source": "emoji",  # emoji, folder, query_gallery, anchor_positive, csv, tfds:NAME
             "root": placeholder(str),  # the folder or CSV file
+            "layout": placeholder(str),  # of a folder that can be read in several ways
             "images": placeholder(str),  # of a CSV: the folder that its relative paths start from
             "separator": placeholder(str),  # of a CSV: between the labels of an image, such as ";"
             "split_seed": -1,  # seed of the split by class; -1 takes `seed`

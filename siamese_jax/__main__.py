@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from siamese_jax.errors import UserError
+from siamese_jax.errors import UserError, print_anything
 
 # TensorFlow only reads images here; its start-up messages would bury ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         print(usage())
         return 0 if argv else 2
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    print_anything()
     name, *rest = argv
     try:
         if name not in TOOLS:

@@ -54,24 +54,52 @@ def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
 
 def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
     train = inputs.records.where("train")
-    domain = train.domain if len(np.unique(train.domain)) > 1 else None
-    options = fit_batch(config.sampler, train.label)
+    side = train.side if train.side is not None and np.ptp(train.side) else None
+    if side is not None and not len(_usable(train.label, side)):
+        log.warning("no training class has images of two sides: positives are of one side")
+        side = None
+    options = fit_batch(config.sampler, train.label, side)
     return _from_table(
-        SAMPLERS, "sampler", options, labels=train.label, seed=config.seed, domain=domain
+        SAMPLERS, "sampler", options, labels=train.label, seed=config.seed, domain=side
     )
 
 
-def fit_batch(sampler: ConfigDict, labels: np.ndarray) -> ConfigDict:
-    """A batch of classes x images that the data can fill.
+def _usable(labels: np.ndarray, side: np.ndarray | None, least: int = 2) -> np.ndarray:
+    """int [c]: how many images the classes have that can give positives.
 
-    Where there are fewer classes with two images than the batch should hold, it holds all of them,
+    They have `least` images or more, and some of two sides where there are sides.
+    """
+    rows, held = (np.arange(len(labels)), labels) if labels.ndim == 1 else np.nonzero(labels)
+    counts = np.unique(held, return_counts=True)[1]
+    if side is None:
+        return counts[counts >= least]
+    pairs = np.unique(np.stack([held, side[rows]], axis=1), axis=0)
+    sides = np.unique(pairs[:, 0], return_counts=True)[1]
+    return counts[(counts >= least) & (sides > 1)]
+
+
+def fit_batch(
+    sampler: ConfigDict, labels: np.ndarray, side: np.ndarray | None = None
+) -> ConfigDict:
+    """A batch of classes x images that the data can fill; classes that can't be in it are told.
+
+    Where there are fewer classes with positives than the batch should hold, it holds all of them,
     with more images of each: as many as the batch size allows and the largest class has.
     """
     if sampler.name != "classes":
         return sampler
+    least = sampler.get("min_images", 2)
+    counts = _usable(labels, side, least)
+    usable = len(counts)
     held = labels if labels.ndim == 1 else np.nonzero(labels)[1]
-    counts = np.unique(held, return_counts=True)[1]
-    usable = int((counts >= 2).sum())
+    if lone := len(np.unique(held)) - usable:
+        log.warning(
+            "%d of %d training classes are in no batch: they have fewer than %d images%s",
+            lone,
+            usable + lone,
+            least,
+            "" if side is None else ", or images of one side",
+        )
     if not usable or sampler.batch_size // sampler.per_class <= usable:
         return sampler
     most = min(sampler.batch_size // usable, int(counts.max()))

@@ -115,7 +115,7 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
             "train on; their sum must be below 1"
         )
     # Runs of earlier versions have configs without these fields.
-    options = {name: data.get(name) for name in ("images", "separator")}
+    options = {name: data.get(name) for name in ("layout", "images", "separator")}
     records = load_records(
         data.source,
         data.root,
@@ -130,8 +130,6 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
             f"the images of {data.root or data.source} have changed since this run began; "
             "choose another --workdir"
         )
-    for note in records.notes:
-        log.warning("%s", note)
     return records, keys
 
 

@@ -43,9 +43,11 @@ def test_a_folder_of_class_folders(tmp_path):
     np.testing.assert_array_equal(records.id, np.arange(5))
     # The rule for a class of one image: a distractor that is not asked, and it is said.
     assert records.is_query.tolist() == [True] * 4 + [False]
-    assert len(records.notes) == 1
-    assert "1 queries" in records.notes[0]
-    assert "owl" in records.notes[0]
+    other, lonely = records.notes
+    assert "1 files are no pictures" in other
+    assert "(1 .txt; the first is 'cat/notes.txt')" in other
+    assert "1 queries" in lonely
+    assert "owl" in lonely
 
 
 def test_query_and_gallery_by_folder_and_by_name(tmp_path):
@@ -64,7 +66,7 @@ def test_query_and_gallery_by_folder_and_by_name(tmp_path):
             np.testing.assert_array_equal(
                 records.is_gallery, ["/gallery/" in p.replace(os.sep, "/") for p in records.path]
             )
-            np.testing.assert_array_equal(records.domain, records.is_gallery)
+            np.testing.assert_array_equal(records.side, records.is_gallery)
 
 
 def test_anchor_and_positive(tmp_path):

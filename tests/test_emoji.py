@@ -53,7 +53,7 @@ def test_records_split_half_of_the_classes(cache):
     assert not np.intersect1d(test.label, train.label).size
     assert len(test) == 2 * len(np.unique(test.label))
     assert (test.is_query ^ test.is_gallery).all()
-    assert (np.bincount(test.domain) == len(np.unique(test.label))).all()
+    assert (np.bincount(test.side) == len(np.unique(test.label))).all()
     other = load_records("emoji", cache_dir=cache, seed=2)
     assert (other.split != records.split).any()
 

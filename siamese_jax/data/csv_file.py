@@ -1,9 +1,10 @@
 """A CSV file as records, with the columns that open-metric-learning uses.
 
-`label` and `path` must be there. `split` (train, validation, test), `is_query` and `is_gallery` may
-be left out, as may the box `x_1,y_1,x_2,y_2` (pixels; empty for the whole picture) and `category`,
-the super-class. Other columns are passed over. With a separator, a label may hold several:
-"cat;black".
+`path` must be there, and `label` where labels are needed. `split` (train, validation, test),
+`is_query` and `is_gallery` may be left out, as may the box `x_1,y_1,x_2,y_2` (pixels; empty for the
+whole picture), `category`, the super-class, and `side`, who took or drew the picture (positives are
+then sought on another side). Other columns are passed over. With a separator, a label may hold
+several: "cat;black". Empty, nan and none are missing.
 """
 
 import csv
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from siamese_jax.data.records import Records, make_records
+from siamese_jax.data.pictures import locate
+from siamese_jax.data.records import Records, class_name, make_records
 from siamese_jax.errors import UserError
 
 _BOX = ("x_1", "y_1", "x_2", "y_2")
@@ -25,22 +27,30 @@ _SPLIT = {
     "test": "test",
     "": "",
 }
+_MISSING = ("", "nan", "none")
 _FLAG = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),
-    **dict.fromkeys(("false", "0", "0.0", "no", "", "nan", "none"), False),
+    **dict.fromkeys(("false", "0", "0.0", "no", *_MISSING), False),
 }
 
 
 def from_csv(
-    path: str | os.PathLike[str], *, images: str | None = None, separator: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    images: str | None = None,
+    separator: str | None = None,
+    labels: str = "all",
 ) -> Records:
     """Reads a CSV file of images.
 
     Args:
       path: of the file.
-      images: the folder that relative paths start from; None for the folder of the file.
+      images: the folder that relative paths start from; None for the folder of the file, or the
+        current one where all are there and not all in the file's.
       separator: what stands between the labels of an image, such as ";": labels are then bool
         [n, c], and images match that share one. None for one label an image.
+      labels: "all" raises for a row without a label; "needed" for a file without the column, and
+        "known" for neither: such rows are unlabelled (-1), and noted. "none" reads none.
 
     Returns:
       Records; without `is_query` (`is_gallery`) every image is asked (searched), and without
@@ -51,21 +61,25 @@ def from_csv(
         that are not there.
     """
     columns, lines = _read(path)
-    for name in ("label", "path"):
+    for name in ("label", "path") if labels in ("all", "needed") else ("path",):
         if name not in columns:
             raise UserError(
                 f"{path} has no column '{name}' (it has: {', '.join(columns) or 'none'})"
             )
     if not lines:
         raise UserError(f"{path} has no rows under its header")
-    base = Path(images) if images is not None else Path(path).parent
-    files = [str(base / p) for p in columns["path"]]
-    absent = [i for i, file in enumerate(files) if not os.path.isfile(file)]
-    if absent:
-        raise UserError(
-            f"{path}: {len(absent)} of {len(files)} images do not exist, the first is "
-            f"{files[absent[0]]} (line {lines[absent[0]]}); paths start from {base}"
-        )
+    if empty := [i for i, name in enumerate(columns["path"]) if not name]:
+        raise UserError(f"{path}, line {lines[empty[0]]}: the path is empty")
+    base = str(Path(path).parent if images is None else images)
+    # Names of files are bytes, whatever the locale takes text for.
+    names = [os.fsdecode(p.encode("utf-8", "surrogateescape")) for p in columns["path"]]
+    files, notes = locate(names, base, str(path), lines=lines, fixed=images is not None)
+    if separator == "":
+        raise UserError("the separator of labels must be at least one character")
+    cells = _labels(path, columns.get("label"), lines, labels)
+    absent = cells.count(None)
+    if absent and labels != "none":
+        notes.append(f"{path}: {absent} of {len(cells)} images have no label")
 
     def parse(name: str, table: dict) -> list | None:
         if name not in columns:
@@ -76,26 +90,55 @@ def from_csv(
                 raise UserError(f"{path}, line {line}: {name} '{value}' is none of {known}")
         return [table[v.lower()] for v in columns[name]]
 
-    if empty := [i for i, label in enumerate(columns["label"]) if not label]:
-        raise UserError(f"{path}, line {lines[empty[0]]}: the label is empty")
-    if separator == "":
-        raise UserError("the separator of labels must be at least one character")
     records = make_records(
         files,
-        columns["label"],
-        root=str(base),
+        cells,
+        root=base,
         split=parse("split", _SPLIT),
         is_query=parse("is_query", _FLAG),
         is_gallery=parse("is_gallery", _FLAG),
         box=_boxes(path, columns, lines),
         super_classes=columns.get("category"),
+        side=_sides(path, columns.get("side"), lines),
+        notes=tuple(notes),
     )
-    return records if separator is None else _with_several(records, columns["label"], separator)
+    if separator is None or labels == "none":
+        return records
+    return _with_several(records, cells, separator)
 
 
-def _with_several(records: Records, cells: list[str], separator: str) -> Records:
+def _labels(
+    path: str | os.PathLike[str], cells: list[str] | None, lines: list[int], labels: str
+) -> list[str | None]:
+    """The labels, None where one is missing; UserError where all are needed."""
+    if cells is None or labels == "none":
+        return [None] * len(lines)
+    found = [None if cell.lower() in _MISSING else cell for cell in cells]
+    if labels == "all" and None in found:
+        raise UserError(
+            f"{path}, line {lines[found.index(None)]}: the label is empty ({found.count(None)} of "
+            f"{len(found)} are): give each row one, or take it out"
+        )
+    return found
+
+
+def _sides(
+    path: str | os.PathLike[str], cells: list[str] | None, lines: list[int]
+) -> np.ndarray | None:
+    """int32 [n], numbers of the sorted names."""
+    if cells is None:
+        return None
+    if "" in cells:
+        raise UserError(f"{path}, line {lines[cells.index('')]}: the side is empty")
+    return np.unique(cells, return_inverse=True)[1].astype(np.int32)
+
+
+def _with_several(records: Records, cells: list[str | None], separator: str) -> Records:
     """The records with multi-hot labels; names around separators are stripped, empty ones none."""
-    held = [{part.strip() for part in cell.split(separator)} - {""} for cell in cells]
+    held = [
+        {class_name(part.strip()) for part in (cell or "").split(separator)} - {""}
+        for cell in cells
+    ]
     names = sorted(set().union(*held))
     hot = np.array([[name in mine for name in names] for mine in held], bool)
     return replace(records, label=hot.reshape(len(cells), len(names)), class_names=tuple(names))

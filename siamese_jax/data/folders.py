@@ -1,173 +1,431 @@
-"""Folders of images as records: class folders, query + gallery, anchor + positive."""
+"""What a folder means: which of its pictures belong to which class, split and side.
+
+Pictures are found as `siamese_jax.data.pictures` says. Layouts, by the names of the folders, in
+any case:
+
+    query_gallery    query/ and gallery/: what is asked, and what is searched. Classes are their
+                     class folders, or the file names without suffix. train/ and val/ may stand
+                     beside them, and what they hold is then the split "test".
+    anchor_positive  anchor/ and positive/ with equal file names: a name is a class of two pictures.
+    splits           train/, val/ and test/ (also training, valid, validation, testing, train_set,
+                     test2017), each of class folders or of one of the pairs above.
+    classes          each folder directly inside is a class, with everything beneath it.
+    leaves           each folder that holds pictures is a class, wherever it is.
+    images           no labels.
+
+Without a layout given, the first of the first four that fits is taken. Folders that are hidden or
+hold no picture do not count, and a folder that holds nothing but `images/` (`_WRAPPERS`) is read as
+that. Split names are never classes, but for a folder `train/` of pictures among two or more others.
+
+Where that could be wrong, labels are not guessed: where a class folder's pictures lie in several
+folders inside (a class may be either), other folders stand beside a layout's own, as many pictures
+lie loose as there are folders, a split has no class folders, or two sides share no class. Where
+labels are needed this is an error that says what was seen and what can be said instead; where they
+are not, all pictures are there, without labels, and that is noted. Loose pictures that are fewer
+than the folders have no class: left out where labels are needed, else unlabelled; both are noted.
+"""
 
 import os
+import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from siamese_jax.data.records import Records, make_records
+from siamese_jax.data.pictures import Tree, in_order, scan
+from siamese_jax.data.records import Records, as_text, class_name, make_records
 from siamese_jax.errors import UserError
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+LABELS = ("needed", "known", "none")
+PAIRS = {"query_gallery": ("query", "gallery"), "anchor_positive": ("anchor", "positive")}
+_SPLIT = re.compile(
+    r"(?:(train|training)|(val|valid|validation)|(test|testing))"
+    r"(?:[ _-]?(?:set|split|data|images|imgs))?(?:[ _-]?\d{4})?"
 )
-_SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
+_WRAPPERS = frozenset(("images", "image", "imgs", "img", "pictures", "photos", "jpegimages"))
+
+
+class Row(NamedTuple):
+    """A picture, relative to the folder: its class, if it has one, its split, its side (0, 1)."""
+
+    path: str
+    name: str | None
+    split: str = ""
+    side: int | None = None
+
+
+class Reading(NamedTuple):
+    """What a layout makes of a folder; pictures without a row are not the layout's.
+
+    `doubt` says why the classes could be others than these, or cannot be told.
+    """
+
+    rows: list[Row]
+    notes: tuple[str, ...] = ()
+    doubt: str = ""
+
+
+def from_folder(
+    root: str | os.PathLike[str], *, layout: str | None = None, labels: str = "needed"
+) -> Records:
+    """Reads a folder as this file's beginning says.
+
+    Args:
+      root: the folder.
+      layout: one of `LAYOUTS`; None takes the one that fits.
+      labels: "needed" raises where they could be wrong; "known" keeps every picture, unlabelled
+        (-1) where they could; "none" likewise, and leaves all unlabelled.
+
+    Raises:
+      UserError: no such folder, no picture in it, a layout that it does not have, or labels that
+        are needed and could be wrong.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"there is no layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    tree = scan(root)
+    reading = LAYOUTS[layout](tree, True) if layout else _guess(tree)
+    notes = [*tree.notes, *reading.notes]
+    if reading.doubt and (labels == "needed" or layout):
+        raise UserError(reading.doubt)
+    if not tree.pictures:
+        raise UserError(_empty(tree))
+    if reading.doubt and labels == "known" and tree.inside:
+        notes.append(f"no labels are read. {reading.doubt}")
+    rows = reading.rows
+    # The notes on pictures without a class, and without a place in a layout that was asked for.
+    beside = [row.path for row in rows if row.name is None] if layout != "images" else []
+    if labels == "needed" and beside:
+        rows = [row for row in rows if row.name is not None]
+        notes.append(_apart(tree, beside, "are left out"))
+    elif labels == "known" and beside and not reading.doubt:
+        notes.append(_apart(tree, beside, "have no label"))
+    if rest := set(tree.pictures) - {row.path for row in reading.rows}:
+        notes.append(_apart(tree, rest, "are left out"))
+    if reading.doubt or labels == "none":
+        rows = [row._replace(name=None) for row in rows]
+    rows, repeated = _once(rows, tree)
+    if repeated:
+        notes.append(f"{root}: {repeated} images are reached by several links and count once")
+    sides = [row.side for row in rows]
+    return make_records(
+        [os.path.join(root, row.path) for row in rows],
+        [row.name for row in rows],
+        root=str(root),
+        split=[row.split for row in rows],
+        is_query=[side != 1 for side in sides],
+        is_gallery=[side != 0 for side in sides],
+        side=None if set(sides) <= {None} else [side or 0 for side in sides],
+        notes=tuple(notes),
+    )
+
+
+def _once(rows: list[Row], tree: Tree) -> tuple[list[Row], int]:
+    """Unlabelled pictures without those that a link shows once more, and how many these are."""
+    first: dict[str, str] = {}
+    home = os.path.realpath(tree.root)
+    for row in rows:
+        real = tree.real[row.path]
+        if real not in first or os.path.join(home, row.path) == real:
+            first[real] = row.path
+    kept = [row for row in rows if row.name is not None or first[tree.real[row.path]] == row.path]
+    return kept, len(rows) - len(kept)
+
+
+# Layouts -------------------------------------------------------------------------------------
+
+
+def _guess(tree: Tree) -> Reading:
+    """The first layout that fits."""
+    inner = _unwrapped(tree)
+    if inner is not tree:
+        reading = _within(_guess(inner), os.path.relpath(inner.root, tree.root))
+        read = [f"{inner.root} is read as if it were {tree.root} itself"] if inner.inside else []
+        return reading._replace(notes=(*read, *reading.notes))
+    there = {_fold(f) for f in tree.folders if os.sep not in f}
+    for layout, pair in PAIRS.items():
+        if there.issuperset(pair):
+            return LAYOUTS[layout](tree, False)
+    splits = [top for top in tree.inside if _split(top)]
+    if splits and not _is_class(tree, splits):
+        return _splits(tree, False)
+    reading = _classes(tree, False)
+    note = [f"{tree.root}: the folder {top!r} is read as a class, not as a split" for top in splits]
+    return reading._replace(notes=(*reading.notes, *note))
+
+
+def _is_class(tree: Tree, splits: list[str]) -> bool:
+    """Trains are a class of vehicles: a folder of pictures among two or more others of them."""
+    others = len(tree.inside) - len(splits)
+    direct = all(os.sep not in path for inside in tree.inside.values() for path in inside)
+    return [_fold(top) for top in splits] == ["train"] and others >= 2 and direct
+
+
+def _classes(tree: Tree, sure: bool) -> Reading:
+    rows = [
+        Row(os.path.join(top, path), as_text(top))
+        for top in _tops(tree)
+        for path in tree.inside[top]
+    ]
+    inner = {os.path.dirname(row.path) for row in rows}
+    rows += [Row(path, None) for path in tree.loose]
+    nested = [top for top in _tops(tree) if _deeper(tree.inside[top])]
+    doubt = ""
+    if not tree.pictures:
+        doubt = _empty(tree)
+    elif not tree.inside:
+        doubt = (
+            f"{tree.root} has images but no class folders, so there are no labels: make one folder "
+            "a class, the images inside"
+        )
+    elif nested and not sure:
+        doubt = _ask(
+            tree,
+            f"images lie two folders deep, as {tree.inside[nested[0]][0]!r} in {nested[0]!r}",
+            {
+                "classes": f"the {len(tree.inside)} outer folders are the classes",
+                "leaves": f"the {len(inner)} inner ones are",
+            },
+        )
+    elif len(tree.loose) >= len(tree.inside) and not sure:
+        doubt = _ask(
+            tree,
+            f"{len(tree.loose)} images lie beside {_count(tree.inside)}",
+            {"classes": "folders are the classes, and the images beside them have none"},
+        )
+    empty = [f for f in tree.folders if os.sep not in f and f not in tree.inside]
+    notes = [
+        f"{tree.root}: {len(empty)} class folders hold no image, the first is {name!r}"
+        for name in empty[:1]
+    ]
+    return Reading(rows, (*notes, *_composed(tree, _tops(tree))), doubt)
+
+
+def _leaves(tree: Tree, sure: bool) -> Reading:
+    homes = {path: os.path.dirname(path) for path in tree.pictures}
+    rows = [Row(p, as_text(home).replace(os.sep, "/") or None) for p, home in homes.items()]
+    doubt = "" if tree.inside else _classes(tree, True).doubt
+    return Reading(rows, _composed(tree, in_order({*homes.values()})), doubt)
+
+
+def _images(tree: Tree, sure: bool) -> Reading:
+    return Reading([Row(path, None) for path in tree.pictures])
+
+
+def _splits(tree: Tree, sure: bool) -> Reading:
+    parts = []
+    for top in _tops(tree):
+        if split := _split(top):
+            reading = _within(_guess_split(tree.under(top)), top)
+            rows = [row._replace(split=split) for row in reading.rows]
+            parts.append(reading._replace(rows=rows))
+    doubts = [part.doubt for part in parts if part.doubt]
+    if not parts:
+        doubts = [f"{tree.root} has no folder of images called train, val or test"]
+    elif not sure and (beside := _beside(tree, [t for t in tree.inside if not _split(t)])):
+        doubts.append(_ask(tree, beside, {"splits": "only train, val and test count"}))
+    rows = [row for part in parts for row in part.rows]
+    rows += [] if sure else _others(tree, rows)
+    notes = tuple(note for part in parts for note in part.notes)
+    return Reading(rows, notes, (doubts or [""])[0])
+
+
+def _others(tree: Tree, rows: list[Row], side: int | None = None) -> list[Row]:
+    """The pictures that have no row yet, without a class."""
+    there = {row.path for row in rows}
+    return [Row(path, None, "", side) for path in tree.pictures if path not in there]
+
+
+def _guess_split(tree: Tree) -> Reading:
+    """The pair, or the classes, that a split consists of."""
+    reading = _guess(tree)
+    if any(row.split for row in reading.rows):
+        return reading._replace(doubt=f"{tree.root}: a split holds folders named as splits")
+    return reading
+
+
+def _pair(layout: str, tree: Tree, sure: bool) -> Reading:
+    tops = [f for f in in_order({*tree.folders, *tree.inside}) if os.sep not in f]
+    sides = [[top for top in tops if _fold(top) == name] for name in PAIRS[layout]]
+    parts = [
+        [_within(_side(layout, tree.under(top)), top) for top in side if top in tree.inside]
+        for side in sides
+    ]
+    others = [top for top in tree.inside if not any(top in side for side in sides)]
+    beside = [top for top in others if _split(top) not in ("train", "validation")]
+    splits = [
+        _within(_guess_split(tree.under(top)), top)._replace(notes=())
+        for top in others
+        if top not in beside and not sure
+    ]
+    rows = [
+        row._replace(side=number, split="test" if splits else "")
+        for number, side in enumerate(parts)
+        for part in side
+        for row in part.rows
+    ]
+    rows += [
+        row._replace(split=_split(row.path.split(os.sep)[0]))
+        for part in splits
+        for row in part.rows
+    ]
+    every = [part for side in parts for part in side] + splits
+    doubts = [part.doubt for part in every if part.doubt]
+    notes = [note for part in every for note in part.notes]
+    for name, side in zip(PAIRS[layout], parts, strict=True):
+        if not side:
+            doubts.append(f"{os.path.join(tree.root, name)} holds no image that Pillow can open")
+    if not doubts and not sure and (beside_seen := _beside(tree, beside)):
+        doubts.append(
+            _ask(tree, beside_seen, {layout: f"only {' and '.join(PAIRS[layout])} count"})
+        )
+    if not doubts:
+        names = [
+            {class_name(row.name) for row in rows if row.side == number and row.name is not None}
+            for number in (0, 1)
+        ]
+        doubt, note = _MATCHES[layout](tree, names)
+        doubts += [doubt] * bool(doubt)
+        notes += [note] * bool(note)
+    rows += [] if sure else _others(tree, rows, side=1)  # searched: a gallery is never asked
+    return Reading(rows, tuple(notes), (doubts or [""])[0])
+
+
+def _side(layout: str, tree: Tree) -> Reading:
+    """One folder of a pair: classes are file names, or class folders if there are any."""
+    if layout == "query_gallery" and _unwrapped(tree).inside:
+        return _guess_split(tree)
+    stems = [as_text(os.path.splitext(path)[0]) for path in tree.pictures]
+    if layout == "query_gallery":
+        stems = [Path(stem).name for stem in stems]
+        return Reading([Row(p, s) for p, s in zip(tree.pictures, stems, strict=True)])
+    name, count = Counter(map(class_name, stems)).most_common(1)[0]
+    doubt = f"{tree.root}: two files are named {name!r}" if count > 1 else ""
+    return Reading([Row(p, s) for p, s in zip(tree.pictures, stems, strict=True)], (), doubt)
+
+
+def _shared_classes(tree: Tree, names: Sequence[set[str]]) -> tuple[str, str]:
+    query, gallery = names
+    shared = query & gallery
+    if not shared:
+        return (
+            f"{tree.root}: query/ and gallery/ share no class (query has {min(query)!r}, gallery "
+            f"has {min(gallery)!r}); give equal class folders or equal file names"
+        ), ""
+    if query == gallery:
+        return "", ""
+    return "", (
+        f"{tree.root}: query/ has {len(query)} classes and gallery/ {len(gallery)}, of which "
+        f"{len(shared)} are in both"
+    )
+
+
+def _equal_names(tree: Tree, names: Sequence[set[str]]) -> tuple[str, str]:
+    alone = sorted(names[0] ^ names[1])
+    if not alone:
+        return "", ""
+    return (
+        f"{tree.root}: {len(alone)} file names are not in both anchor/ and positive/, the first is "
+        f"{alone[0]!r}; every anchor needs the positive of its name"
+    ), ""
+
+
+_MATCHES = {"query_gallery": _shared_classes, "anchor_positive": _equal_names}
+
+LAYOUTS: dict[str, Callable[[Tree, bool], Reading]] = {
+    "query_gallery": lambda tree, sure: _pair("query_gallery", tree, sure),
+    "anchor_positive": lambda tree, sure: _pair("anchor_positive", tree, sure),
+    "splits": _splits,
+    "classes": _classes,
+    "leaves": _leaves,
+    "images": _images,
 }
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[str]:
-    """All image files under a folder by suffix, sorted; hidden files and folders are left out."""
-    found = []
-    for base, folders, files in os.walk(_existing(folder)):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [os.path.join(base, f) for f in files if _is_image(f)]
-    return sorted(found)
+# Names and messages --------------------------------------------------------------------------
 
 
-def is_flat(root: str | os.PathLike[str]) -> bool:
-    """True for a folder whose images lie in it directly, without subfolders of images."""
-    return not any(list_images(entry.path) for entry in _subfolders(root))
+def _fold(name: str) -> str:
+    return class_name(as_text(name)).casefold()
 
 
-def from_images(root: str | os.PathLike[str]) -> Records:
-    """One image file, or every image under a folder, without labels (-1)."""
-    files = [str(root)] if Path(root).is_file() else _some(list_images(root), root)
-    records = make_records(files, ["?"] * len(files), root=str(root))
-    records.label[:] = -1
-    return records
+def _split(name: str) -> str:
+    """The split that a folder's name stands for, or nothing."""
+    found = _SPLIT.fullmatch(_fold(name))
+    return ("train", "validation", "test")[found.lastindex - 1] if found and found.lastindex else ""
 
 
-def from_folder(root: str | os.PathLike[str]) -> Records:
-    """Reads a folder in whichever known layout it has.
-
-    `query/` + `gallery/`; `anchor/` + `positive/`; `train/` + `test/` (and perhaps `val/`) of class
-    folders; else a folder of class folders.
-    """
-    names = {entry.name for entry in _subfolders(root)}
-    if {"query", "gallery"} <= names:
-        return from_query_gallery(root)
-    if {"anchor", "positive"} <= names:
-        return from_anchor_positive(root)
-    if names and names <= _SPLIT_FOLDERS.keys() and {"train", "test"} & names:
-        return _from_split_folders(root)
-    found = _class_folders(root)
-    return make_records(found.paths, found.classes, root=str(root), notes=found.notes)
+def _tops(tree: Tree) -> list[str]:
+    return in_order(tree.inside)
 
 
-def from_query_gallery(root: str | os.PathLike[str]) -> Records:
-    """`query/` and `gallery/`: classes are their subfolders, or the file names without suffix."""
-    query, gallery = (_labelled(Path(root) / side) for side in ("query", "gallery"))
-    if not set(query.classes) & set(gallery.classes):
-        raise UserError(
-            f"{root}: query/ and gallery/ share no class (query has '{query.classes[0]}', gallery "
-            f"has '{gallery.classes[0]}'); give equal class folders or equal file names"
-        )
-    asked = [True] * len(query.paths) + [False] * len(gallery.paths)
-    return make_records(
-        query.paths + gallery.paths,
-        query.classes + gallery.classes,
-        root=str(root),
-        is_query=asked,
-        is_gallery=[not a for a in asked],
-        notes=query.notes + gallery.notes,
+def _deeper(paths: Iterable[str]) -> bool:
+    """Whether a folder holds no picture itself, and two folders that do."""
+    parts = [path.split(os.sep) for path in paths]
+    return all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) > 1
+
+
+def _unwrapped(tree: Tree) -> Tree:
+    """The folder inside that holds everything, where its name says that it is no class."""
+    if tree.loose or len(tree.inside) != 1 or _fold(next(iter(tree.inside))) not in _WRAPPERS:
+        return tree
+    return _unwrapped(tree.under(next(iter(tree.inside))))
+
+
+def _within(reading: Reading, folder: str) -> Reading:
+    """The reading of a folder, with paths from the folder above it."""
+    return reading._replace(
+        rows=[row._replace(path=os.path.join(folder, row.path)) for row in reading.rows]
     )
 
 
-def from_anchor_positive(root: str | os.PathLike[str]) -> Records:
-    """`anchor/` and `positive/` with equal file names: each name is a class of two images."""
-    sides = {}
-    for side in ("anchor", "positive"):
-        folder = Path(root) / side
-        files = _some(list_images(folder), folder)
-        sides[side] = {os.path.splitext(os.path.relpath(f, folder))[0]: f for f in files}
-        if len(sides[side]) < len(files):
-            stems = Counter(os.path.splitext(os.path.relpath(f, folder))[0] for f in files)
-            raise UserError(f"{folder}: two files are named '{stems.most_common(1)[0][0]}'")
-    alone = sorted(sides["anchor"].keys() ^ sides["positive"].keys())
-    if alone:
-        raise UserError(
-            f"{root}: {len(alone)} file names are not in both anchor/ and positive/, the first is "
-            f"'{alone[0]}'; every anchor needs the positive of its name"
-        )
-    names = sorted(sides["anchor"])
-    asked = [True] * len(names) + [False] * len(names)
-    return make_records(
-        [sides["anchor"][n] for n in names] + [sides["positive"][n] for n in names],
-        names + names,
-        root=str(root),
-        is_query=asked,
-        is_gallery=[not a for a in asked],
+def _beside(tree: Tree, folders: list[str]) -> str:
+    """What stands beside a layout's own folders that is more than a few loose pictures."""
+    if folders:
+        return f"beside its known folders stand {_count({f: tree.inside[f] for f in folders})}"
+    if len(tree.loose) >= len(tree.inside):
+        return f"{len(tree.loose)} images lie beside {_count(tree.inside)}"
+    return ""
+
+
+def _count(inside: dict[str, list[str]]) -> str:
+    names = in_order(inside)
+    shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(inside)} folders with {sum(map(len, inside.values()))} images ({shown})"
+
+
+def _ask(tree: Tree, seen: str, ways: dict[str, str]) -> str:
+    listed = [f"layout={name} ({meaning})" for name, meaning in ways.items()]
+    return (
+        f"{tree.root}: {seen}, so its labels could be wrong; say what is meant: "
+        f"{', '.join(listed)}, layout=images (no labels), or give one of the folders inside. It is "
+        "--layout for the tools, --config.data.layout for main.py"
     )
 
 
-class _Labelled(NamedTuple):
-    paths: list[str]
-    classes: list[str]
-    notes: tuple[str, ...]
+def _empty(tree: Tree) -> str:
+    if not tree.folders and not tree.notes:
+        return f"{tree.root} has neither images nor folders"
+    return f"{tree.root} holds no image that Pillow can open; {'; '.join(tree.notes)}".rstrip("; ")
 
 
-def _from_split_folders(root: str | os.PathLike[str]) -> Records:
-    parts = [(_SPLIT_FOLDERS[e.name], _class_folders(e.path)) for e in _subfolders(root)]
-    return make_records(
-        [path for _, part in parts for path in part.paths],
-        [name for _, part in parts for name in part.classes],
-        root=str(root),
-        split=[split for split, part in parts for _ in part.paths],
-        notes=tuple(note for _, part in parts for note in part.notes),
+def _apart(tree: Tree, paths: Iterable[str], fate: str) -> str:
+    """The line on pictures beside the folders that a layout reads."""
+    names = in_order(paths)
+    known = any(map(_split, tree.inside)) or any(
+        _fold(top) in pair for pair in PAIRS.values() for top in tree.inside
+    )
+    beside = "known folders" if known else "class folders"
+    return (
+        f"{tree.root}: {len(names)} images lie beside the {beside} and {fate}, the first is "
+        f"{names[0]!r}"
     )
 
 
-def _labelled(folder: Path) -> _Labelled:
-    if not is_flat(folder):
-        return _class_folders(folder)
-    files = _some(list_images(folder), folder)
-    return _Labelled(files, [Path(f).stem for f in files], ())
-
-
-def _class_folders(root: str | os.PathLike[str]) -> _Labelled:
-    """The images of a folder of class folders; what is left out is noted."""
-    folders = _subfolders(root)
-    if not folders:
-        what = "images but no class folders" if list_images(root) else "neither images nor folders"
-        raise UserError(f"{root} has {what}: make one folder a class, the images inside")
-    files = {entry.name: list_images(entry.path) for entry in folders}
-    paths = _some([path for inside in files.values() for path in inside], root)
-    notes = []
-    if empty := [name for name, inside in files.items() if not inside]:
-        notes.append(f"{root}: {len(empty)} class folders hold no image, the first is '{empty[0]}'")
-    if loose := sorted(f for f in os.listdir(root) if _is_image(f)):
-        notes.append(
-            f"{root}: {len(loose)} images lie beside the class folders and are left out, the first "
-            f"is '{loose[0]}'"
-        )
-    classes = [name for name, inside in files.items() for _ in inside]
-    return _Labelled(paths, classes, tuple(notes))
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def _subfolders(root: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    with os.scandir(_existing(root)) as entries:
-        found = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
-    return sorted(found, key=lambda e: e.name)
-
-
-def _existing(folder: str | os.PathLike[str]) -> str:
-    if not os.path.isdir(folder):
-        what = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
-        raise UserError(f"the image folder {folder} {what}; check the path")
-    return os.fspath(folder)
-
-
-def _some(files: list[str], folder: str | os.PathLike[str]) -> list[str]:
-    if not files:
-        raise UserError(f"{folder} holds no image (looked for {' '.join(sorted(SUFFIXES))})")
-    return files
+def _composed(tree: Tree, folders: Sequence[str]) -> tuple[str, ...]:
+    """Says where two folders' names are one in Unicode's composed form."""
+    count = Counter(class_name(as_text(folder)) for folder in folders)
+    return tuple(
+        f"{tree.root}: {n} folders are named {name!r}, in two ways of writing it: one class"
+        for name, n in count.items()
+        if n > 1
+    )

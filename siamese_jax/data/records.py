@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,11 +27,14 @@ class Records:
       split: str [n], "train", "validation", "test", or "" where no split has been made.
       is_query: bool [n], asked in an evaluation.
       is_gallery: bool [n], searched in an evaluation.
-      class_names: the classes in the order of their labels.
+      class_names: the classes in the order of their labels, in Unicode's composed form (NFC).
       root: the folder that paths are relative to in a fingerprint.
       box: int32 [n, 4] as left, upper, right, lower, the part of each picture that counts; rows of
         zeros and None mean the whole picture.
       super_label: int32 [n], the super-class of each image, or None.
+      side: int32 [n], who took or drew each image, where the source says so: positives are then
+        sought on another side. 0 for query/ or anchor/, 1 for gallery/ or positive/; a CSV's column
+        `side`. None where there is one side only; who happens to be asked says nothing about it.
       notes: what the user should hear about this data set, a line each.
     """
 
@@ -44,6 +48,7 @@ class Records:
     root: str = ""
     box: np.ndarray | None = None
     super_label: np.ndarray | None = None
+    side: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -66,15 +71,10 @@ class Records:
             raise UserError(f"{self.root}: no images in the split '{split}' (splits: {there})")
         return self.select(rows)
 
-    @property
-    def domain(self) -> np.ndarray:
-        """int32 [n]: 1 for images that are only searched, 0 for those that are (also) asked."""
-        return (self.is_gallery & ~self.is_query).astype(np.int32)
-
 
 def make_records(
     paths: Sequence[str],
-    classes: Sequence[str],
+    classes: Sequence[str | None],
     *,
     root: str,
     split: Sequence[str] | None = None,
@@ -82,19 +82,22 @@ def make_records(
     is_gallery: Sequence[bool] | None = None,
     box: np.ndarray | None = None,
     super_classes: Sequence[str] | None = None,
+    side: Sequence[int] | np.ndarray | None = None,
     notes: tuple[str, ...] = (),
 ) -> Records:
-    """Records of images with one class name each; labels follow the sorted names.
+    """Records of images with one class name each, or None; labels follow the sorted names.
 
     Names that are all integers are sorted as numbers. Columns left out mean: no split yet, asked
-    and searched.
+    and searched, one side.
     """
     n = len(paths)
-    names = sorted(set(classes), key=_natural(classes))
+    composed = {c: class_name(c) for c in dict.fromkeys(classes) if c is not None}
+    names = sorted(set(composed.values()), key=_natural(composed.values()))
     number = {name: i for i, name in enumerate(names)}
+    label_of = {c: number[name] for c, name in composed.items()}
     return Records(
         path=np.array(paths, dtype=np.str_),
-        label=np.array([number[c] for c in classes], dtype=np.int32),
+        label=np.array([-1 if c is None else label_of[c] for c in classes], dtype=np.int32),
         id=np.arange(n, dtype=np.int32),
         split=np.array([""] * n if split is None else split, dtype="U10"),
         is_query=np.ones(n, bool) if is_query is None else np.array(is_query, dtype=bool),
@@ -106,11 +109,29 @@ def make_records(
         super_label=None
         if super_classes is None
         else np.unique(super_classes, return_inverse=True)[1].astype(np.int32),
+        side=None if side is None else np.array(side, dtype=np.int32),
     )
 
 
-def _natural(classes: Sequence[str]) -> Any:
-    return int if all(c.isascii() and c.isdigit() for c in set(classes)) else str
+def class_name(name: str) -> str:
+    """A name as classes are compared: Unicode in composed form (NFC).
+
+    >>> class_name("cafe\\u0301") == class_name("caf\\u00e9")
+    True
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def as_text(path: str) -> str:
+    """A path's name as UTF-8 text, whatever the locale; bytes that are none are escaped."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _natural(names: Iterable[str]) -> Any:
+    """A sort key: all-digit names by their numbers, and "1", "01", "001" still in one order."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return lambda name: (int(name), name)
+    return str
 
 
 def split_by_class(records: Records, *, seed: int, fractions: Sequence[float]) -> Records:
@@ -195,10 +216,10 @@ def fingerprint(records: Records, keys: Sequence[bytes] | None = None) -> str:
     rows = []
     for i, key in enumerate(keys):
         names = _classes(records, i)
-        name = os.path.relpath(records.path[i], records.root or None).replace(os.sep, "/")
+        name = as_text(os.path.relpath(records.path[i], records.root or None)).replace(os.sep, "/")
         roles = f"{records.is_query[i]:d}{records.is_gallery[i]:d}"
         rows.append("\0".join((name, names, str(records.split[i]), roles, key.hex())))
-    return hashlib.blake2b("\n".join(sorted(rows)).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_bytes("\n".join(sorted(rows))), digest_size=16).hexdigest()
 
 
 def marks(records: Records, keys: Sequence[bytes]) -> np.ndarray:
@@ -211,8 +232,12 @@ def marks(records: Records, keys: Sequence[bytes]) -> np.ndarray:
       keys: the result of `content_keys(records)`.
     """
     texts = (f"{key.hex()}\0{_classes(records, i)}" for i, key in enumerate(keys))
-    digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+    digests = [hashlib.blake2b(_bytes(text), digest_size=8).digest() for text in texts]
     return np.frombuffer(b"".join(digests), "<u8")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
 
 
 def _classes(records: Records, row: int) -> str:

@@ -1,7 +1,8 @@
 """One door to every data set: `load_records("folder" | "csv" | "tfds:NAME" | "emoji" | ...)`."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -9,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from siamese_jax.data import folders
 from siamese_jax.data.csv_file import from_csv
 from siamese_jax.data.emoji import emoji_folder
+from siamese_jax.data.folders import from_folder
+from siamese_jax.data.places import Name, read_place
 from siamese_jax.data.protocols import PROTOCOLS, load_protocol
 from siamese_jax.data.records import Records, content_keys, fingerprint, split_by_class
 from siamese_jax.data.tfds_source import from_tfds
@@ -27,13 +29,25 @@ __all__ = [
     "split_by_class",
 ]
 
+log = logging.getLogger(__name__)
+
+
+def _folder(root: str | os.PathLike[str], layout: str | None = None) -> Records:
+    return from_folder(root, layout=layout, labels="none" if layout == "images" else "needed")
+
+
+def _csv(
+    root: str | os.PathLike[str], images: str | None = None, separator: str | None = None
+) -> Records:
+    return from_csv(root, images=images, separator=separator)
+
 
 SOURCES: dict[str, Callable[..., Records]] = {
-    "folder": folders.from_folder,
-    "query_gallery": folders.from_query_gallery,
-    "anchor_positive": folders.from_anchor_positive,
-    "images": folders.from_images,
-    "csv": from_csv,
+    "folder": _folder,
+    "query_gallery": partial(_folder, layout="query_gallery"),
+    "anchor_positive": partial(_folder, layout="anchor_positive"),
+    "images": partial(_folder, layout="images"),
+    "csv": _csv,
 }
 
 
@@ -50,9 +64,9 @@ def load_records(
     """Reads a data set's records.
 
     Args:
-      source: "folder" (class folders, `query/` + `gallery/`, `anchor/` + `positive/`, or `train/` +
-        `test/`, whichever it is), "query_gallery", "anchor_positive", "images" (no labels), "csv",
-        "tfds:NAME", "emoji", or a standard protocol: "cub", "cars", "sop", "inshop".
+      source: "folder" (the layout that it has, or the option `layout`: `siamese_jax.data.folders`),
+        "query_gallery", "anchor_positive", "images" (no labels), "csv", "tfds:NAME", "emoji", or a
+        standard protocol: "cub", "cars", "sop", "inshop".
       root: the folder or the CSV file. "emoji" has none; for "tfds:NAME" it is TFDS's own data
         folder, and a protocol without one comes from TFDS.
       seed: of the split by class, for a data set that brings no split.
@@ -65,17 +79,32 @@ def load_records(
     Returns:
       Records whose classes are split, and whose queries all have an answer: a query whose class has
       no other gallery image in its split stays in the gallery if it was there, and is not asked.
-      `notes` says how many.
+      `notes` says how many, and what else there is to say; every note is logged.
 
     Raises:
       UserError: an unknown source or option, or a data set that cannot be read.
     """
     records = _open(source, root, cache_dir, options)
     if (records.label < 0).any():  # bool labels are never below zero
-        return records
-    if fractions is not None and (resplit or not (records.split != "").any()):
+        return _told(records)
+    brought = {str(split) for split in np.unique(records.split)} - {""}
+    if fractions is not None and (resplit or len(brought) < 2):
+        if len(brought) == 1 and not resplit:
+            note = f"only the split '{min(brought)}' is there: its classes are divided again"
+            records = replace(records, notes=(*records.notes, note))
         records = split_by_class(records, seed=seed, fractions=fractions)
-    return _note_shared_classes(_only_answerable(records))
+    return _told(_note_shared_classes(_only_answerable(records)))
+
+
+def _told(records: Records) -> Records:
+    tell(records.notes)
+    return records
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Says what was left out, guessed or decided about images: main.py and every tool, by this."""
+    for note in notes:
+        log.warning("%s", note)
 
 
 def _open(
@@ -87,7 +116,7 @@ def _open(
     if source == "emoji":
         if root is not None:
             raise UserError("the emoji have no data.root; data.cache_dir says where they are drawn")
-        read = partial(folders.from_query_gallery, emoji_folder(cache_dir))
+        read = partial(SOURCES["query_gallery"], emoji_folder(cache_dir))
     elif source.startswith("tfds:"):
         read = partial(from_tfds, source.removeprefix("tfds:"), root, cache_dir=cache_dir)
     elif source in PROTOCOLS:
@@ -105,16 +134,27 @@ def _open(
     return read(**options)
 
 
-def load_images(path: str | os.PathLike[str]) -> Records:
-    """Images to embed or to search, without a split: a folder, a CSV file or one image.
+def load_images(
+    place: Name | Iterable[Name],
+    *,
+    layout: str | None = None,
+    labels: str = "known",
+    separator: str | None = None,
+) -> Records:
+    """Images to embed or to search, without a split by class; every note is logged.
 
-    Class folders give labels; a flat folder and a single image have none (-1).
+    Args:
+      place: a folder, a picture, a list of pictures, or a CSV file; `siamese_jax.data.places` says
+        what a list may be. No picture of a folder is left out, but for hidden ones.
+      layout: of a folder, where it can be taken in several ways; see `siamese_jax.data.folders`.
+      labels: "known": where they are sure, and -1 elsewhere; "needed": UserError where they are
+        not; "none"; "stem": the names of the files without suffix.
+      separator: between the labels of an image, in a CSV file.
+
+    Raises:
+      UserError: nothing is there, or it cannot be read so.
     """
-    if os.path.isfile(path):
-        return from_csv(path) if str(path).lower().endswith(".csv") else folders.from_images(path)
-    if folders.is_flat(path):
-        return folders.from_images(path)
-    return folders.from_folder(path)
+    return _told(read_place(place, layout=layout, labels=labels, separator=separator))
 
 
 def _note_shared_classes(records: Records) -> Records:

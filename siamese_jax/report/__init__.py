@@ -128,4 +128,6 @@ def write_report(
         parts.append(section("Where these numbers come from", _provenance(run, results)))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(title, parts, warnings=warnings), encoding="utf-8")
+    target.write_text(
+        page(title, parts, warnings=warnings), encoding="utf-8", errors="backslashreplace"
+    )

@@ -4,12 +4,13 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from siamese_jax.data import places
 from siamese_jax.errors import UserError
 
 if TYPE_CHECKING:
     from siamese_jax.combined import Part
 
-PLACES = "a folder, an image, a CSV file, or a data set's name (emoji, tfds:NAME)"
+PLACES = f"{places.PLACES}, or a data set's name (emoji, tfds:NAME)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,12 +68,13 @@ def share(text: str) -> float:
     return number
 
 
-def add_encoder(parser: argparse.ArgumentParser) -> None:
+def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     group = parser.add_argument_group("encoder")
     group.add_argument(
         "--encoder",
         action="append",
-        required=True,
+        required=required,
+        default=[],
         help="a run's folder, a folder that `whiten` wrote, or a trunk's name; given several "
         "times, the encoders are fused: cosines are the weighted mean of theirs",
     )

@@ -3,19 +3,19 @@
     python -m siamese_jax embed --encoder=resnet50 --images=photos/ --out=photos.npz
 
 .npz holds vectors float32 [n, d], paths, labels (class names, empty where unknown) and provenance
-(JSON); .npy the vectors alone, with the paths beside them in .npy.csv; .csv path, label and d
-columns.
+(JSON), and is what `rank` and `evaluate` take in place of pictures; .npy the vectors alone, with
+the paths beside them in .npy.csv; .csv path, label and d columns.
 """
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from siamese_jax.tools import cli, search, sides
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli, search, sides, stored
 
 SUFFIXES = (".npz", ".npy", ".csv")
 
@@ -33,14 +33,16 @@ def main(argv: Sequence[str]) -> None:
     cli.check_outputs(args.out, SUFFIXES)
     cli.check_combination(args)
 
-    records = sides.read_records(
-        args.images, split=args.split, labels=args.labels, separator=args.label_separator
-    )
+    if stored.is_stored(args.images):
+        raise UserError(f"{args.images} holds embeddings already: give pictures")
+    records = sides.read_records(args.images, sides.wanted(args), split=args.split)
     encoder = cli.combine_encoders(args)
     side = sides.embed_side(
         encoder, records, args.images, batch_size=args.batch_size, cache_dir=args.cache_dir
     )
-    facts = sides.provenance(encoder, side.facts, split=args.split, labels=args.labels)
+    facts = sides.provenance(
+        encoder, side.facts, split=args.split, labels=args.labels, distance=encoder.distance
+    )
     for path in args.out:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, side, facts)
@@ -54,13 +56,17 @@ def _labels(side: sides.Side) -> list[str]:
 
 
 def _write_npz(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
-    np.savez(
-        path,
-        vectors=side.vectors,
-        paths=side.records.path,
-        labels=np.array(_labels(side), dtype=np.str_),
-        provenance=np.array(json.dumps(facts, default=str)),
-    )
+    columns = {
+        "vectors": side.vectors,
+        "paths": side.records.path,
+        "labels": np.array(_labels(side), dtype=np.str_),
+        "keys": np.array([list(key) for key in side.keys], np.uint8),
+    }
+    if side.records.box is not None:
+        columns["box"] = side.records.box
+    if side.labels.ndim == 2:
+        columns |= {"hot": side.labels, "classes": np.array(side.classes, dtype=np.str_)}
+    stored.write(path, columns, facts)
 
 
 def _write_npy(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
@@ -77,7 +83,7 @@ def _write_csv(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
 
 
 def _write_table(path: str, side: sides.Side, names: Sequence[str], rows: Any) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         for image, label, row in zip(side.records.path, _labels(side), rows, strict=True):

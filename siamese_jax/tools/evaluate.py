@@ -33,12 +33,13 @@ def main(argv: Sequence[str]) -> None:
     from siamese_jax.report.summary import aligned
 
     expand(args.metrics or DEFAULT, args.ks)  # A wrong name is said before the work.
-    pair = reranking.expand(search.open_pair(args), args)
+    pair = search.open_pair(args, needed=True)
     if not pair.labelled:
         raise UserError(
             f"{args.query or args.encoder[0]}: no labels to evaluate by; make class folders, a CSV "
             "with labels, or give --labels=stem where file names tell the class"
         )
+    pair = reranking.expand(pair, args)
     values = reranking.measure(pair, reranking.order(pair, args), args.ks, args.metrics)
     metrics = search.summary(pair, values)
     if args.interval is not None:
@@ -198,7 +199,7 @@ def write_metrics_csv(path: str, blocks: Mapping[str, Mapping[str, Any]]) -> Non
 
 def write_csv(path: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

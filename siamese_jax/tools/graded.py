@@ -24,6 +24,7 @@ OTHERS: dict[str, Any] = {
     "clustering": None,
     "split": None,
     "labels": "folder",
+    "layout": None,
     "label_separator": None,
 }
 
@@ -82,10 +83,10 @@ def find_images(folder: str, names: list[str], boxes: np.ndarray | None = None) 
     Raises:
       UserError: some of them are not there.
     """
-    from siamese_jax.data.folders import list_images
     from siamese_jax.data.records import make_records
+    from siamese_jax.data.sources import load_images
 
-    paths = list_images(folder)
+    paths = [str(path) for path in load_images(folder, labels="none").path]
     there = {Path(path).relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     absent = [name for name in names if name not in there]
     if absent:
@@ -93,8 +94,6 @@ def find_images(folder: str, names: list[str], boxes: np.ndarray | None = None) 
             f"{folder}: {len(absent)} of {len(names)} images of the ground truth are not there, "
             f"the first is '{absent[0]}'"
         )
-    records = make_records(
-        [there[name] for name in names], ["?"] * len(names), root=folder, box=boxes
+    return make_records(
+        [there[name] for name in names], [None] * len(names), root=folder, box=boxes
     )
-    records.label[:] = -1
-    return records

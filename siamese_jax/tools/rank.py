@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax.errors import UserError
 from siamese_jax.names import label_codes, share
 from siamese_jax.tools import cli, reranking, search, sides
 
@@ -96,7 +97,10 @@ def main(argv: Sequence[str]) -> None:
     metrics: dict[str, Any] = {}
     if pair.labelled:
         names = None if way else METRICS  # A re-ranking gives what its depth determines.
-        metrics = search.summary(pair, reranking.measure(pair, way, args.ks, names))
+        try:
+            metrics = search.summary(pair, reranking.measure(pair, way, args.ks, names))
+        except UserError as error:  # The ranking stands: what is missing is an answer to look for.
+            print(f"nothing is measured: {error}")
     for path in args.out:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, found, metrics, args)
@@ -120,7 +124,7 @@ def print_some(found: Found) -> None:
 
 
 def _write_csv(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in range(len(found)):
@@ -170,7 +174,8 @@ def _write_html(path: str, found: Found, metrics: dict[str, Any], args: Any) -> 
     fallback = pair.provenance["encoder"].get("fallback_for")
     write_report(
         path,
-        title=f"{' + '.join(Path(name).name for name in args.encoder)}: {len(found)} queries",
+        title=f"{' + '.join(Path(name).name for name in args.encoder) or 'embeddings'}: "
+        f"{len(found)} queries",
         results={"these queries": metrics} if metrics else {},
         run=pair.provenance,
         curves={},

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siamese_jax.tools import cli, sides
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli, sides, stored
 from siamese_jax.tools.sides import Side
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ class Pair:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_encoder(parser)
+    cli.add_encoder(parser, required=False)
     cli.add_combination(parser)
     group = parser.add_argument_group("images")
     group.add_argument(
         "--query",
-        help=f"{cli.PLACES}. Default, for a run: the test split that it was trained beside",
+        help=f"{cli.PLACES}, or an .npz file that `embed` wrote, with the same encoder; where both "
+        "sides are, no --encoder is needed. Default, for a run: the test split that it was trained "
+        "beside",
     )
     group.add_argument("--gallery", help="likewise. Default: the gallery of --query, or itself")
     sides.add_split(parser)
@@ -59,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ks", type=cli.counts, default=(1, 5, 10), help="depths of the metrics")
 
 
-def open_pair(args: argparse.Namespace) -> Pair:
-    """Everything that the options name, embedded.
+def open_pair(args: argparse.Namespace, *, needed: bool = False) -> Pair:
+    """Everything that the options name, embedded; `needed` are labels that both sides share.
 
     Raises:
       UserError: an unknown distance, a place without images, an encoder that cannot be had.
@@ -70,8 +73,11 @@ def open_pair(args: argparse.Namespace) -> Pair:
     if args.distance is not None:
         distances.check(args.distance)
     cli.check_combination(args)
-    asked, searched, where, split = _records(args)
-    return embed_pair(args, asked, searched, where, split)
+    places = [args.query, args.gallery or args.query]
+    if not args.encoder and not all(place and stored.is_stored(place) for place in places):
+        raise UserError(sides.NO_ENCODER)
+    asked, searched, where, split = _records(args, sides.wanted(args, needed=needed))
+    return embed_pair(args, asked, searched, where, split, needed=needed)
 
 
 def embed_pair(
@@ -80,19 +86,27 @@ def embed_pair(
     searched: "Records",
     where: tuple[str, str],
     split: str | None = None,
+    *,
+    needed: bool = False,
 ) -> Pair:
     """Both sides' records embedded as the options say; where they are from, and their split."""
     from siamese_jax.combined import Combined
 
-    encoder = cli.combine_encoders(args)
-    options = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
+    encoder = cli.combine_encoders(args) if args.encoder else None
+    files = [place for place in where if stored.is_stored(place)]
+    stored.check_encoder(files, encoder.fingerprint if encoder else None)
+    made = stored.read_facts(files[0]) if encoder is None else {}
+    options: dict[str, Any] = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
     query = sides.embed_side(encoder, asked, where[0], **options)
     gallery = sides.embed_side(encoder, searched, where[1], **options)
-    query, gallery = sides.align_classes(query, gallery)
-    distance = args.distance or encoder.distance
+    query, gallery = sides.match_classes(query, gallery, needed=needed)
+    distance = args.distance or (encoder.distance if encoder else made.get("distance"))
+    if distance is None:
+        raise UserError(f"{files[0]} does not say what to compare by: give --distance=cosine")
     facts = sides.provenance(
         encoder,
         {"query": query.facts, "gallery": gallery.facts},
+        own=made.get("encoder"),
         distance=distance,
         split=split,
         labels=args.labels,
@@ -103,18 +117,17 @@ def embed_pair(
 
 
 def _records(
-    args: argparse.Namespace,
+    args: argparse.Namespace, how: sides.Wanted
 ) -> tuple["Records", "Records", tuple[str, str], str | None]:
     """What is asked, what is searched, where they are from, and the split that they are."""
-    options = {"labels": args.labels, "separator": args.label_separator}
     if args.query is not None:
-        asked, searched = sides.read_sides(args.query, args.gallery, split=args.split, **options)
+        asked, searched = sides.read_sides(args.query, args.gallery, how, split=args.split)
         return asked, searched, (args.query, args.gallery or args.query), args.split
     split = args.split or "test"
     run, records = sides.own_records(args.encoder)
     own = records.where(split)
     where = f"{run} ({split})"
-    searched = own if args.gallery is None else sides.read_records(args.gallery, **options)
+    searched = own if args.gallery is None else sides.read_records(args.gallery, how)
     return (
         own.select(own.is_query),
         searched.select(searched.is_gallery),

@@ -4,17 +4,22 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from siamese_jax.data.folders import LAYOUTS
 from siamese_jax.errors import UserError
+from siamese_jax.tools import stored
 
 if TYPE_CHECKING:
     from siamese_jax.combined import Part
     from siamese_jax.data.records import Records
 
 LABELS = ("folder", "stem", "none")
+NO_ENCODER = (
+    "give --encoder; it may be left out only where both sides are .npz files that `embed` wrote"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Side:
       labelled: bool [n].
       classes: names of multi-hot columns; nothing where a label is a name itself.
       marks: uint64 [n] of `siamese_jax.data.records.marks`.
+      keys: n of `siamese_jax.data.records.content_keys`.
       facts: where the images are from, how many, their fingerprint, for the provenance.
     """
 
@@ -40,6 +46,7 @@ class Side:
     labelled: np.ndarray
     classes: tuple[str, ...]
     marks: np.ndarray
+    keys: list[bytes]
     facts: dict[str, Any]
 
 
@@ -51,7 +58,12 @@ def add_split(parser: argparse.ArgumentParser) -> None:
         "--labels",
         choices=LABELS,
         default="folder",
-        help="labels of a folder's images: its class folders, the file names' stems, or none",
+        help="labels of images: their class folders (or CSV), the file names' stems, or none",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="what the folders inside mean, where it could be several things; images: no labels",
     )
     parser.add_argument(
         "--label-separator",
@@ -59,53 +71,55 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_records(
-    where: str, *, split: str | None = None, labels: str = "folder", separator: str | None = None
-) -> "Records":
+class Wanted(NamedTuple):
+    """How images are read, as the command line says.
+
+    Attributes:
+      labels: one of `LABELS`.
+      layout: one of `LAYOUTS`, or None: of folders.
+      separator: between the labels of an image, in a CSV file.
+      needed: whether labels that could be wrong, or are not there, are an error.
+    """
+
+    labels: str = "folder"
+    layout: str | None = None
+    separator: str | None = None
+    needed: bool = False
+
+
+def wanted(args: argparse.Namespace, *, needed: bool = False) -> Wanted:
+    """The options of `add_split`, but for the split."""
+    return Wanted(args.labels, args.layout, args.label_separator, needed)
+
+
+def read_records(where: str, how: Wanted, *, split: str | None = None) -> "Records":
     """The images at a place, all of them or one split; nothing is split here.
 
     Args:
-      where: a folder in any known layout, an image file, a CSV file, or a data set's name.
+      where: what `load_images` takes, a data set's name, or a file of embeddings.
+      how: to read it.
       split: "train", "validation" or "test", of a data set that brings splits.
-      labels: as in `LABELS`; of folders without class folders only stems can give any.
-      separator: between the labels of an image, in a CSV file.
 
     Raises:
       UserError: nothing is there, or not that split.
     """
-    from siamese_jax.data.csv_file import from_csv
-    from siamese_jax.data.folders import from_images
+    from siamese_jax.data.places import relabel
     from siamese_jax.data.sources import load_images, load_records
 
-    path = Path(where)
-    if path.is_file() and path.suffix.lower() == ".csv":
-        records = from_csv(where, separator=separator)
-    elif path.exists():
-        records = load_images(where) if labels == "folder" else from_images(where)
-        records = _labelled_by_stem(records) if labels == "stem" else records
+    labels = ("needed" if how.needed else "known") if how.labels == "folder" else how.labels
+    if stored.is_stored(where):
+        records = relabel(stored.read_stored(where), labels)
     elif where == "emoji" or where.startswith("tfds:"):
-        records = load_records(where, None, fractions=None)
+        records = relabel(load_records(where, None, fractions=None), labels)
     else:
-        raise UserError(
-            f"{where} does not exist; give a folder, an image, a CSV file, emoji or tfds:NAME"
-        )
+        # A layout is of folders, and the other side may be none.
+        layout = how.layout if Path(where).is_dir() else None
+        records = load_images(where, layout=layout, labels=labels, separator=how.separator)
     return records if split is None else records.where(split)
 
 
-def _labelled_by_stem(records: "Records") -> "Records":
-    names, label = np.unique([Path(p).stem for p in records.path], return_inverse=True)
-    return replace(
-        records, label=label.astype(np.int32), class_names=tuple(str(name) for name in names)
-    )
-
-
 def read_sides(
-    query: str,
-    gallery: str | None,
-    *,
-    split: str | None,
-    labels: str,
-    separator: str | None = None,
+    query: str, gallery: str | None, how: Wanted, *, split: str | None
 ) -> tuple["Records", "Records"]:
     """The images that are asked and those that are searched.
 
@@ -115,19 +129,26 @@ def read_sides(
     Raises:
       UserError: a side without images.
     """
-    options: dict[str, Any] = {"labels": labels, "separator": separator}
-    asked = read_records(query, **options)
-    searched = asked if gallery is None else read_records(gallery, **options)
+    if how.layout and not any(Path(place).is_dir() for place in (query, gallery or query)):
+        raise UserError(f"--layout={how.layout} is said of a folder, and {query} is none")
+    if query == gallery == "-":
+        raise UserError("standard input can be read once: give one of --query and --gallery a file")
+    asked = read_records(query, how)
+    searched = asked if gallery is None else read_records(gallery, how)
     if split is not None:
         # Image folders have no splits: the option is for the side that has some.
         divided = [bool((side.split != "").any()) for side in (asked, searched)]
         asked = asked.where(split) if divided[0] or not divided[1] else asked
         searched = searched.where(split) if divided[1] else searched
-    asked, searched = asked.select(asked.is_query), searched.select(searched.is_gallery)
-    for side, name, where in ((asked, "query", query), (searched, "gallery", gallery or query)):
-        if not len(side):
-            raise UserError(f"{where}: no image is marked as {name}")
-    return asked, searched
+    return _marked(asked, "query", query), _marked(searched, "gallery", gallery or query)
+
+
+def _marked(records: "Records", name: str, where: str) -> "Records":
+    """What is marked for a side. UserError where nothing is."""
+    marked = records.select(records.is_query if name == "query" else records.is_gallery)
+    if not len(marked):
+        raise UserError(f"{where}: no image is marked as {name}")
+    return marked
 
 
 def run_records(run: Path) -> "Records":
@@ -173,16 +194,30 @@ def own_records(encoders: Sequence[str]) -> tuple[Path, "Records"]:
 
 
 def embed_side(
-    encoder: "Part", records: "Records", where: str, *, batch_size: int, cache_dir: str | None
+    encoder: "Part | None",
+    records: "Records",
+    where: str,
+    *,
+    batch_size: int,
+    cache_dir: str | None,
 ) -> Side:
-    """Embeds a side's images, those that were not embedded before."""
+    """Embeds a side's images, those that were not embedded before.
+
+    Where the place is a file of embeddings, these are taken.
+    """
     from siamese_jax.data.records import content_keys, fingerprint, marks
     from siamese_jax.features import embed_records
 
-    keys = content_keys(records)
-    found = embed_records(encoder, records, batch_size=batch_size, cache_dir=cache_dir, keys=keys)
-    kept = found.records
-    ids = np.array([str(Path(path).resolve()) for path in found.paths], dtype=np.str_)
+    if stored.is_stored(where):
+        vectors, keys = stored.read_vectors(where, records)
+        kept = records
+    else:
+        if encoder is None:
+            raise UserError(NO_ENCODER)
+        keys = content_keys(records)
+        options: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir}
+        vectors, *_, kept = embed_records(encoder, records, keys=keys, **options)
+    ids = np.array([str(Path(path).resolve()) for path in kept.path], dtype=np.str_)
     if kept.box is not None:  # Several things in one picture are several items.
         boxed = [f"{i}#{tuple(b)}" if b.any() else i for i, b in zip(ids, kept.box, strict=True)]
         ids = np.array(boxed, dtype=np.str_)
@@ -195,8 +230,10 @@ def embed_side(
         "fingerprint": fingerprint(records, keys),
     }
     classes = kept.class_names if labels.ndim == 2 else ()
-    marked = marks(records, keys)[np.isin(records.id, kept.id)]
-    return Side(found.vectors, kept, labels, ids, labelled, classes, marked, facts)
+    there = np.isin(records.id, kept.id)
+    marked = marks(records, keys)[there]
+    kept_keys = [key for key, here in zip(keys, there, strict=True) if here]
+    return Side(vectors, kept, labels, ids, labelled, classes, marked, kept_keys, facts)
 
 
 def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,19 +242,77 @@ def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.nd
     if label.ndim == 2:
         return label, np.asarray(label.any(axis=1))
     known = np.greater_equal(label, 0)
-    names = np.array(records.class_names, dtype=np.str_)[np.maximum(label, 0)]
-    # No two unlabelled images are relevant to each other.
-    return np.where(known, names, np.char.add("\0", ids)), np.asarray(known)
+    names = np.array([*records.class_names, ""], dtype=np.str_)[label]
+    return np.where(known, names, _no_labels(ids)), np.asarray(known)
 
 
-def align_classes(query: Side, gallery: Side) -> tuple[Side, Side]:
-    """Multi-hot columns of both sides brought to one order of classes; names are so already."""
-    if query.labels.ndim == gallery.labels.ndim == 1:
+def _no_labels(ids: np.ndarray) -> np.ndarray:
+    """No two unlabelled images are relevant to each other."""
+    return np.char.add("\0", ids)
+
+
+def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Side]:
+    """Both sides with labels that can be compared; what they have in common is told.
+
+    Where they have no class in common, or one side has several labels an image and the other one,
+    labels mean different things on the two sides: they are dropped, and that is told.
+
+    Raises:
+      UserError: so it is, and labels are needed.
+    """
+    from siamese_jax.data.sources import tell
+
+    said = ""
+    known = [side for side in (query, gallery) if side.labelled.any()]
+    if len(known) < 2:
+        if known:
+            bare = "gallery has" if known[0] is query else "queries have"
+            tell([f"the {bare} no labels: nothing is measured"])
         return query, gallery
     if query.labels.ndim != gallery.labels.ndim:
-        raise UserError(
-            "one side has several labels an image and the other has one; use equal CSVs"
+        said = "one side has several labels an image and the other has one"
+    elif query.labels.ndim == 2:
+        query, gallery = _align_columns(query, gallery)
+    asked, searched = (_held(side) for side in (query, gallery))
+    shared = asked & searched
+    if not said and not shared:
+        said = (
+            f"the {len(asked)} classes of the queries ({_some(asked)}) and the {len(searched)} of "
+            f"the gallery ({_some(searched)}) have none in common"
         )
+    if said and needed:
+        raise UserError(f"{said}: name both sides' classes alike, or use equal CSVs")
+    if said:
+        tell([f"{said}: both sides are taken as unlabelled, and nothing is measured"])
+        return _unlabelled(query), _unlabelled(gallery)
+    if asked != searched:
+        tell(
+            [
+                f"{len(shared)} of the {len(asked)} classes of the queries are in the gallery, "
+                f"which has {len(searched)}"
+            ]
+        )
+    return query, gallery
+
+
+def _held(side: Side) -> set[str]:
+    """The classes that a side's images are of."""
+    if side.labels.ndim == 2:
+        return {side.classes[j] for j in np.flatnonzero(side.labels.any(axis=0))}
+    return {str(name) for name in np.unique(side.labels[side.labelled])}
+
+
+def _some(classes: set[str]) -> str:
+    return ", ".join(map(repr, sorted(classes)[:3])) + (", ..." if len(classes) > 3 else "")
+
+
+def _unlabelled(side: Side) -> Side:
+    bare = np.zeros(len(side.ids), bool)
+    return replace(side, labels=_no_labels(side.ids), labelled=bare, classes=())
+
+
+def _align_columns(query: Side, gallery: Side) -> tuple[Side, Side]:
+    """Multi-hot columns of both sides brought to one order of classes."""
     sides = (query, gallery)
     classes = sorted({name for side in sides for name in side.records.class_names})
 
@@ -238,24 +333,30 @@ def integer_ids(query: Side, gallery: Side) -> tuple[np.ndarray, np.ndarray]:
 
 def shown_labels(side: Side) -> list[str]:
     """What to write beside each image: its class or classes, or the file's name without one."""
-    names = np.array(side.records.class_names, dtype=np.str_)
+    names = np.array([*side.records.class_names, ""], dtype=np.str_)
+    label = side.records.label
+    shown = [", ".join(names[:-1][row]) for row in label] if label.ndim == 2 else names[label]
     return [
-        (", ".join(names[label]) if side.labels.ndim == 2 else str(names[label]))
-        if known
-        else Path(path).stem
-        for label, known, path in zip(
-            side.records.label, side.labelled, side.records.path, strict=True
-        )
+        str(name) if known else Path(path).stem
+        for name, known, path in zip(shown, side.labelled, side.records.path, strict=True)
     ]
 
 
-def provenance(encoder: "Part", facts: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What the numbers came from: encoder, weights, data, versions, device."""
+def provenance(
+    encoder: "Part | None", facts: dict[str, Any], *, own: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """What the numbers came from: encoder, weights, data, versions, device.
+
+    Args:
+      encoder: what embedded; None where embeddings were given, whose encoder is described by `own`.
+    """
     from siamese_jax.run_folder import environment
 
-    described = dict(encoder.provenance) | {
-        "fingerprint": encoder.fingerprint,
-        "image_size": encoder.image_size,
-        "width": encoder.embedding_dim,
-    }
+    described = own or {}
+    if encoder is not None:
+        described = dict(encoder.provenance) | {
+            "fingerprint": encoder.fingerprint,
+            "image_size": encoder.image_size,
+            "width": encoder.embedding_dim,
+        }
     return {"encoder": described, "data": facts, **more, **environment()}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, sides
+from siamese_jax.tools import cli, sides, stored
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,8 +50,10 @@ def main(argv: Sequence[str]) -> None:
         where, records = f"{run} ({split})", records.where(split)
     else:
         where = args.images
+        if stored.is_stored(where):
+            raise UserError(f"{where} holds embeddings: a whitening is fitted to pictures")
         records = sides.read_records(
-            where, split=args.split, labels=args.labels, separator=args.label_separator
+            where, sides.wanted(args, needed=args.method == "learned"), split=args.split
         )
     encoder = cli.open_encoder(args, name, whitening=False)
     out = args.out or Path(name)
