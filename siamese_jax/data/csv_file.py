@@ -78,7 +78,7 @@ def from_csv(
         raise UserError("the separator of labels must be at least one character")
     cells = _labels(path, columns.get("label"), lines, labels)
     absent = cells.count(None)
-    if absent and labels != "none":
+    if absent and labels != "none" and "label" in columns:
         notes.append(f"{path}: {absent} of {len(cells)} images have no label")
 
     def parse(name: str, table: dict) -> list | None:

@@ -15,7 +15,8 @@ any case:
 
 Without a layout given, the first of the first four that fits is taken. Folders that are hidden or
 hold no picture do not count, and a folder that holds nothing but `images/` (`_WRAPPERS`) is read as
-that. Split names are never classes, but for a folder `train/` of pictures among two or more others.
+that. The names above are never classes, but for one folder `train/` or `anchor/` of pictures among
+two or more others.
 
 Where that could be wrong, labels are not guessed: where a class folder's pictures lie in several
 folders inside (a class may be either), other folders stand beside a layout's own, as many pictures
@@ -38,6 +39,7 @@ from siamese_jax.errors import UserError
 
 LABELS = ("needed", "known", "none")
 PAIRS = {"query_gallery": ("query", "gallery"), "anchor_positive": ("anchor", "positive")}
+_ROLES = frozenset(name for pair in PAIRS.values() for name in pair)
 _SPLIT = re.compile(
     r"(?:(train|training)|(val|valid|validation)|(test|testing))"
     r"(?:[ _-]?(?:set|split|data|images|imgs))?(?:[ _-]?\d{4})?"
@@ -103,6 +105,9 @@ def from_folder(
         notes.append(_apart(tree, rest, "are left out"))
     if reading.doubt or labels == "none":
         rows = [row._replace(name=None) for row in rows]
+    if not any(row.side is not None for row in rows):
+        place = {path: i for i, path in enumerate(tree.pictures)}
+        rows = sorted(rows, key=lambda row: place[row.path])
     rows, repeated = _once(rows, tree)
     if repeated:
         notes.append(f"{root}: {repeated} images are reached by several links and count once")
@@ -145,19 +150,26 @@ def _guess(tree: Tree) -> Reading:
     for layout, pair in PAIRS.items():
         if there.issuperset(pair):
             return LAYOUTS[layout](tree, False)
-    splits = [top for top in tree.inside if _split(top)]
-    if splits and not _is_class(tree, splits):
+    roles = [top for top in _tops(tree) if _split(top) or _fold(top) in _ROLES]
+    if not roles or _is_class(tree, roles):
+        reading = _classes(tree, False)
+        note = [f"{tree.root}: the folder {top!r} is read as a class" for top in roles]
+        return reading._replace(notes=(*reading.notes, *note))
+    if any(map(_split, roles)):
         return _splits(tree, False)
-    reading = _classes(tree, False)
-    note = [f"{tree.root}: the folder {top!r} is read as a class, not as a split" for top in splits]
-    return reading._replace(notes=(*reading.notes, *note))
+    doubt = _ask(
+        tree,
+        f"there is a folder {roles[0]!r} without the other that belongs to it",
+        {"classes": f"the {len(tree.inside)} folders are the classes"},
+    )
+    return _classes(tree, True)._replace(doubt=doubt)
 
 
-def _is_class(tree: Tree, splits: list[str]) -> bool:
-    """Trains are a class of vehicles: a folder of pictures among two or more others of them."""
-    others = len(tree.inside) - len(splits)
+def _is_class(tree: Tree, roles: list[str]) -> bool:
+    """Trains and anchors are things too: a folder of pictures among two or more others of them."""
+    others = len(tree.inside) - len(roles)
     direct = all(os.sep not in path for inside in tree.inside.values() for path in inside)
-    return [_fold(top) for top in splits] == ["train"] and others >= 2 and direct
+    return len(roles) == 1 and _fold(roles[0]) in ("train", "anchor") and others >= 2 and direct
 
 
 def _classes(tree: Tree, sure: bool) -> Reading:
@@ -411,9 +423,7 @@ def _empty(tree: Tree) -> str:
 def _apart(tree: Tree, paths: Iterable[str], fate: str) -> str:
     """The line on pictures beside the folders that a layout reads."""
     names = in_order(paths)
-    known = any(map(_split, tree.inside)) or any(
-        _fold(top) in pair for pair in PAIRS.values() for top in tree.inside
-    )
+    known = any(_split(top) or _fold(top) in _ROLES for top in tree.inside)
     beside = "known folders" if known else "class folders"
     return (
         f"{tree.root}: {len(names)} images lie beside the {beside} and {fate}, the first is "

@@ -14,7 +14,7 @@ import functools
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from siamese_jax.errors import UserError
@@ -181,6 +181,7 @@ def locate(
     *,
     lines: Sequence[int] | None = None,
     fixed: bool = False,
+    there: Callable[[str], bool] = os.path.isfile,
 ) -> tuple[list[str], list[str]]:
     """Listed paths as they can be opened, and what is to be said about that.
 
@@ -191,6 +192,7 @@ def locate(
       what: the list, for messages.
       lines: the number of each.
       fixed: they start from `base` alone.
+      there: what each must be.
 
     Raises:
       UserError: some are not there.
@@ -199,7 +201,7 @@ def locate(
     absent = []
     for start in bases:
         paths = [os.path.join(start, name) for name in names]
-        absent.append([i for i, path in enumerate(paths) if not os.path.exists(path)])
+        absent.append([i for i, path in enumerate(paths) if not there(path)])
         if not absent[-1]:
             note = f"{what}: paths start from the current folder: not all are there from {base}"
             return paths, [note] if start != base else []

@@ -111,12 +111,18 @@ def _lines(content: bytes, what: str) -> tuple[list[str], str, list[int]]:
 def _matched(pattern: str) -> Records:
     """What a glob matches, less the files that are no pictures."""
     found = in_order(glob.glob(pattern, recursive=True))
-    kept = [path for path in found if os.path.isdir(path) or is_picture(path)]
+    kept = [
+        path for path in found if os.path.isdir(path) or (os.path.isfile(path) and is_picture(path))
+    ]
     if not kept:
         raise UserError(f"{pattern} matches {len(found)} files, none of which is a picture")
     records = _listed(kept, pattern)
     other = sorted({*found} - {*kept})
     return replace(records, notes=(left_out(pattern, other),) * bool(other) + records.notes)
+
+
+def _is_entry(path: str) -> bool:
+    return os.path.isfile(path) or os.path.isdir(path)
 
 
 def _listed(
@@ -125,7 +131,7 @@ def _listed(
     """Pictures as they are listed, folders being opened up."""
     if not names:
         raise UserError(f"{what} holds no picture")
-    entries, notes = locate(names, base, what, lines=lines)
+    entries, notes = locate(names, base, what, lines=lines, there=_is_entry)
     paths: list[str] = []
     for entry in entries:
         if os.path.isdir(entry):
