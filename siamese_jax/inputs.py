@@ -23,6 +23,7 @@ from siamese_jax.encoder import (
 from siamese_jax.errors import UserError
 from siamese_jax.features import Batch, CachedVectors, feature_batches, fingerprint
 from siamese_jax.head import Head
+from siamese_jax.names import label_codes
 from siamese_jax.vectors import VectorStore
 
 Sampler = Callable[[int], np.ndarray]
@@ -197,7 +198,7 @@ def _noting(batches: Batches, skipped: dict[str, str]) -> Iterator[Batch]:
 
 
 def train_labels(records: Records) -> np.ndarray:
-    """Labels for the loss, by record id: training classes numbered from 0; others -1.
+    """Labels for the loss, by record id: training classes numbered from 0; others and unknown -1.
 
     Multi-hot labels stay as they are.
     """
@@ -208,7 +209,7 @@ def train_labels(records: Records) -> np.ndarray:
         return hot
     train = records.split == "train"
     table = np.full(size, -1, np.int32)
-    table[records.id[train]] = np.unique(records.label[train], return_inverse=True)[1]
+    table[records.id[train]] = label_codes(records.label[train])[1][0]
     return table
 
 

@@ -218,3 +218,15 @@ def test_an_image_with_several_labels_stands_in_each_of_its_classes():
     assert hot[pairs].all(axis=1).any(axis=1).all()
     with pytest.raises(UserError, match="one label an image"):
         SAMPLERS["triplets"](hot, 12, seed=0)
+
+
+@pytest.mark.parametrize(("make", "size"), [(classes, 4), (pairs, 4), (triplets, 6)])
+def test_images_without_a_label_are_no_class(make, size):
+    labels = np.array([3, -1, 3, -1, 5, -1, 5, 3])
+    sample = make(labels, batch_size=size, seed=0)
+    for step in range(20):
+        # Anchors and their positives; what is no class may still be a negative.
+        batch = labels[sample(step)].reshape(-1, size // 2)[:, :2]
+        positive = batch[:1] if make is pairs else batch
+        assert (positive[:, 0] == positive[:, 1]).all()
+        assert (positive > 0).all()

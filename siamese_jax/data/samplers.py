@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 
 from siamese_jax.errors import UserError
+from siamese_jax.names import MISSING
 
 Sampler = Callable[[int], np.ndarray]
 Weights = str | Sequence[float] | np.ndarray
@@ -269,6 +270,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 class _Cells:
     """Usable classes, each as its images by domain (one domain where none is given).
 
+    Images without a label are no class.
+
     Class c is number `rank[c]` among all labels; its cells are `first[c] : first[c] + domains[c]`.
     """
 
@@ -283,7 +286,7 @@ class _Cells:
         first = np.searchsorted(key // span, np.arange(len(values)))
         domains = np.bincount(key // span, minlength=len(values))
         images = np.bincount(dense, minlength=len(values))
-        usable = images >= min_images
+        usable = (images >= min_images) & (values != MISSING)
         self.needs = f"at least {min_images} images"
         if span > 1:
             usable &= domains > 1
