@@ -26,18 +26,18 @@ class Embedded(NamedTuple):
       labels: str [n], the class names, "" where unknown; or, where images may have several, object
         [n] of tuples of names.
       paths: str [n].
-      records: the images' rows of their data set.
       distance: what the encoder's embeddings are compared by.
-      encoder: the encoder's fingerprint, "" where unknown.
+      encoder: the encoder's fingerprint.
+      records: the images' rows of their data set.
     """
 
     vectors: np.ndarray
     ids: np.ndarray
     labels: np.ndarray
     paths: np.ndarray
-    records: "Records"
     distance: str
-    encoder: str = ""
+    encoder: str
+    records: "Records"
 
 
 class Asked(NamedTuple):
@@ -93,10 +93,9 @@ def _check_comparable(first: Embedded, second: Embedded, distance: str | None) -
             f"{second.distance}: embed both with one encoder"
         )
     widths = first.vectors.shape[1], second.vectors.shape[1]
-    if widths[0] != widths[1] or (
-        first.encoder and second.encoder and first.encoder != second.encoder
-    ):
+    if widths[0] != widths[1] or first.encoder != second.encoder:
         raise UserError(
             f"queries and gallery were embedded by two encoders (of widths {widths[0]} and "
-            f"{widths[1]}), whose vectors can't be compared: embed both with one"
+            f"{widths[1]}), whose vectors can't be compared: embed both with one, or give the "
+            ".vectors of both if you know better"
         )

@@ -264,7 +264,7 @@ def _embedded(
     kept = records.select(good)
     distance = getattr(encoder, "distance", "cosine")
     names = (item_ids(kept), label_names(kept), kept.path)
-    return Embedded(vectors, *names, kept, distance, encoder.fingerprint)
+    return Embedded(vectors, *names, distance, encoder.fingerprint, kept)
 
 
 def _vectors(

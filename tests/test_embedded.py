@@ -222,7 +222,7 @@ def test_images_in_memory_are_brought_to_size_as_files_are(tmp_path, rng, fit):
         ([np.zeros((0, 8, 3), np.uint8)], "image 0 has no pixels"),
         ([np.zeros((8, 8, 3), np.uint8), "a.png"], "files and images in memory"),
         ([None], "image 0 is NoneType"),
-        (["gone.png"], "none of the 1 images can be read"),
+        (["gone.png"], "1 of 1 images do not exist"),
     ],
 )
 def test_what_is_no_list_of_images_is_said_in_one_line(tmp_path, images, message):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.data.preprocess import read_image, whole_image
-from siamese_jax.data.records import Records, make_records
+from siamese_jax.data.records import Records, class_name, make_records
+from siamese_jax.data.sources import load_images
 from siamese_jax.errors import UserError
 from siamese_jax.names import label_codes
 
@@ -44,20 +45,24 @@ def given_records(images: Iterable[Any], labels: Any = None) -> tuple[Records, l
         raise UserError("the list of images is empty")
     if any(files) and not all(files):
         raise UserError("the list has files and images in memory: give them one after the other")
-    pictures = [] if files[0] else [_picture(image, i) for i, image in enumerate(images)]
-    paths = [os.fspath(path) for path in images] if files[0] else _named(pictures)
-    records = make_records(paths, ["?"] * len(paths), root="" if files[0] else HERE)
+    pictures: list[Image] = []
+    if files[0]:
+        records = load_images(images)
+    else:
+        pictures = [_picture(image, i) for i, image in enumerate(images)]
+        records = make_records(_named(pictures), [None] * len(pictures), root=HERE)
     if labels is None:
-        return replace(records, label=np.full(len(paths), -1, np.int32), class_names=()), pictures
+        return records, pictures
     vocabulary, (codes,) = label_codes(labels)
-    if len(codes) != len(paths):
-        raise UserError(f"{len(paths)} images have {len(codes)} labels")
+    if len(codes) != len(records):
+        raise UserError(f"{len(records)} images have {len(codes)} labels")
     codes = codes if codes.ndim == 2 else codes.astype(np.int32)
-    return replace(records, label=codes, class_names=tuple(map(str, vocabulary))), pictures
+    names = tuple(class_name(str(label)) for label in vocabulary)
+    return replace(records, label=codes, class_names=names), pictures
 
 
 def picture_keys(pictures: Sequence["Image"]) -> list[bytes]:
-    """A 16-byte key of each image's pixels, size and mode."""
+    """A 16-byte key of each image's size and pixels."""
     return [bytes.fromhex(_digest(picture)) for picture in pictures]
 
 
@@ -72,13 +77,18 @@ def picture_batches(
 
 
 def _picture(image: Any, i: int) -> "Image":
+    """The image upright in RGB, its notes on that left behind."""
     from PIL import Image
 
-    if isinstance(image, Image.Image):
-        try:
-            return whole_image(image)
-        except UserError as e:
-            raise UserError(f"image {i} of the list: {e}") from e
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(_pixels(image, i))
+    try:
+        return whole_image(image)
+    except UserError as e:
+        raise UserError(f"image {i} of the list: {e}") from e
+
+
+def _pixels(image: Any, i: int) -> np.ndarray:
     pixels = np.asarray(image)
     colours = pixels.shape[2:]
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or colours not in ((), (3,), (4,)):
@@ -88,7 +98,7 @@ def _picture(image: Any, i: int) -> "Image":
         )
     if not pixels.size:
         raise UserError(f"image {i} has no pixels: {list(pixels.shape)}")
-    return Image.fromarray(pixels)
+    return pixels
 
 
 def _named(pictures: Sequence["Image"]) -> list[str]:
@@ -101,9 +111,7 @@ def _named(pictures: Sequence["Image"]) -> list[str]:
 
 
 def _digest(picture: "Image") -> str:
-    """32 hexadecimal digits of all that decides how an image is seen."""
-    notes = (picture.info.get("exif"), picture.info.get("transparency"))
-    facts = (picture.mode, picture.size, picture.getpalette("RGBA"), *notes)
-    key = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+    """32 hexadecimal digits of an image's size and pixels."""
+    key = hashlib.blake2b(repr(picture.size).encode(), digest_size=16)
     key.update(picture.tobytes())
     return key.hexdigest()
