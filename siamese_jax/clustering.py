@@ -17,11 +17,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.names import label_codes, missing
+from siamese_jax.ranking import rank
+from siamese_jax.rows import amid, at_least_one, finite, moved
 
 
 class KMeans(NamedTuple):
@@ -29,7 +31,7 @@ class KMeans(NamedTuple):
 
     Attributes:
       assignment: int32 [n], the nearest centroid of each row.
-      centroids: float32 [k, d].
+      centroids: float64 [k, d].
       inertia: the sum of squared distances to the nearest centroid.
     """
 
@@ -49,33 +51,41 @@ def kmeans(
 ) -> KMeans:
     """Lloyd's k-means from k-means++ seeds (Arthur & Vassilvitskii 2007); the best of `restarts`.
 
+    The nearest centroid is `siamese_jax.rank`'s, so exact; of equally near ones it is the first.
+    Where the rows lie changes nothing: they are moved to the origin in float64 first.
+
     Args:
       rows: [n, d] real, n >= k.
       k: number of clusters. One left empty takes the row that is farthest from its centroid.
+      restarts: at least 1.
       iterations: an upper bound; it stops as soon as no assignment changes.
+      memory_limit: bytes for the search of centroids, at least 1 MiB of which are taken.
 
     Raises:
-      UserError: k below 1 or above n.
+      UserError: k below 1 or above n, or a row that is not finite.
 
     >>> kmeans([[0.0], [0.1], [9.0]], 2).assignment.tolist() in ([0, 0, 1], [1, 1, 0])
     True
     """
-    rows = np.asarray(rows, np.float32)
-    if rows.ndim != 2 or not 1 <= k <= len(rows):
-        raise UserError(f"k-means needs rows [n, d] and 1 <= k <= n, not {rows.shape} and k = {k}")
-    block = max(1, memory_limit // (4 * (2 * k + rows.shape[1])))
-    tries = [
-        _lloyd(rows, k, np.random.default_rng([seed, i]), iterations, block)
+    rows = finite(rows, "embeddings")
+    at_least_one(k=k, restarts=restarts)
+    if k > len(rows):
+        raise UserError(f"k-means needs no more clusters than rows, not k = {k} of {len(rows)}")
+    origin = amid(rows)
+    near = moved(rows, origin)
+    tries = (
+        _lloyd(near, k, np.random.default_rng([seed, i]), iterations, max(memory_limit, 2**20))
         for i in range(restarts)
-    ]
-    return min(tries, key=lambda found: found.inertia)
+    )
+    best = min(tries, key=lambda found: found.inertia)
+    return best._replace(centroids=best.centroids + origin)
 
 
 def _lloyd(
-    rows: np.ndarray, k: int, rng: np.random.Generator, iterations: int, block: int
+    rows: np.ndarray, k: int, rng: np.random.Generator, iterations: int, memory_limit: int
 ) -> KMeans:
     centroids = _plus_plus(rows, k, rng)
-    assignment, squared = _nearest(rows, centroids, block)
+    assignment, squared = _nearest(rows, centroids, memory_limit)
     for _ in range(iterations):
         sizes = np.bincount(assignment, minlength=k)
         for empty in np.flatnonzero(sizes == 0):
@@ -85,9 +95,9 @@ def _lloyd(
         starts = np.cumsum(sizes) - sizes
         grouped = rows[np.argsort(assignment, kind="stable")]
         sums = np.add.reduceat(grouped, starts, axis=0, dtype=np.float64)
-        centroids = (sums / sizes[:, None]).astype(np.float32)
+        centroids = sums / sizes[:, None]
         before = assignment
-        assignment, squared = _nearest(rows, centroids, block)
+        assignment, squared = _nearest(rows, centroids, memory_limit)
         if (before == assignment).all():
             break
     return KMeans(assignment, centroids, float(squared.sum(dtype=np.float64)))
@@ -113,19 +123,12 @@ def _squared(rows: Array, row: Array) -> Array:
     return jnp.sum((rows - row[None, :]) ** 2, axis=1)
 
 
-def _nearest(rows: np.ndarray, centroids: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(
+    rows: np.ndarray, centroids: np.ndarray, memory_limit: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of each row and the squared distance to it."""
-    y = jnp.asarray(centroids)
-    parts = [_assign(jnp.asarray(rows[i : i + block]), y) for i in range(0, len(rows), block)]
-    assignment, squared = zip(*parts, strict=True)
-    return np.concatenate(assignment), np.concatenate(squared)
-
-
-@jax.jit
-def _assign(x: Array, y: Array) -> tuple[Array, Array]:
-    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
-    nearest = jnp.argmin(jnp.sum(y * y, axis=1)[None, :] - 2 * product, axis=1)
-    return nearest.astype(jnp.int32), jnp.sum((x - y[nearest]) ** 2, axis=1)
+    found = rank(rows, centroids, 1, distance="sqeuclidean", memory_limit=memory_limit)
+    return found.indices[:, 0], found.distances[:, 0]
 
 
 def clustering(
@@ -143,12 +146,14 @@ def clustering(
     `k` is the number of classes unless given. Other arguments as `kmeans`. Rows without a label
     (`siamese_jax.names`) are left out.
 
+    Raises UserError for other numbers of rows and labels, and as `kmeans`.
+
     >>> found = clustering([[0.0], [0.1], [9.0], [9.1]], [1, 1, 4, 4])
     >>> round(found["nmi"], 9), round(found["ami"], 9)
     (1.0, 1.0)
     """
     classes, (codes,) = label_codes(labels)
-    rows = np.asarray(rows)
+    rows = finite(rows, "embeddings")
     if codes.ndim != 1 or len(codes) != len(rows):
         raise UserError(f"clustering needs one label for each item: {len(rows)}, not {codes.shape}")
     rows, codes = rows[~missing(codes)], codes[~missing(codes)]

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.ranking import Ranking, rank
+from siamese_jax.rows import at_least_one, finite
 from siamese_jax.unit import unit
 
 
@@ -45,7 +46,7 @@ def fuse_rankings(rankings: Sequence[Ranking | ArrayLike], k: int, *, c: float =
 
     Args:
       rankings: `Ranking`s or indices int [q, n_i] of the same queries and gallery.
-      k: how many to return.
+      k: how many to return, at least 1; -1 and +inf where fewer were listed.
       c: the larger, the less the first places outweigh the next.
 
     Returns:
@@ -54,9 +55,13 @@ def fuse_rankings(rankings: Sequence[Ranking | ArrayLike], k: int, *, c: float =
     >>> fuse_rankings([[[0, 1, 2]], [[1, 2, 0]]], k=3).indices.tolist()
     [[1, 0, 2]]
     """
+    at_least_one(k=k)
     lists = [np.asarray(r.indices if isinstance(r, Ranking) else r) for r in rankings]
-    if not lists or len({len(part) for part in lists}) > 1 or c < 0 or k < 1:
-        raise UserError("fusion needs rankings of the same queries, k >= 1 and c >= 0")
+    shapes = [part.shape for part in lists]
+    if len({s[0] for s in shapes if len(s) == 2}) != 1 or any(len(s) != 2 for s in shapes):
+        raise UserError(f"fusion needs rankings [q, n] of the same queries, not {shapes}")
+    if any(part.dtype.kind not in "iu" for part in lists) or not c >= 0:
+        raise UserError(f"fusion needs rankings of whole numbers, and c = {c} >= 0")
     position = np.concatenate([np.arange(1, part.shape[1] + 1) for part in lists])
     item = np.concatenate(lists, axis=1)
     found = Ranking(np.full((len(item), k), -1, np.int32), np.full((len(item), k), np.inf, "f4"))
@@ -92,17 +97,19 @@ def rank_by_each(
       query_ids, gallery_ids: of `siamese_jax.rank`.
 
     Raises:
-      UserError: widths that are not those of the vectors, or a depth below 1.
+      UserError: widths that are not those of the vectors, a depth below 1, or what
+        `siamese_jax.rank` raises.
 
     >>> x, y = np.float32([[1, 0, 0, 1]]), np.float32([[1, 0, 1, 0], [1, 1, 1, 1], [0, 1, 1, 1]])
     >>> rank_by_each(x, y, 3, widths=[2, 2]).indices.tolist()
     [[1, 0, 2]]
     """
-    queries, gallery = np.asarray(queries), np.asarray(gallery)
-    if sum(widths) != queries.shape[1] or depth < 1:
+    at_least_one(k=k, depth=depth)
+    gallery = finite(gallery, "gallery")
+    queries = finite(queries, "queries", gallery)
+    if sum(widths) != queries.shape[1]:
         raise UserError(
-            f"widths {list(widths)} must add up to the vectors' {queries.shape[1]} dimensions, and "
-            f"depth {depth} must be at least 1"
+            f"widths {list(widths)} must add up to the vectors' {queries.shape[1]} dimensions"
         )
     ids: dict[str, Any] = {"query_ids": query_ids, "gallery_ids": gallery_ids}
     ends = np.cumsum(widths)[:-1]

@@ -1,6 +1,7 @@
 """k-reciprocal re-ranking (Zhong et al. 2017): near are those who are near to each other's friends.
 
-Over queries and gallery together, with N(i, k) the item i and its k nearest others:
+Over queries and gallery together, each picture once, with N(i, k) the item i and its k nearest
+others:
 
     R(i, k)   the j in N(i, k) with i in N(j, k)                          reciprocal neighbours
     R*(i)     R(i, k1), and R(j, k1/2) of every j in it, if more than 2/3 of that lie in R(i, k1)
@@ -10,18 +11,20 @@ Over queries and gallery together, with N(i, k) the item i and its k nearest oth
     d(q, g)   (1 - w) J(q, g) + w D(q, g)
 
 D(i, j) is |x_i - x_j|^2 of unit rows over the largest such distance of i, as in the authors' code.
+A query that is also in the gallery (same id, same vector) is one picture, not two: it would be its
+own nearest neighbour, and take a place in every neighbourhood twice.
+
 Only the at most k2 (k1 + 1)(k1/2 + 2) non-zeros of each row of V' are ever kept.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.names import Codebook, as_ids
+from siamese_jax.names import Codebook, as_ids, joined
 from siamese_jax.ranking import MEMORY_LIMIT, Ranking, rank
 from siamese_jax.relevance import Groups
+from siamese_jax.rows import amid, at_least_one, moved
 from siamese_jax.unit import unit
 
 
@@ -44,48 +47,96 @@ def k_reciprocal(
       gallery: [g, d] real.
       k: how many to return, at least 1.
       k1, k2, weight: as above; `weight` in [0, 1] is that of the original distance.
-      query_ids, gallery_ids: an item with the query's id is left out of its ranking; both stay in
-        everyone's neighbourhoods (an item of equal id is a neighbour like any other).
+      query_ids, gallery_ids: an item with the query's id is left out of its ranking, but stays in
+        everyone's neighbourhoods. Where their directions differ by less than 0.01 the two are one
+        picture there, else two. So are queries of one id.
       memory_limit: bytes of working memory, beyond V' itself.
 
     Returns:
-      A `Ranking` by d; ties in ascending order of the gallery's rows.
+      A `Ranking` by d; ties in ascending order of the gallery's rows, of which there may be none.
 
     Raises:
       UserError: k1, k2 or weight out of range, or what `siamese_jax.rank` raises.
     """
-    if not (k >= 1 and k1 >= 1 and 1 <= k2 <= k1 + 1 and 0 <= weight <= 1):
-        raise UserError(
-            f"k = {k} and k1 = {k1} must be >= 1, k2 = {k2} in 1..k1 + 1, weight = {weight} in 0..1"
-        )
-    x, y = unit(queries), unit(gallery)
-    q, both = len(x), np.concatenate([x, y])
-    near = neighbours(both, min(k1, len(both) - 1), memory_limit)
-    # The farthest of i is the nearest to its opposite.
-    far = rank(-both, both, 1, distance="cosine", memory_limit=memory_limit).distances[:, 0]
-    far = np.maximum(4 - 2 * far, np.finfo(np.float32).tiny)
+    at_least_one(k=k, k1=k1, k2=k2)
+    if not (k2 <= k1 + 1 and 0 <= weight <= 1):
+        raise UserError(f"k2 = {k2} must be at most k1 + 1 = {k1 + 1}, weight = {weight} in 0..1")
+    y = unit(gallery, "gallery")
+    x = unit(queries, "queries", y)
+    ids = _codes(query_ids, gallery_ids, len(x), len(y))
+    found = Ranking(np.full((len(x), k), -1, np.int32), np.full((len(x), k), np.inf, np.float32))
+    if not len(x) or not len(y):
+        return found
+    g, (everyone, place) = len(y), _pictures(x, y, ids)
+    near = neighbours(everyone, min(k1, len(everyone) - 1), memory_limit)
     rows, columns = _expanded(near, k1, memory_limit)
-    squared = ((both[rows] - both[columns]) ** 2).sum(1, dtype=np.float64) if len(rows) else rows
-    value = np.exp(-squared / far[rows])
-    value /= np.bincount(rows, weights=value, minlength=len(both))[rows]
+    centred = moved(everyone, amid(everyone))
+    norms = np.vecdot(centred, centred)
+    far = _farthest(centred, norms, memory_limit)
+    value = np.exp(-_squared(centred, rows, columns) / far[rows])
+    value /= np.bincount(rows, weights=value, minlength=len(everyone))[rows]
     rows, columns, value = _averaged(near[:, :k2], rows, columns, value)
 
-    first = np.searchsorted(rows, np.arange(len(both) + 1))
-    held = Groups.of(columns[first[q] :], len(both))  # the gallery's entries by column
-    held_row, held_value = rows[first[q] :] - q, value[first[q] :]
-    own = _own(query_ids, gallery_ids, q, len(y))
-    found = Ranking(np.full((q, k), -1, np.int32), np.full((q, k), np.inf, np.float32))
-    for i in range(q):
-        mine = slice(first[i], first[i + 1])
+    first = np.searchsorted(rows, np.arange(len(everyone) + 1))
+    held = Groups.of(columns[: first[g]], len(everyone))  # the gallery's entries by column
+    for i, own in enumerate(place):
+        mine = slice(first[own], first[own + 1])
         of, entry = held.members(columns[mine])
-        least = np.minimum(value[mine][of], held_value[entry])
-        shared = np.bincount(held_row[entry], weights=least, minlength=len(y))
-        distance = (2 - 2 * (y @ x[i]).astype(np.float64)) / far[i]
+        least = np.minimum(value[mine][of], value[entry])
+        shared = np.bincount(rows[entry], weights=least, minlength=g)
+        squared = norms[:g] + norms[own] - 2 * (centred[:g] @ centred[own])
+        distance = np.maximum(squared, 0).astype(np.float64) / far[own]
         distance = (1 - weight) * (1 - shared / (2 - shared)) + weight * distance
-        distance[own(i)] = np.inf
+        distance[ids[: len(y)] == ids[len(y) + i]] = np.inf
         best = np.argsort(distance, kind="stable")[:k]
         best = best[np.isfinite(distance[best])]
         found.indices[i, : len(best)], found.distances[i, : len(best)] = best, distance[best]
+    return found
+
+
+def _pictures(x: np.ndarray, y: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The gallery's rows and those of the queries that are not among them, each once, [n, d]; and
+    which of these rows each query is, [q]."""
+    g, both, row = len(y), np.concatenate([y, x]), np.arange(len(ids))
+    _, first, which = np.unique(ids, return_index=True, return_inverse=True)
+    leader = first[which]  # the first row of the same id
+    kept = leader == row
+    kept[:g] = True
+    kept[g:] |= ((x - both[leader[g:]]) ** 2).sum(1) >= 1e-4
+    number = np.cumsum(kept) - 1
+    return both[kept], np.where(kept, number, number[leader])[g:]
+
+
+def _codes(
+    query_ids: ArrayLike | None, gallery_ids: ArrayLike | None, q: int, g: int
+) -> np.ndarray:
+    """Numbers of the gallery's ids and then of the queries' [g + q], equal where the ids are."""
+    if query_ids is None or gallery_ids is None:
+        if query_ids is not gallery_ids:
+            raise UserError("give both query_ids and gallery_ids, or neither")
+        return np.arange(g + q)
+    held, asked = as_ids(gallery_ids, g, "gallery_ids"), as_ids(query_ids, q, "query_ids")
+    Codebook(held).of(asked)  # Refuses ids of another kind.
+    return Codebook(joined(held, asked)).own
+
+
+def _farthest(rows: np.ndarray, norms: np.ndarray, memory_limit: int) -> np.ndarray:
+    """The largest squared distance of each row from any other, above 0, float64 [n]."""
+    far = np.empty(len(rows))
+    block = max(1, memory_limit // (12 * len(rows)))
+    for start in range(0, len(rows), block):
+        part = slice(start, start + block)
+        far[part] = norms[part] + (norms - 2 * (rows[part] @ rows.T)).max(1)
+    return np.maximum(far, np.finfo(np.float32).tiny)
+
+
+def _squared(rows: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """The squared distances of pairs of rows, float64 [n]."""
+    found = np.empty(len(i))
+    block = max(1, 2**22 // max(1, rows.shape[1]))
+    for start in range(0, len(i), block):
+        part = slice(start, start + block)
+        found[part] = ((rows[i[part]] - rows[j[part]]) ** 2).sum(1, dtype=np.float64)
     return found
 
 
@@ -152,16 +203,3 @@ def _averaged(
     cells, values = zip(*parts, strict=True)
     cell = np.concatenate(cells)
     return cell // n, cell % n, np.concatenate(values)
-
-
-def _own(
-    query_ids: ArrayLike | None, gallery_ids: ArrayLike | None, q: int, g: int
-) -> Callable[[int], np.ndarray]:
-    """A function from a query to the gallery rows that carry its id."""
-    if query_ids is None or gallery_ids is None:
-        if query_ids is not gallery_ids:
-            raise UserError("give both query_ids and gallery_ids, or neither")
-        return lambda i: np.zeros(0, np.int64)
-    book = Codebook(as_ids(gallery_ids, g, "gallery_ids"))
-    queries = book.of(as_ids(query_ids, q, "query_ids"))
-    return lambda i: np.flatnonzero(book.own == queries[i])

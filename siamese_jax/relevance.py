@@ -10,7 +10,7 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.names import Codebook, as_ids, label_codes, share, share_all
-from siamese_jax.search.sides import fits
+from siamese_jax.rows import finite
 
 ArrayLike = Any
 
@@ -164,17 +164,11 @@ def as_relevance(
             f"queries {queries.shape} and gallery {gallery.shape} are not [q, d], [g, d]"
         )
     found = relevance(query_labels, gallery_labels, query_ids=query_ids, gallery_ids=gallery_ids)
-    for side, rows, labels in (
-        ("queries", queries, found.query_labels),
-        ("gallery items", gallery, found.gallery_labels),
+    for name, items, rows, labels in (
+        ("queries", "queries", queries, found.query_labels),
+        ("gallery", "gallery items", gallery, found.gallery_labels),
     ):
         if len(rows) != len(labels):
-            raise UserError(f"{len(rows)} {side} have {len(labels)} labels")
-        for start in range(0, len(rows), 65536):
-            with np.errstate(over="ignore"):
-                part = rows[start : start + 65536].astype(np.float32, copy=False)
-            fit = fits(part)
-            if not fit.all():
-                bad = start + int(fit.argmin())
-                raise UserError(f"row {bad} of the {side} is not finite, or too large for float32")
+            raise UserError(f"{len(rows)} {items} have {len(labels)} labels")
+        finite(rows, name)
     return found

@@ -52,7 +52,7 @@ def expand_queries(
 
     Args:
       queries: [q, d] real.
-      gallery: [g, d] real.
+      gallery: [g, d] real; may be empty.
       k: neighbours to add, at least 1; where fewer remain, those.
       query_ids, gallery_ids, memory_limit: as for `siamese_jax.rank`.
 
@@ -62,9 +62,10 @@ def expand_queries(
     >>> expand_queries([[1.0, 0.0]], [[0.0, 2.0], [-1.0, 0.0]], k=1).round(3).tolist()
     [[0.7070000171661377, 0.7070000171661377]]
     """
-    if alpha < 0:
+    if not alpha >= 0:
         raise UserError(f"alpha = {alpha} would trust far neighbours most: give 0 or more")
-    x, y = unit(queries), unit(gallery)
+    y = unit(gallery, "gallery")
+    x = unit(queries, "queries", y)
     found = rank(
         x,
         y,
@@ -103,6 +104,8 @@ def augment_gallery(
 def _towards(
     x: np.ndarray, y: np.ndarray, found: Ranking, alpha: float, memory_limit: int
 ) -> np.ndarray:
+    if not len(y):
+        return x
     moved = np.empty_like(x)
     block = max(1, memory_limit // (8 * max(1, found.indices.shape[1] * x.shape[1])))
     for i in range(0, len(x), block):

@@ -10,13 +10,21 @@ A pair is accepted when its distance is at most t. Genuine pairs share a label, 
                true accept rate at a false accept rate, "TAR@FAR", is 1 - fnmr@f)
 
 `roc` takes given pairs and is exact. `verify` takes all q x g pairs, which can't be kept: it counts
-their distances in steps, a million over the range, and errs by less than the share of genuine
-and impostor pairs that fall into one step ("resolution" in its answer bounds the error of roc_auc).
+their distances in about a million bins. They are those of `siamese_jax.search.exact`, computed in
+float64 and rounded once to float32, so all that is lost is which of a genuine pair and an impostor
+in one bin is closer: "resolution" in its answer is half the share of such two, and bounds the error
+of roc_auc.
+
+Bins. The bits of a float, read as a whole number, are in the order of floats: their upper 16 name a
+cell, and a cell of g genuine pairs and i impostors is split into m bins by the bits that follow.
+The loss is about sum g i / m over the cells, and least, for a given number of bins, where m grows
+as sqrt(g i). So a few rows far outside don't make the bins of all others coarse.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +34,14 @@ from numpy.typing import ArrayLike
 
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
-from siamese_jax.relevance import as_relevance
-from siamese_jax.space import Space
+from siamese_jax.relevance import Relevance, as_relevance
+from siamese_jax.rows import amid
+from siamese_jax.search.exact import definition
+from siamese_jax.search.rounded import from_product, rounding
 
-STEPS = 2**20
+BINS = 2**20
+_CELLS = 2**16
+_SAMPLE = 4096  # queries whose pairs say how to split the cells
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,11 @@ def all_pairs(
     """The error rates of all pairs of a query and a gallery item, in bounded memory.
 
     Arguments as `siamese_jax.metrics.evaluate`: pairs of equal ids (without a gallery, of an item
-    with itself) are left out. Distances are in float32, and counted in `STEPS` steps.
+    with itself) are left out. A threshold is the largest distance of its bin, so that the pairs
+    with `distance <= threshold` are those that were counted.
+
+    Raises:
+      UserError: rows that aren't finite or don't match, or pairs of one kind only.
     """
     check(distance)
     x = np.asarray(queries)
@@ -139,39 +155,110 @@ def all_pairs(
     found = as_relevance(
         x, query_labels, None if gallery is None else y, gallery_labels, query_ids, gallery_ids
     )
-    space = Space.of(x, y, distance)
-    size = max(1, min(1024, memory_limit // (16 * max(1024, x.shape[1]))))
-    span = _norm(space, y, size) + _norm(space, x, size) if len(x) and len(y) else 0.0
-    low, high = {"cosine": (0.0, 2.0), "dot": (-(span**2) / 4, span**2 / 4)}.get(
-        distance, (0.0, span)
-    )
-    width = (high - low or 1.0) / (STEPS - 1)
-    counts = np.zeros((3, STEPS), np.int64)
-    for i in range(0, len(x), size):
-        rows = np.arange(i, min(i + size, len(x)))
-        left = space.rows(x[rows])
+    size = max(1, min(1024, memory_limit // (48 * max(1024, x.shape[1]))))
+    blocks = [np.arange(i, min(i + size, len(x))) for i in range(0, len(x), size)]
+    some = blocks[:: max(1, -(-len(x) // _SAMPLE))]
+    bins = _Bins.split(_counts(x, y, found, distance, some, _Bins.whole()))
+    counts = _counts(x, y, found, distance, blocks, bins)
+    used = np.flatnonzero(counts.any(0))
+    return Roc(bins.last(used), counts[1][used], counts[0][used])
+
+
+class _Bins(NamedTuple):
+    """How the cells are split: uint32 [65536] each.
+
+    Attributes:
+      first: number of the cell's first bin.
+      shift: how many of the lower 16 bits don't matter.
+    """
+
+    first: Any
+    shift: Any
+
+    @classmethod
+    def whole(cls) -> "_Bins":
+        """One bin a cell."""
+        return cls(np.arange(_CELLS, dtype=np.uint32), np.full(_CELLS, 16, np.uint32))
+
+    @classmethod
+    def split(cls, counts: np.ndarray) -> "_Bins":
+        """About `BINS` of them, from the impostors and genuine pairs in each cell [2, 65536]: half
+        to the cells that hold both, half to all that hold any."""
+        both, any_ = np.sqrt(counts.astype(np.float64)).prod(0), counts.any(0)
+        share = both / max(1.0, both.sum()) + any_ / max(1, any_.sum())
+        bits = np.log2(np.maximum(1, BINS / 2 * share)).astype(np.uint32).clip(0, 16)
+        sizes = np.uint32(1) << bits
+        return cls(np.cumsum(sizes, dtype=np.uint32) - sizes, np.uint32(16) - bits)
+
+    @property
+    def total(self) -> int:
+        return int(self.first[-1]) + (1 << 16 - int(self.shift[-1]))
+
+    def of(self, bits: Any, xp: Any) -> Any:
+        """The bin of floats, given as uint32 of the same bits."""
+        # Negative numbers are ordered backwards.
+        order = bits ^ xp.where(bits >> 31 == 1, np.uint32(2**32 - 1), np.uint32(2**31))
+        cell = order >> 16
+        return self.first[cell] + ((order & np.uint32(_CELLS - 1)) >> self.shift[cell])
+
+    def last(self, which: np.ndarray) -> np.ndarray:
+        """The largest float32 of some bins, as float64."""
+        cell = np.searchsorted(self.first, which, side="right") - 1
+        inside = which - self.first[cell] + 1
+        order = ((cell << 16) + (inside << self.shift[cell].astype(np.int64)) - 1).astype(np.uint32)
+        bits = order ^ np.where(order >> 31 == 1, np.uint32(2**31), np.uint32(2**32 - 1))
+        return bits.view(np.float32).astype(np.float64)
+
+
+def _counts(
+    x: np.ndarray,
+    y: np.ndarray,
+    found: Relevance,
+    distance: str,
+    blocks: Sequence[np.ndarray],
+    bins: _Bins,
+) -> np.ndarray:
+    """Impostors and genuine pairs of some queries in each bin, int64 [2, bins]."""
+    counts = np.zeros((3, bins.total), np.int64)
+    origin = amid(y) if "euclidean" in distance else np.zeros(y.shape[1])
+    size = max(map(len, blocks), default=1)
+    for rows in blocks:
+        left = _side(x[rows], origin)
         query, own = found.own(rows)
         for j in range(0, len(y), size):
             items = np.arange(j, min(j + size, len(y)))
-            right = space.rows(y[items])
-            step = np.asarray(
-                _steps(
-                    jnp.asarray(left, jnp.float32),
-                    jnp.asarray(right, jnp.float32),
-                    jnp.float32(low),
-                    jnp.float32(width),
-                    distance,
-                )
-            )
-            kind = found.related(rows, items).astype(np.int64)
+            with jax.enable_x64(True):
+                step = np.array(_binned(*left, *_side(y[items], origin), *bins, distance=distance))
+            unsure = np.argwhere(step < 0)
+            for at in range(0, len(unsure), size):
+                b, c = unsure[at : at + size].T
+                u, v = x[rows[b]].astype(np.float64), y[items[c]].astype(np.float64)
+                step[b, c] = bins.of(definition(u, v, distance).view(np.uint32), np)
+            kind = found.related(rows, items).astype(np.int32)
             mine = (own >= j) & (own < j + len(items))
             kind[query[mine], own[mine] - j] = 2
-            counts += np.bincount((kind * STEPS + step).ravel(), minlength=3 * STEPS).reshape(
-                3, STEPS
-            )
-    used = counts[:2].any(0)
-    threshold = low + width * (np.flatnonzero(used) + 0.5)
-    return Roc(threshold, counts[1][used], counts[0][used])
+            kind *= bins.total
+            kind += step
+            counts += np.bincount(kind.ravel(), minlength=counts.size).reshape(counts.shape)
+    return counts[:2]
+
+
+def _side(rows: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows about the origin, within 2^-53, for which `rounding` has room; and their norms."""
+    rows = rows.astype(np.float64) - origin
+    return rows, np.sqrt(np.vecdot(rows, rows))
+
+
+@partial(jax.jit, static_argnames="distance")
+def _binned(
+    x: Array, a: Array, y: Array, b: Array, first: Array, shift: Array, *, distance: str
+) -> Array:
+    """The bin of every pair, int32 [b, c]; -1 where the product can't tell its distance."""
+    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
+    c = rounding(x.shape[1])
+    found, unsure = from_product(product, a[:, None], b[None, :], c, distance, jnp)
+    bits = lax.bitcast_convert_type(found, jnp.uint32)
+    return jnp.where(unsure, -1, _Bins(first, shift).of(bits, jnp).astype(jnp.int32))
 
 
 def verify(
@@ -195,23 +282,3 @@ def verify(
     genuine, impostor = found.genuine, found.impostor
     tied = float((genuine / genuine.sum() * (impostor / impostor.sum())).sum() / 2)
     return found.summary(fmrs) | {"resolution": tied}
-
-
-def _norm(space: Space, rows: np.ndarray, size: int) -> float:
-    parts = (space.rows(rows[i : i + size]) for i in range(0, len(rows), size))
-    return max(float(np.sqrt((part**2).sum(1).max())) for part in parts)
-
-
-@partial(jax.jit, static_argnames="distance")
-def _steps(x: Array, y: Array, low: Array, width: Array, distance: str) -> Array:
-    """Which step the distance of each pair falls into, int32 [b, c]."""
-    product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
-    if distance == "dot":
-        value = -product
-    elif distance == "cosine":
-        value = 1 - product
-    else:
-        squared = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :] - 2 * product
-        value = jnp.maximum(squared, 0)
-        value = jnp.sqrt(value)
-    return jnp.clip((value - low) / width, 0, STEPS - 1).astype(jnp.int32)

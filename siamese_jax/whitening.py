@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.names import label_codes, missing
+from siamese_jax.rows import finite
 from siamese_jax.unit import unit
 
 
@@ -42,8 +43,8 @@ class Whitening:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, rows: ArrayLike) -> np.ndarray:
-        rows = np.asarray(rows)
-        if rows.ndim != 2 or rows.shape[1] != len(self.mean):
+        rows = finite(rows, "embeddings")
+        if rows.shape[1] != len(self.mean):
             raise UserError(f"this whitening was fitted to [n, {len(self.mean)}], not {rows.shape}")
         return unit((rows - self.mean) @ self.projection.T)
 
@@ -96,9 +97,9 @@ def fit_whitening(
     >>> np.abs(np.corrcoef(fit_whitening(x)(x).T)[0, 1]) < 0.1
     np.True_
     """
-    x = np.asarray(rows, np.float64)
-    if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
-        raise UserError(f"whitening needs finite rows [n, d], n >= 2, not {x.shape}")
+    x = finite(rows, "embeddings").astype(np.float64)
+    if len(x) < 2:
+        raise UserError(f"whitening needs at least 2 embeddings [n, d], not {x.shape}")
     keep = x.shape[1] if dim is None else dim
     if not 1 <= keep <= x.shape[1] or shrinkage < 0:
         raise UserError(f"dim = {dim} must lie in 1..{x.shape[1]}, shrinkage {shrinkage} be >= 0")

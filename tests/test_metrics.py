@@ -245,7 +245,7 @@ def test_a_ranking_gives_the_metrics_its_depth_determines():
         (lambda: metrics.evaluate([[0.0]], [1], [[0.0]], ["a"]), "never match"),
         (lambda: metrics.evaluate([[0.0]], [1], [[0.0]], [1], query_ids=[1]), "one side only"),
         (lambda: metrics.evaluate([[0.0]], [1], [[0.0, 1.0]], [1]), "are not .q, d., .g, d."),
-        (lambda: metrics.evaluate([[0.0], [np.nan]], [1, 1]), "row 1 of the queries"),
+        (lambda: metrics.evaluate([[0.0], [np.nan]], [1, 1]), "queries row 1 is not finite"),
         (lambda: metrics.evaluate([[0.0]], [1], metrics=["recal@1"]), "'recal@1' is unknown"),
         (lambda: metrics.evaluate([[0.0]], [1], ks=[0]), "at least 1"),
         (lambda: metrics.evaluate([[0.0]], [1], distance="l1"), "l1"),

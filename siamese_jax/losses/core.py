@@ -153,9 +153,10 @@ sum_over_positives.defvjp(_sum_forward, _sum_backward)
 
 
 def similarity(x: Array, y: Array, distance: str) -> Array:
-    """Cosine or inner product [n, m], from the distance of that name."""
-    d = distances.pairwise(x, y, distance)
-    return 1 - d if distance == "cosine" else -d
+    """Cosine or inner product [n, m]."""
+    if distance == "cosine":
+        x, y = distances.unit(x), distances.unit(y)
+    return -distances.pairwise(x, y, "dot")
 
 
 def ratio(a: Array, b: Array) -> Array:

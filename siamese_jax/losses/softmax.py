@@ -128,9 +128,13 @@ def soft_triple(
     def spread(w):
         if centers == 1:
             return jnp.zeros((), w.dtype)
+        # About the class's mean: centres that have met must not cancel.
+        w = w - lax.stop_gradient(jnp.mean(w, axis=1, keepdims=True))
         products = jnp.einsum("cjd,ckd->cjk", w, w, precision=lax.Precision.HIGHEST)
+        norms = jnp.sum(w * w, axis=2)
         first, second = jnp.triu_indices(centers, 1)
-        apart = distances.safe_sqrt(jnp.maximum(2 - 2 * products[:, first, second], 0))
+        squared = norms[:, first] + norms[:, second] - 2 * products[:, first, second]
+        apart = distances.safe_sqrt(jnp.maximum(squared, 0))
         return tau * jnp.sum(apart) / (w.shape[0] * centers * (centers - 1))
 
     return _on_sphere(

@@ -172,14 +172,14 @@ def _defined(
         for at in starts:
             here = slice(at, at + step)
             x, y = (v.astype(np.float64) for v in (queries[i[here]], rows.take(j[here])))
-            found[here] = _definition(x, y, distance)
+            found[here] = definition(x, y, distance)
 
     in_threads(work, len(i) > 8 * step)
     return found
 
 
-def _definition(x: np.ndarray, y: np.ndarray, distance: str) -> np.ndarray:
-    """float64 [n, d] twice -> float32 [n]; overwrites both."""
+def definition(x: np.ndarray, y: np.ndarray, distance: str) -> np.ndarray:
+    """Of each row of x from the same of y, float64 [n, d] twice -> float32 [n]; overwrites both."""
     if distance == "dot":
         # Adding 0 turns a negative zero into a positive one: they would sort apart.
         return (0.0 - np.vecdot(x, y)).astype(np.float32) + np.float32(0)
