@@ -415,7 +415,7 @@ def load_encoder(
         return _from_folder(Path(name), image_size, whitening)
     if os.sep in os.fspath(name):
         raise UserError(f"{name} does not exist; give the folder of a run, or a trunk's name")
-    arguments = {
+    arguments: dict[str, Any] = {
         "name": os.fspath(name),
         "weights": os.fspath(weights),
         "image_size": image_size,

@@ -50,7 +50,7 @@ def save_whole(model, path):
     model.save(f"{path}.keras")
     images = keras.Input((64, 64, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(model(images))
-    compiled = keras.Model(images, keras.layers.Dense(7)(pooled))
+    compiled = keras.Model(images, keras.layers.Dense(7, name="dense")(pooled))
     compiled.compile("adam", "mse")
     compiled.optimizer.build(compiled.trainable_variables)
     compiled.save(f"{path}_inside.keras")

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from siamese_jax.data import places
 from siamese_jax.errors import UserError
@@ -109,7 +109,7 @@ def add_reading(group: "argparse._ActionsContainer") -> None:
     )
 
 
-def reading(args: argparse.Namespace) -> dict[str, str | None]:
+def reading(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_reading` was given, as `load_encoder` and `weights.load` take it."""
     return {key: getattr(args, key) for key in ("form", "preprocessing", "ignore")}
 

@@ -241,10 +241,12 @@ def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) ->
 
 
 def _scaled_as(asked: Preprocessing | None, usual: Preprocessing, told: origin.Origin) -> str:
-    named = {value: name for name, value in PREPROCESSING.items()}
     used = asked or usual
-    how = named.get(used, f"({used.mean}, {used.std})")
-    why = "as asked" if asked else f"by {told.where}" if told.preprocessing else "as is usual"
+    mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (used.mean, used.std))
+    named = {value: name for name, value in PREPROCESSING.items()}
+    how = named.get(used, f"(x - ({mean})) / ({std})")
+    why = "as is usual" if used in named else "as its own layers do"
+    why = "as asked" if asked else f"by {told.where}" if told.preprocessing else why
     return f"pixels scaled as {how}, {why}"
 
 

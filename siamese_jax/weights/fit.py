@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def choose(
     unknown, branches = _unknown(leaves, found, others)
     if found.missing or unknown:
         advice = _advice(found, unknown, ignored, leaves, trunk)
-        all_names = f"python -m siamese_jax weights verify {where} --trunk={trunk} --all"
+        file = shlex.quote(where)
+        all_names = f"python -m siamese_jax weights verify {file} --trunk={trunk} --all"
         raise mismatch(
             f"{where} does not fit {trunk}",
             found.missing,

@@ -120,5 +120,5 @@ def _scaling(
     except (KeyError, TypeError, ValueError):
         pass
     size = config.get("input_size")
-    whole = isinstance(size, list) and len(size) == 3 and type(size[-1]) is int and size[-1] > 0
-    return scaling, size[-1] if whole else None
+    last = size[-1] if isinstance(size, list) and len(size) == 3 else None
+    return scaling, last if type(last) is int and last > 0 else None

@@ -9,7 +9,7 @@ weights verify my.h5 [--trunk=resnet50]    read it whole; say which trunk and fo
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -52,7 +52,7 @@ def fetch(name: str, cache_dir: str | None = None) -> Path:
     return path
 
 
-def convert(file: str, trunk: str, out: str, **reading: str | None) -> TrunkWeights:
+def convert(file: str, trunk: str, out: str, **reading: Any) -> TrunkWeights:
     """Port any readable file (or a run's folder) into our `.npz`; `reading` is `load`'s."""
     if Path(out).suffix != ".npz":
         raise UserError(f"--out={out} must end in .npz")
@@ -61,7 +61,7 @@ def convert(file: str, trunk: str, out: str, **reading: str | None) -> TrunkWeig
     return weights
 
 
-def verify(file: str, trunk: str | None = None, **reading: str | None) -> TrunkWeights:
+def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
     """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
     candidates = [trunk] if trunk else _candidates(formats.read(file))
     problems = []
