@@ -234,7 +234,7 @@ def _splits(tree: Tree, sure: bool) -> Reading:
     if not parts:
         doubts = [f"{tree.root} has no folder of images called train, val or test"]
     elif not sure and (beside := _beside(tree, [t for t in tree.inside if not _split(t)])):
-        doubts.append(_ask(tree, beside, {"splits": "only train, val and test count"}))
+        doubts.insert(0, _ask(tree, beside, {"splits": "only train, val and test count"}))
     rows = [row for part in parts for row in part.rows]
     rows += [] if sure else _others(tree, rows)
     notes = tuple(note for part in parts for note in part.notes)
@@ -393,7 +393,8 @@ def _within(reading: Reading, folder: str) -> Reading:
 def _beside(tree: Tree, folders: list[str]) -> str:
     """What stands beside a layout's own folders that is more than a few loose pictures."""
     if folders:
-        return f"beside its known folders stand {_count({f: tree.inside[f] for f in folders})}"
+        known = ", ".join(f"{top}/" for top in _tops(tree) if top not in folders)
+        return f"beside {known} stand {_count({top: tree.inside[top] for top in folders})}"
     if len(tree.loose) >= len(tree.inside):
         return f"{len(tree.loose)} images lie beside {_count(tree.inside)}"
     return ""

@@ -14,7 +14,7 @@ import functools
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from siamese_jax.errors import UserError
@@ -138,12 +138,12 @@ def in_order(paths: Iterable[str]) -> list[str]:
     return sorted(paths, key=lambda path: os.fsencode(path).partition(os.fsencode(os.sep))[::2])
 
 
-def left_out(root: str, names: list[str]) -> str:
+def left_out(root: str, names: Collection[str]) -> str:
     """The line that says which files are no pictures."""
     return _note(root, "other", names)
 
 
-def _note(root: str, why: str, names: list[str]) -> str:
+def _note(root: str, why: str, names: Collection[str]) -> str:
     first = in_order(names)[0]
     kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in names)
     ranked = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))

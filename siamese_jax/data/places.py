@@ -117,8 +117,10 @@ def _matched(pattern: str) -> Records:
     if not kept:
         raise UserError(f"{pattern} matches {len(found)} files, none of which is a picture")
     records = _listed(kept, pattern)
-    other = sorted({*found} - {*kept})
-    return replace(records, notes=(left_out(pattern, other),) * bool(other) + records.notes)
+    first = np.unique(records.path, return_index=True)[1]  # ** matches a folder, and what is in it
+    other = {*found} - {*kept}
+    notes = (left_out(pattern, other), *records.notes) if other else records.notes
+    return replace(records.select(np.sort(first)), notes=notes)
 
 
 def _is_entry(path: str) -> bool:

@@ -206,7 +206,7 @@ def embed_side(
     Where the place is a file of embeddings, these are taken.
     """
     from siamese_jax.data.records import content_keys, fingerprint, marks
-    from siamese_jax.features import embed_records
+    from siamese_jax.features import embed_records, item_ids
 
     if stored.is_stored(where):
         vectors, keys = stored.read_vectors(where, records)
@@ -216,11 +216,9 @@ def embed_side(
             raise UserError(NO_ENCODER)
         keys = content_keys(records)
         options: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir}
-        vectors, *_, kept = embed_records(encoder, records, keys=keys, **options)
-    ids = np.array([str(Path(path).resolve()) for path in kept.path], dtype=np.str_)
-    if kept.box is not None:  # Several things in one picture are several items.
-        boxed = [f"{i}#{tuple(b)}" if b.any() else i for i, b in zip(ids, kept.box, strict=True)]
-        ids = np.array(boxed, dtype=np.str_)
+        found = embed_records(encoder, records, keys=keys, **options)
+        vectors, kept = found.vectors, found.records
+    ids = item_ids(kept)
     labels, labelled = _class_names(kept, ids)
     facts = {
         "from": where,
