@@ -2,23 +2,27 @@
 
     checkpoints/frozen/        leaves that training does not touch, once per run
     checkpoints/<step>/state   every other leaf of the state, by its path
-    checkpoints/<step>/meta    a digest of those leaves, and the metrics at that step
+    checkpoints/<step>/meta    a digest of those leaves
 
-A checkpoint is trusted only if its leaves have the digest written beside them.
+    checkpoints/<step>/metrics the metrics at that step, where one of them chooses
+
+A checkpoint is trusted only if its leaves have the digest written beside them. The newest ones are
+kept to go on from, and beside them the best one, which is the result.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from siamese_jax.errors import UserError
 from siamese_jax.optim import path_name
@@ -89,6 +93,16 @@ def digest(leaves: dict[str, Any]) -> str:
     return h.hexdigest()
 
 
+def best_first(values: Mapping[int, float | None]) -> list[int]:
+    """The steps that have a value, the largest one first; of equals the earliest.
+
+    >>> best_first({1: 0.5, 2: 0.9, 3: 0.9, 4: float("nan"), 5: None})
+    [2, 3, 1]
+    """
+    known = {step: v for step, v in values.items() if v is not None and not math.isnan(v)}
+    return sorted(known, key=lambda step: (-known[step], step))
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -97,7 +111,9 @@ class Checkpoints:
       frozen: names of leaves (as `flatten` gives them) that training never changes.
       max_to_keep: newest checkpoints to keep.
       best_metric: a name among the metrics given to `save`; the checkpoint with its largest value
-        is kept as well.
+        (see `best_first`) is kept as well.
+      start: the step that the run goes on from. Later checkpoints are removed: they could not be
+        read, or the run would have gone on from them.
     """
 
     def __init__(
@@ -107,24 +123,25 @@ class Checkpoints:
         frozen: frozenset[str] = frozenset(),
         max_to_keep: int = 2,
         best_metric: str | None = None,
+        start: int | None = None,
     ):
+        if max_to_keep < 1:
+            raise UserError(f"train.max_to_keep={max_to_keep}: must be 1 or more")
         self.folder = Path(folder).absolute()
         self.frozen = frozen
-        self.best_metric = best_metric
-        keep: list[Any] = [checkpoint_managers.LatestN(max_to_keep)]
-        if best_metric:
-            keep.append(checkpoint_managers.BestN(n=1, get_metric_fn=self._metric))
+        for step in steps(self.folder):
+            if start is not None and step > start:
+                shutil.rmtree(self.folder / str(step))
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                preservation_policy=_NewestAndBest(max_to_keep, best_metric),
+                # Without one, Orbax does not write the metrics; the policy above is what decides.
+                best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
                 cleanup_tmp_directories=True,
                 step_prefix=None,
             ),
         )
-
-    def _metric(self, metrics: dict[str, float]) -> float:
-        return metrics.get(self.best_metric or "", -np.inf)
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
         """Copies the state and writes it in the background; the first time, the frozen part too."""
@@ -133,7 +150,7 @@ class Checkpoints:
         if still and not (self.folder / "frozen").exists():
             save_leaves(self.folder / "frozen", still)
         moving = {name: leaf for name, leaf in leaves.items() if name not in self.frozen}
-        self.manager.save(
+        saved = self.manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_escape(moving)),
@@ -141,6 +158,8 @@ class Checkpoints:
             ),
             metrics=metrics or {},
         )
+        if not saved:  # Orbax passes over a step that is not above all others, without a word.
+            raise ValueError(f"{self.folder} holds step {step} or a later one already")
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -151,6 +170,18 @@ class Checkpoints:
         self.manager.close()
 
 
+class _NewestAndBest(NamedTuple):
+    """Orbax asks it which checkpoints are to stay."""
+
+    newest: int
+    metric: str | None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        saved = {info.step: (info.metrics or {}).get(self.metric) for info in checkpoints}
+        kept = {*sorted(saved)[-self.newest :], *best_first(saved)[:1]}
+        return [step in kept for step in saved]
+
+
 def steps(folder: str | Path) -> list[int]:
     """Steps of the finished checkpoints below a folder, newest first."""
     folder = Path(folder)
@@ -158,16 +189,11 @@ def steps(folder: str | Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def best_step(folder: str | Path, metric: str) -> int | None:
-    """The step with the largest value of a metric, the earliest of equals; None if none has it."""
-    values = {}
-    for step in reversed(steps(folder)):
-        path = Path(folder) / str(step) / "metrics" / "metrics"
-        if path.exists():
-            found = json.loads(path.read_text())
-            if metric in found:
-                values[step] = found[metric]
-    return max(values, key=lambda step: values[step]) if values else None
+def best_steps(folder: str | Path, metric: str) -> list[int]:
+    """Steps of the finished checkpoints that have a metric, the best first (see `best_first`)."""
+    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in steps(folder)}
+    found = {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
+    return best_first({step: metrics.get(metric) for step, metrics in found.items()})
 
 
 def save_leaves(path: Path, leaves: Leaves) -> None:
@@ -199,22 +225,26 @@ def load_leaves(path: Path) -> Leaves:
 
 
 def load_newest(folder: str | Path, step: int | None = None) -> tuple[int, Leaves] | None:
-    """Every leaf of the newest sound checkpoint (or of one step), frozen ones included.
+    """`load_first` of every checkpoint, the newest first, or of one step."""
+    return load_first(folder, steps(folder) if step is None else [step])
 
-    A damaged checkpoint is reported in a warning and the one before it is tried.
+
+def load_first(folder: str | Path, candidates: Iterable[int]) -> tuple[int, Leaves] | None:
+    """Every leaf of the first sound one of these checkpoints, frozen leaves included.
+
+    A damaged checkpoint is reported in a warning and the next one is tried.
 
     Args:
       folder: a run's `checkpoints/`.
-      step: only this step.
+      candidates: steps.
 
     Returns:
-      (step, leaves), or None where the folder holds no checkpoint at all.
+      (step, leaves), or None without a candidate.
 
     Raises:
       UserError: there are checkpoints, but none can be read.
     """
-    folder = Path(folder)
-    candidates = steps(folder) if step is None else [step]
+    folder, candidates = Path(folder), list(candidates)
     if not candidates:
         return None
     try:
@@ -229,7 +259,8 @@ def load_newest(folder: str | Path, step: int | None = None) -> tuple[int, Leave
         except Exception as error:  # Whatever Orbax raises on damage: it has many kinds.
             log.warning("checkpoint %s is damaged: %s", folder / str(candidate), _line(error))
     raise UserError(
-        f"none of the checkpoints in {folder} can be read; start again in another --workdir"
+        f"none of the checkpoints in {folder} can be read (steps "
+        f"{', '.join(map(str, candidates))}); start again in another --workdir"
     )
 
 

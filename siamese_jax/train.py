@@ -92,11 +92,19 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         miner=miner,
         trainable=moving,
     )
-    state, chosen_step, last = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
+    state, last = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
+    best = checkpoint.load_first(
+        workdir / "checkpoints",
+        checkpoint.best_steps(workdir / "checkpoints", validation_metric(config)),
+    )
+    if best and best[0] != config.train.steps:
+        log.info("step %d is the best on validation, and the result", best[0])
+        state, last = checkpoint.unflatten(best[1], state), {}
     marked = np.zeros(int(records.id.max()) + 1, np.uint64)
     marked[records.id] = marks(records, keys)
     after = last or evaluate_state(config, state, inputs, evaluated(inputs.records))
-    results = finish(config, workdir, state, chosen_step, after, inputs, run, marked)
+    chosen_by = "validation" if best else "last step"
+    results = finish(config, workdir, state, chosen_by, after, inputs, run, marked)
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_json(workdir / "results.json", results)
     return results
@@ -285,6 +293,11 @@ def initial_parameters(
 # The loop -----------------------------------------------------------------------------------
 
 
+def validation_metric(config: ConfigDict) -> str:
+    """The metric whose largest value chooses the checkpoint, where there is a validation split."""
+    return f"validation/recall@{config.eval.ks[0]}"
+
+
 def run_steps(
     config: ConfigDict,
     workdir: Path,
@@ -294,19 +307,20 @@ def run_steps(
     inputs: Inputs,
     moving: Any,
     run: dict[str, Any],
-) -> tuple[TrainState, int, dict[str, Evaluated]]:
+) -> tuple[TrainState, dict[str, Evaluated]]:
     """Runs to the last step, or returns at once where it is done.
 
     Returns:
-      The state to use, and the step it is of: the best on validation where there is such a
-      split, else the last. And its evaluation, if it was the last thing done.
+      The state after the last step, and its evaluation if that was done here.
     """
     options, start, total = config.train, int(state.step), config.train.steps
     splits = evaluated(inputs.records)
-    best = f"validation/recall@{config.eval.ks[0]}" if "validation" in splits else None
-    still = frozen_names(state, moving)
     checkpoints = checkpoint.Checkpoints(
-        workdir / "checkpoints", frozen=still, max_to_keep=options.max_to_keep, best_metric=best
+        workdir / "checkpoints",
+        frozen=frozen_names(state, moving),
+        max_to_keep=options.max_to_keep,
+        best_metric=validation_metric(config) if "validation" in splits else None,
+        start=start,
     )
     metrics_log = run_folder.MetricsLog(workdir, start)
     statistics = jax.jit(embedding_statistics)
@@ -315,6 +329,11 @@ def run_steps(
     last: dict[str, Evaluated] = {}
     pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
     try:
+        if "validation" in splits and not checkpoint.steps(checkpoints.folder):
+            # The start is a candidate too.
+            begun = named_means(evaluate_state(config, state, inputs, ["validation"]))
+            metrics_log.write(0, begun)
+            checkpoints.save(0, state, begun)
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
             for i in range(start, total):
                 batch = next(batches)
@@ -350,12 +369,7 @@ def run_steps(
     finally:
         metrics_log.close()
         checkpoints.close()
-    chosen = checkpoint.best_step(workdir / "checkpoints", best) if best else None
-    if chosen is not None and chosen != total:
-        found = checkpoint.load_newest(workdir / "checkpoints", chosen)
-        assert found is not None
-        return checkpoint.unflatten(found[1], state), chosen, {}
-    return state, total, last
+    return state, last
 
 
 def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
@@ -428,7 +442,7 @@ def finish(
     config: ConfigDict,
     workdir: Path,
     state: TrainState,
-    step: int,
+    chosen_by: str,
     found: Mapping[str, Evaluated],
     inputs: Inputs,
     run: dict[str, Any],
@@ -448,8 +462,8 @@ def finish(
         evaluation.save_per_query(path, values, asked, searched)
         pictures = evaluation.examples(vectors, records, distance=config.distance, seed=config.seed)
     results |= {
-        "checkpoint_step": step,
-        "chosen_by": "validation" if "validation" in results else "last step",
+        "checkpoint_step": int(state.step),
+        "chosen_by": chosen_by,
         "trunk": run["trunk"],
         "data": run["data"],
         "split": run["split"],

@@ -11,7 +11,9 @@ import pytest
 import tiny
 
 from siamese_jax import checkpoint
+from siamese_jax.data.preprocess import read_image
 from siamese_jax.data.sources import load_records
+from siamese_jax.encoder import load_encoder
 from siamese_jax.errors import UserError
 from siamese_jax.tools.sides import own_records
 
@@ -154,6 +156,52 @@ def test_a_finished_run_is_not_run_again(finished, cache, folder):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_that_gets_worse_ends_with_its_best(cache, tmp_path):
+    """A rate that grows until it ruins the head; then again, from the last checkpoint."""
+    root = tiny.make_folder(tmp_path / "shop", classes=18, noise=160)
+    workdir = tmp_path / "run"
+    options = [
+        *tiny.TINY,
+        f"--config.data.root={root}",
+        "--config.data.validation_fraction=0.33",
+        "--config.data.test_fraction=0.33",
+        "--config.optim.learning_rate=0.3",
+        "--config.optim.warmup_steps=12",
+        "--config.train.eval_every=2",
+        "--config.train.max_to_keep=1",
+        f"--workdir={workdir}",
+    ]
+    done = tiny.run(cache, *options)
+    assert done.returncode == 0, done.stderr
+    name = "validation/recall@1"
+    logged = {line["step"]: line[name] for line in read_log(workdir) if name in line}
+    best = max(logged, key=lambda step: (logged[step], -step))
+    assert list(logged) == [0, 2, 4, 6, 8, 10, 12]
+    assert logged[best] > logged[12]
+    results = json.loads((workdir / "results.json").read_text())
+    assert (results["checkpoint_step"], results["chosen_by"]) == (best, "validation")
+    assert f"step {best} is the best on validation" in done.stderr
+    after = results["validation"]["after"]
+    assert after["recall@1"] == logged[best]
+    assert f"{after['recall@1']:.4f}" in done.stdout
+    assert checkpoint.steps(workdir / "checkpoints") == sorted({best, 12}, reverse=True)
+    # The encoder that every tool loads is the one that was measured.
+    encoder = load_encoder(workdir)
+    assert encoder.provenance["step"] == best
+    part = own_records([str(workdir)])[1].where("validation")
+    vectors = encoder(np.stack([read_image(path, (32, 32)) for path in part.path]))
+    apart = np.square(vectors[:, None] - vectors[None]).sum(-1) + np.diag([np.inf] * len(part))
+    found = part.label[apart.argmin(axis=1)] == part.label
+    assert found.mean() == pytest.approx(logged[best], abs=1e-6)
+    # Gone on with, the run makes the same choice.
+    (workdir / "results.json").unlink()
+    again = tiny.run(cache, *options)
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step 12" in again.stderr
+    once_more = json.loads((workdir / "results.json").read_text())
+    assert once_more | {"seconds": 0} == results | {"seconds": 0}
+
+
 def test_another_config_is_refused(finished, cache, folder):
     workdir, _ = finished
     other = tiny.run(
@@ -238,6 +286,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, cache, folder):
     assert again.returncode == 0, again.stderr
     assert "is damaged" in again.stderr
     assert f"resumed at step {before}" in again.stderr
+    assert load_encoder(workdir).provenance["step"] == newest  # written anew
     assert read_log(workdir) == read_log(source)
 
 

@@ -25,7 +25,9 @@ TINY = (
 )
 
 
-def make_folder(root: Path, classes: int = 6, images: int = 4, size: int = 32) -> Path:
+def make_folder(
+    root: Path, classes: int = 6, images: int = 4, size: int = 32, noise: float = 20
+) -> Path:
     """Class folders of noisy images, each class with a colour gradient of its own."""
     rng = np.random.default_rng(0)
     for c in range(classes):
@@ -34,7 +36,7 @@ def make_folder(root: Path, classes: int = 6, images: int = 4, size: int = 32) -
         base = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
         pattern = np.asarray(Image.fromarray(base).resize((size, size), Image.Resampling.BILINEAR))
         for i in range(images):
-            noisy = pattern + rng.normal(0, 20, pattern.shape)
+            noisy = pattern + rng.normal(0, noise, pattern.shape)
             Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     return root
 
