@@ -65,6 +65,9 @@ def parse(argv: list[str]) -> list[str]:
         field, *near = re.findall(r"\w+", str(error).replace("\\n", " "))
         guilty = [arg for arg in argv if arg.startswith("--config.") and f".{field}" in arg]
         hint = f"; did you mean {near[3]}?" if near[:3] == ["Did", "you", "mean"] else ""
+        if named := re.match(r"--config\.(loss|miner|sampler)\.", (guilty or [""])[0]):
+            section = named[1]
+            hint += f"; other options come with the section: --config.{section}=\"{{'name': ...}}\""
         raise UserError(f"{(guilty or [field])[0]}: the config has no such field{hint}") from None
     except (flags.Error, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
         raise UserError(" ".join(str(error).split())) from None

@@ -24,6 +24,7 @@ def base() -> ConfigDict:
             "loss": {"name": "triplet"},
             "miner": {"name": "none"},
             "memory": {"size": 0},  # embeddings of past batches used as candidates; 0 for none
+            # classes, shuffled, pairs, triplets or hierarchical; see data/samplers.py for options
             "sampler": {"name": "classes", "batch_size": 128, "per_class": 2},
             "optim": optim(),
             "train": train(),
@@ -35,11 +36,17 @@ def base() -> ConfigDict:
 def data() -> ConfigDict:
     return ConfigDict(
         {
-            "source": "emoji",  # emoji, folder, query_gallery, anchor_positive, csv, tfds:NAME
+            # emoji, folder, query_gallery, anchor_positive, csv, tfds:NAME, cub, cars, sop, inshop
+            "source": "emoji",
             "root": placeholder(str),  # the folder or CSV file
             "layout": placeholder(str),  # of a folder that can be read in several ways
             "images": placeholder(str),  # of a CSV: the folder that its relative paths start from
             "separator": placeholder(str),  # of a CSV: between the labels of an image, such as ";"
+            "label_key": placeholder(str),  # of tfds:NAME: the feature of the class,
+            "image_key": placeholder(str),  # of the image,
+            "super_key": placeholder(str),  # and of the super-class (for sampler.name=hierarchical)
+            "split": placeholder(str),  # own or classes; by default own where there is one, but
+            # classes for tfds:NAME
             "split_seed": -1,  # seed of the split by class; -1 takes `seed`
             "test_fraction": 0.5,  # of the classes, where the source brings no split
             "validation_fraction": 0.0,  # of the classes; picks the best checkpoint

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from siamese_jax import memory as memory_bank
 from siamese_jax import optim
+from siamese_jax.data.records import Records
 from siamese_jax.data.samplers import SAMPLERS
 from siamese_jax.errors import UserError
 from siamese_jax.inputs import Inputs
@@ -22,24 +23,33 @@ log = logging.getLogger(__name__)
 def _from_table(
     table: Mapping[str, Callable[..., Any]], section: str, options: ConfigDict, **given: Any
 ) -> Any:
-    """table[options.name](**the other options, **given); UserError on a name or option unknown."""
+    """table[options.name](**the other options, **given).
+
+    Raises:
+      UserError: a name or an option unknown, or an option missing.
+    """
     chosen = {k: v for k, v in options.to_dict().items() if k != "name"}
-    if options.name not in table:
-        raise UserError(f"{section}.name={options.name!r}; choose one of {', '.join(table)}")
-    factory = table[options.name]
+    if (called := options.get("name")) not in table:
+        raise UserError(f"{section}.name={called!r}; choose one of {', '.join(table)}")
+    factory = table[called]
     known = inspect.signature(factory).parameters
     for name in chosen:
         if name not in known:
             raise UserError(
-                f"{section}.{name}: {options.name} has no such option; it has "
-                f"{', '.join(n for n in known if n not in given) or 'none'}"
+                f"{section}.{name}: {called} has no such option; it has "
+                f"{', '.join(n for n in known if n not in given) or 'none'}. To set the section "
+                f"whole: --config.{section}=\"{{'name': '{called}', ...}}\""
             )
-    return factory(**{k: v for k, v in given.items() if k in known} | chosen)
+    arguments = {k: v for k, v in given.items() if k in known} | chosen
+    needed = {n for n, p in known.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    if missing := sorted(needed - arguments.keys()):
+        raise UserError(f"{section}.name={called} needs {section}.{missing[0]}")
+    return factory(**arguments)
 
 
 def make_loss(config: ConfigDict) -> Loss:
     """The loss, on the config's distance if it is one of distances; similarities keep their own."""
-    factory = LOSSES.get(config.loss.name, LOSSES["triplet"])
+    factory = LOSSES.get(config.loss.get("name"), LOSSES["triplet"])
     default = inspect.signature(factory).parameters.get("distance")
     on_distance = default is not None and default.default == "euclidean"
     given = {"distance": config.distance} if on_distance else {}
@@ -47,7 +57,7 @@ def make_loss(config: ConfigDict) -> Loss:
 
 
 def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
-    if config.miner.name == "none":
+    if config.miner.get("name") == "none":
         return None
     return _from_table(MINERS, "miner", config.miner, distance=config.distance)
 
@@ -59,9 +69,26 @@ def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarr
         log.warning("no training class has images of two sides: positives are of one side")
         side = None
     options = fit_batch(config.sampler, train.label, side)
-    return _from_table(
-        SAMPLERS, "sampler", options, labels=train.label, seed=config.seed, domain=side
-    )
+    given = {"labels": train.label, "seed": config.seed, "domain": side}
+    if options.get("name") == "hierarchical":
+        given["super_labels"] = super_labels(config, train)
+    return _from_table(SAMPLERS, "sampler", options, **given)
+
+
+def super_labels(config: ConfigDict, train: Records) -> np.ndarray:
+    """int [n]; UserError where the data say nothing of super-classes, or not for every image."""
+    if train.super_label is None:
+        raise UserError(
+            "sampler.name=hierarchical needs super-classes, and "
+            f"{config.data.root or config.data.source} has none; they are in a CSV's column "
+            "'category', in sop and inshop, and in the feature data.super_key of a tfds:NAME"
+        )
+    if (lost := np.flatnonzero(train.super_label < 0)).size:
+        raise UserError(
+            f"sampler.name=hierarchical: {lost.size} training images have no super-class, the "
+            f"first is {train.path[lost[0]]}; fill in the column 'category'"
+        )
+    return train.super_label
 
 
 def _usable(labels: np.ndarray, side: np.ndarray | None, least: int = 2) -> np.ndarray:
@@ -86,7 +113,7 @@ def fit_batch(
     Where there are fewer classes with positives than the batch should hold, it holds all of them,
     with more images of each: as many as the batch size allows and the largest class has.
     """
-    if sampler.name != "classes":
+    if sampler.get("name") != "classes" or not {"batch_size", "per_class"} <= {*sampler}:
         return sampler
     least = sampler.get("min_images", 2)
     counts = _usable(labels, side, least)

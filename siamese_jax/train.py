@@ -113,6 +113,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 # Data and trunk -----------------------------------------------------------------------------
 
 
+# Of one source or another; where one is given, a source without it refuses.
+DATA_OPTIONS = ("layout", "split", "images", "separator", "image_key", "label_key", "super_key")
+
+
 def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
     """The records and the keys of their contents. UserError where a resumed run's data changed."""
     data = config.data
@@ -123,7 +127,7 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
             "train on; their sum must be below 1"
         )
     # Runs of earlier versions have configs without these fields.
-    options = {name: data.get(name) for name in ("layout", "images", "separator")}
+    options = {name: data.get(name) for name in DATA_OPTIONS}
     records = load_records(
         data.source,
         data.root,

@@ -50,9 +50,11 @@ def sop(root):
 
 
 def inshop(root):
-    rows = [("train", f"id_0{i // 2}", f"img/WOMEN/{i}.jpg") for i in range(6)]
-    rows += [("query", f"id_1{i}", f"img/MEN/q{i}.jpg") for i in range(2)]
-    rows += [("gallery", f"id_1{i % 2}", f"img/MEN/g{i}.jpg") for i in range(4)]
+    kinds = ("Dresses", "Skirts", "Tees_Tanks")
+    rows = [("train", i // 2, f"img/WOMEN/{kinds[i // 2]}/id_0{i // 2}/{i}.jpg") for i in range(6)]
+    rows += [("query", 10 + i, f"img/MEN/Denim/id_{10 + i}/q{i}.jpg") for i in range(2)]
+    rows += [("gallery", 10 + i % 2, f"img/MEN/Denim/id_{10 + i % 2}/g{i}.jpg") for i in range(4)]
+    rows = [(role, f"id_{item:02d}", path) for role, item, path in rows]
     touch(root, [path for *_, path in rows])
     (root / "Eval").mkdir()
     head = f"{len(rows)}\nimage_name item_id evaluation_status\n"
@@ -91,8 +93,9 @@ def test_super_classes_and_roles(tmp_path):
     product = np.array([int(records.class_names[label]) for label in records.label])
     np.testing.assert_array_equal(records.super_label, product % 2)
     (tmp_path / "inshop").mkdir()
-    test = load_protocol("inshop", tmp_path / "inshop", counts=inshop(tmp_path / "inshop"))
-    test = test.where("test")
+    records = load_protocol("inshop", tmp_path / "inshop", counts=inshop(tmp_path / "inshop"))
+    assert records.super_label.tolist() == [1, 1, 2, 2, 3, 3] + [0] * 6  # MEN/Denim comes first
+    test = records.where("test")
     assert (test.is_query ^ test.is_gallery).all()
     assert {p.split("/")[-1][0] for p in test.path[test.is_query]} == {"q"}
 

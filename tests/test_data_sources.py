@@ -86,8 +86,12 @@ def test_train_and_test_folders_keep_their_split(tmp_path):
     records = load_records("folder", tmp_path)
     assert records.split.tolist() == ["test"] + ["train"] * 2 + ["validation"] * 2
     assert names_of(records) == ["c", "a", "a", "b", "b"]
-    again = load_records("folder", tmp_path, resplit=True, fractions=(1 / 3, 1 / 3, 1 / 3))
+    again = load_records("folder", tmp_path, split="classes", fractions=(1 / 3, 1 / 3, 1 / 3))
     assert len(set(again.split.tolist())) == 3
+    with pytest.raises(UserError, match="choose own or classes"):
+        load_records("folder", tmp_path, split="mine")
+    with pytest.raises(UserError, match="train brings no split; take classes"):
+        load_records("folder", tmp_path / "train", split="own")
 
 
 def test_what_is_left_out_or_shared_is_said(tmp_path):
@@ -102,7 +106,10 @@ def test_what_is_left_out_or_shared_is_said(tmp_path):
     )
     notes = load_records("folder", tmp_path / "b").notes
     assert any("2 classes are in both train and test (the first is 'x')" in n for n in notes)
-    again = load_records("folder", tmp_path / "b", resplit=True)
+    again = load_records("folder", tmp_path / "b", split="classes")
+    np.testing.assert_array_equal(
+        load_records("folder", tmp_path / "b", split="own").split[:2], "test"
+    )
     assert not any("both" in n for n in again.notes)
 
 

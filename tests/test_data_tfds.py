@@ -102,6 +102,6 @@ def test_official_splits_are_kept_only_when_asked_for(mocked, tmp_path, monkeypa
     joined = load_records("tfds:cars196", cache_dir=tmp_path, fractions=None)
     assert len(joined) == 24
     assert (joined.split == "").all()
-    official = load_records("tfds:cars196", cache_dir=tmp_path, official_split=True)
+    official = load_records("tfds:cars196", cache_dir=tmp_path, split="own")
     assert official.split.tolist() == ["train"] * 12 + ["test"] * 12
     assert all(f"/{s}/" in p for s, p in zip(official.split, official.path, strict=True))

@@ -71,7 +71,6 @@ def load_protocol(
             cache_dir=cache_dir,
             label_key="class_id",
             super_key="super_class_id",
-            official_split=True,
         )
     else:
         tfds_name = {"cub": "caltech_birds2011", "cars": "cars196"}[name]
@@ -128,6 +127,9 @@ def _inshop(root: Path, counts: Counts) -> Records:
     roles = [role for _, _, role in rows]
     if unknown := set(roles) - {"train", "query", "gallery"}:
         raise UserError(f"{file}: unknown evaluation status '{unknown.pop()}'")
+    kinds: dict[str, str] = {}  # of an item: img/WOMEN/Dresses/id_00000001/02_1_front.jpg
+    for path, item, _ in rows:
+        kinds.setdefault(item, "/".join(path.split("/")[1:-2]))
     return make_records(
         _all_exist([str(_inshop_image(root, path)) for path, _, _ in rows]),
         [item for _, item, _ in rows],
@@ -135,6 +137,7 @@ def _inshop(root: Path, counts: Counts) -> Records:
         split=["train" if role == "train" else "test" for role in roles],
         is_query=[role != "gallery" for role in roles],
         is_gallery=[role != "query" for role in roles],
+        super_classes=[kinds[item] for _, item, _ in rows],
     )
 
 

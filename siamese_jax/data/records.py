@@ -31,7 +31,7 @@ class Records:
       root: the folder that paths are relative to in a fingerprint.
       box: int32 [n, 4] as left, upper, right, lower, the part of each picture that counts; rows of
         zeros and None mean the whole picture.
-      super_label: int32 [n], the super-class of each image, or None.
+      super_label: int32 [n], the super-class of each image, -1 for unknown; or None for all.
       side: int32 [n], who took or drew each image, where the source says so: positives are then
         sought on another side. 0 for query/ or anchor/, 1 for gallery/ or positive/; a CSV's column
         `side`. None where there is one side only; who happens to be asked says nothing about it.
@@ -106,9 +106,7 @@ def make_records(
         root=str(root),
         box=box,
         notes=notes,
-        super_label=None
-        if super_classes is None
-        else np.unique(super_classes, return_inverse=True)[1].astype(np.int32),
+        super_label=None if super_classes is None else _numbers(super_classes),
         side=None if side is None else np.array(side, dtype=np.int32),
     )
 
@@ -125,6 +123,11 @@ def class_name(name: str) -> str:
 def as_text(path: str) -> str:
     """A path's name as UTF-8 text, whatever the locale; bytes that are none are escaped."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def _numbers(names: Sequence[str]) -> np.ndarray:
+    """int32 [n]: each name's place among the sorted ones, -1 where it is empty."""
+    return (np.unique(["", *names], return_inverse=True)[1][1:] - 1).astype(np.int32)
 
 
 def _natural(names: Iterable[str]) -> Any:

@@ -57,7 +57,7 @@ def load_records(
     *,
     seed: int = 0,
     fractions: Sequence[float] | None = (0.5, 0.0, 0.5),
-    resplit: bool = False,
+    split: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Records:
@@ -72,7 +72,9 @@ def load_records(
       seed: of the split by class, for a data set that brings no split.
       fractions: train, validation and test share of the classes for such a data set. None leaves
         it without a split.
-      resplit: split by class even what brings a split.
+      split: "own" takes the split that the data set brings, "classes" divides its classes all the
+        same. None means "classes" for "tfds:NAME", whose splits mostly share classes, and "own"
+        elsewhere, where there is one.
       cache_dir: where "emoji" and TFDS images are written; None for `cache_root()`.
       **options: of the source; see `from_csv`, `from_tfds`, `load_protocol`.
 
@@ -84,12 +86,18 @@ def load_records(
     Raises:
       UserError: an unknown source or option, or a data set that cannot be read.
     """
+    if split not in (None, "own", "classes"):
+        raise UserError(f"data.split={split!r}; choose own or classes, or leave it out")
     records = _open(source, root, cache_dir, options)
+    if split == "own" and not (records.split != "").any():
+        raise UserError(f"data.split=own: {root or source} brings no split; take classes")
+    if split == "classes" or (split is None and source.startswith("tfds:")):
+        records = replace(records, split=np.full_like(records.split, ""))
     if (records.label < 0).any():  # bool labels are never below zero
         return _told(records)
     brought = {str(split) for split in np.unique(records.split)} - {""}
-    if fractions is not None and (resplit or len(brought) < 2):
-        if len(brought) == 1 and not resplit:
+    if fractions is not None and len(brought) < 2:
+        if len(brought) == 1:
             note = f"only the split '{min(brought)}' is there: its classes are divided again"
             records = replace(records, notes=(*records.notes, note))
         records = split_by_class(records, seed=seed, fractions=fractions)

@@ -27,7 +27,6 @@ def from_tfds(
     image_key: str | None = None,
     label_key: str | None = None,
     super_key: str | None = None,
-    official_split: bool = False,
 ) -> Records:
     """Reads a TFDS data set, preparing it first where that has not been done.
 
@@ -38,11 +37,10 @@ def from_tfds(
       image_key, label_key: the features to use; None finds the only image, and "label" or the only
         class label.
       super_key: the feature of the super-class, if any.
-      official_split: keep TFDS's own splits (they mostly share classes between train and test);
-        otherwise all of them are joined and no split is made here.
 
     Returns:
-      Records whose labels are in the order of TFDS's class numbers.
+      Records whose labels are in the order of TFDS's class numbers, with TFDS's own splits (they
+      mostly share classes between train and test).
 
     Raises:
       UserError: an unknown name, features that do not fit, or data that cannot be prepared.
@@ -65,9 +63,6 @@ def from_tfds(
     if names:
         called = tuple(names[int(number)] for number in records.class_names)
         records = replace(records, class_names=called)
-    if official_split:
-        return records
-    records.split[:] = ""
     return records
 
 
@@ -88,7 +83,7 @@ def _only(name: str, features: Any, kind: str) -> str:
     if len(found) != 1:
         raise UserError(
             f"tfds:{name} has {len(found)} features of the kind {kind} ({', '.join(features)}): "
-            "name the one to use"
+            f"name the one to use, as data.{'image' if kind == 'Image' else 'label'}_key"
         )
     return found[0]
 
