@@ -15,10 +15,11 @@ from siamese_jax.losses.core import ratio
 
 POINT = 0.05
 LINE = 0.9
+MARGIN = 0.2  # of the triplets that count as active
 
 
 def embedding_statistics(
-    embeddings: Array, labels: Array, mask: Array | None = None, *, margin: float = 0.2
+    embeddings: Array, labels: Array, mask: Array | None = None
 ) -> dict[str, Array]:
     """Four numbers that tell a healthy batch from a collapsed one; runs under jit.
 
@@ -26,7 +27,6 @@ def embedding_statistics(
       embeddings: [n, d], any float dtype.
       labels: int [n] or multi-hot bool [n, classes].
       mask: bool [n].
-      margin: of the triplets that count as active.
 
     Returns:
       float32 scalars, each 0 where it is not defined (no row, no triplet, no variance):
@@ -34,7 +34,7 @@ def embedding_statistics(
           sqrt(2) for directions without relation; sqrt(2) too without a pair, so that a batch of
           one row does not look collapsed.
         mean_norm: mean length of the embeddings, as they are.
-        active_triplets: share of all triplets with d_ap - d_an + margin > 0, on the unit sphere.
+        active_triplets: share of all triplets with d_ap - d_an + MARGIN > 0, on the unit sphere.
         first_component: share of the variance, on the unit sphere, along its main direction; 1 if
           all lie on a line.
     """
@@ -48,7 +48,7 @@ def embedding_statistics(
     pairs = positive | negative
 
     def count_active(p, has, total):
-        reach = jnp.take_along_axis(d, p[:, None], axis=1) + margin
+        reach = jnp.take_along_axis(d, p[:, None], axis=1) + MARGIN
         return total + jnp.sum(has[:, None] & negative & (d < reach), axis=1, dtype=jnp.int32)
 
     active = miners.in_turn(count_active, positive, jnp.zeros(len(x), jnp.int32))

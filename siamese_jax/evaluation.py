@@ -74,15 +74,13 @@ def save_per_query(path: Path, values: PerQuery, queries: np.ndarray, gallery: n
     np.savez_compressed(path, **columns)
 
 
-def examples(
-    vectors: np.ndarray, records: Records, *, distance: str, n: int = 24, k: int = 10, seed: int = 0
-) -> list[Example]:
-    """Some queries, drawn honestly, with their k nearest gallery images."""
+def examples(vectors: np.ndarray, records: Records, *, distance: str, seed: int) -> list[Example]:
+    """Some queries, drawn honestly, with their ten nearest gallery images."""
     q, g = np.flatnonzero(records.is_query), np.flatnonzero(records.is_gallery)
     ranking = rank(
         vectors[q],
         vectors[g],
-        k,
+        10,
         distance=distance,
         query_ids=records.id[q],
         gallery_ids=records.id[g],
@@ -91,7 +89,7 @@ def examples(
     asked, found = records.label[q][:, None], records.label[g][np.maximum(indices, 0)]
     shared = share(asked, found) & (indices >= 0)
     result = []
-    for i in choose_examples(indices, shared, n=n, seed=seed):
+    for i in choose_examples(indices, shared, seed=seed):
         neighbours = [
             _tile(records, g[j], float(ranking.distances[i, c]), bool(shared[i, c]))
             for c, j in enumerate(indices[i])

@@ -96,7 +96,9 @@ def _usable(labels: np.ndarray, side: np.ndarray | None, least: int = 2) -> np.n
 
     They have `least` images or more, and some of two sides where there are sides.
     """
-    rows, held = (np.arange(len(labels)), labels) if labels.ndim == 1 else np.nonzero(labels)
+    known = labels[:, None] >= 0 if labels.ndim == 1 else labels
+    rows, held = np.nonzero(known)
+    held = labels[rows] if labels.ndim == 1 else held
     counts = np.unique(held, return_counts=True)[1]
     if side is None:
         return counts[counts >= least]
@@ -118,7 +120,7 @@ def fit_batch(
     least = sampler.get("min_images", 2)
     counts = _usable(labels, side, least)
     usable = len(counts)
-    held = labels if labels.ndim == 1 else np.nonzero(labels)[1]
+    held = labels[labels >= 0] if labels.ndim == 1 else np.nonzero(labels)[1]
     if lone := len(np.unique(held)) - usable:
         log.warning(
             "%d of %d training classes are in no batch: they have fewer than %d images%s",

@@ -87,9 +87,9 @@ class GeM(nn.Module):
         return jnp.mean(x**p, axis=(1, 2)) ** (1.0 / p)
 
 
-def l2_normalize(x: Array, eps: float = 1e-12) -> Array:
-    """x / sqrt(sum x^2 + eps) over the last axis: zero stays zero, with a finite gradient."""
-    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps)
+def l2_normalize(x: Array) -> Array:
+    """x / sqrt(sum x^2 + 1e-12) over the last axis: zero stays zero, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
 # Pooling without parameters: done right after the trunk, so a cache of features holds vectors.

@@ -95,6 +95,8 @@ def _write(
 
     try:
         builder.download_and_prepare()
+    except ImportError as e:
+        raise UserError(f"tfds:{name} needs a package that is not installed: {e}") from e
     except Exception as e:  # TFDS and its downloaders raise all sorts
         reason = str(e).strip().splitlines() or [type(e).__name__]
         raise UserError(

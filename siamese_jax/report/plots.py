@@ -12,8 +12,8 @@ LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 8.0, 22.0
 Points = Sequence[tuple[float, float]]
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """At least `count` - 1 round numbers within [low, high]: multiples of 1, 2 or 5 times 10^n.
+def ticks(low: float, high: float) -> list[float]:
+    """At least three round numbers within [low, high]: multiples of 1, 2 or 5 times 10^n.
 
     >>> ticks(0.0, 0.97), ticks(0.42, 0.51)
     ([0.0, 0.2, 0.4, 0.6, 0.8], [0.42, 0.44, 0.46, 0.48, 0.5])
@@ -23,7 +23,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.ceil(math.log10(high - low))
     for step in (m * power / 10**d for d in range(4) for m in (1, 0.5, 0.2)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first + 1 >= count - 1:
+        if last - first + 1 >= 3:
             break
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 

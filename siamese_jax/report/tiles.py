@@ -68,8 +68,8 @@ def choose_examples(
 
 
 @functools.lru_cache(maxsize=4096)
-def thumbnail(path: str, size: int = 96) -> str | None:
-    """The image, upright and on white, at most `size` pixels a side, as a JPEG data URI.
+def thumbnail(path: str) -> str | None:
+    """The image, upright and on white, at most 96 pixels a side, as a JPEG data URI.
 
     None where the file is missing or no image: a report never fails for a picture.
     """
@@ -77,7 +77,7 @@ def thumbnail(path: str, size: int = 96) -> str | None:
         picture = whole_image(path)
     except UserError:
         return None
-    picture.thumbnail((size, size))
+    picture.thumbnail((96, 96))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

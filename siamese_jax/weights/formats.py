@@ -83,10 +83,10 @@ def _entries(path: Path) -> list[str]:
         return []
 
 
-def digest(path: str | Path, kind: str = "sha256") -> str:
-    """The file's hash as hexadecimal digits."""
+def digest(path: str | Path) -> str:
+    """The file's SHA-256 as hexadecimal digits."""
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refused(path: Path, format: str, reason: object) -> UserError:
