@@ -136,6 +136,7 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
         cache_dir=data.cache_dir,
         **{name: value for name, value in options.items() if value is not None},
     )
+    _check_trainable(records)
     keys = content_keys(records)
     if "data" in run and run["data"]["fingerprint"] != fingerprint(records, keys):
         raise UserError(
@@ -143,6 +144,24 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
             "choose another --workdir"
         )
     return records, keys
+
+
+def _check_trainable(records: Records) -> None:
+    """UserError where there is nothing to train on or to measure by; said before the work."""
+    if records.label.ndim == 1 and (records.label < 0).all():
+        raise UserError(
+            f"{records.root}: the images have no labels to train on: make class folders, or a CSV "
+            "with the columns path and label"
+        )
+    held = {str(split) for split in np.unique(records.split)} & {"test", "validation"}
+    if held and not evaluated(records):
+        raise UserError(
+            f"{records.root}: no image of the {' or '.join(sorted(held))} split has another of its "
+            "class to find, so there is nothing to measure: add images to its classes"
+        )
+    if "test" not in held:
+        only = "the scores are those of validation, which also chooses the checkpoint"
+        log.warning("there is no test split: %s", only if held else "nothing is measured")
 
 
 def load_trunk(config: ConfigDict, run: Mapping[str, Any], found: Any) -> TrunkWeights:
