@@ -71,7 +71,7 @@ def diffuse(
     """
     at_least_one(k=k, graph_k=graph_k, query_k=query_k, iterations=iterations)
     if not 0 <= alpha < 1 or not gamma > 0:
-        raise UserError(f"alpha = {alpha} must lie in [0, 1), gamma = {gamma} above 0")
+        raise UserError(f"give alpha in [0, 1), not {alpha}, and gamma above 0, not {gamma}")
     y = unit(gallery, "gallery")
     x = unit(queries, "queries", y)
     near, weight = _graph(y, graph_k, gamma, memory_limit)
