@@ -21,8 +21,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from siamese_jax.compilation_cache import enable_compilation_cache
 from siamese_jax.errors import UserError, print_anything
+from siamese_jax.storage.compilation_cache import enable_compilation_cache
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file in configs/.")
 WORKDIR = flags.DEFINE_string(
@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unknown arguments {' '.join(argv[1:])}; see --help")
     if CONFIG.value is None:
         raise UserError("give an experiment: --config=configs/resnet_triplet.py")
-    from siamese_jax.report.summary import text_table
-    from siamese_jax.train import train
+    from siamese_jax.report.tables import text_table
+    from siamese_jax.train.experiment import train
 
     enable_compilation_cache()
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])

@@ -24,13 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamese_jax import encoder, weights
-from siamese_jax.trunks import TRUNKS, find, normalise
+from siamese_jax import weights
+from siamese_jax.encoder import encoder
+from siamese_jax.trunks.table import TRUNKS, find, normalise
 from siamese_jax.weights.port import flatten, names, schemes
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import records
+
+from siamese_jax.encoder import model as encoder_model
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -55,7 +58,7 @@ def random_weights(trunk: str, form: str) -> weights.TrunkWeights:
 def ours(found: weights.TrunkWeights, size: int, dtype: Any = jnp.float32) -> Run:
     """The encoder that `load_encoder` makes of a bare trunk."""
     params, stats = ({"trunk": found.variables[k], "head": {}} for k in ("params", "batch_stats"))
-    model = encoder.build_model(found, dtype=jnp.dtype(dtype).name)
+    model = encoder_model.build_model(found, dtype=jnp.dtype(dtype).name)
     return encoder.make_encoder(model, params, stats, image_size=size)
 
 

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siamese_jax import encoder, optim, weights
+from siamese_jax import weights
+from siamese_jax.encoder import model as encoder_model
 from siamese_jax.losses import LOSSES
-from siamese_jax.train_step import init_state, make_train_step
+from siamese_jax.train import optim
+from siamese_jax.train.step import init_state, make_train_step
 
 
 def main() -> None:
@@ -31,17 +33,17 @@ def main() -> None:
     args = parser.parse_args()
 
     trunk = weights.load(args.trunk, "random")
-    model = encoder.build_model(trunk, head={"layers": (512,)})
+    model = encoder_model.build_model(trunk, head={"layers": (512,)})
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.images, args.size, args.size, 3), dtype=np.uint8)
     labels = (np.arange(args.images) // 4).astype(np.int32)
 
     run_trunk = features_of(model, trunk)
     began = time.perf_counter()
-    cached = encoder.in_blocks(run_trunk, images, args.batch)
+    cached = encoder_model.in_blocks(run_trunk, images, args.batch)
     first = time.perf_counter() - began
     began = time.perf_counter()
-    encoder.in_blocks(run_trunk, images, args.batch)
+    encoder_model.in_blocks(run_trunk, images, args.batch)
     one_pass = time.perf_counter() - began
 
     variants = {
@@ -64,13 +66,13 @@ def main() -> None:
         print(f"{name:20}{median:12.3f}{median / base:8.1f}{run['flops'] / forward:18.3f}")
 
 
-def features_of(model: encoder.Model, trunk: Any) -> Any:
+def features_of(model: encoder_model.Model, trunk: Any) -> Any:
     params, stats = trunk.variables["params"], trunk.variables["batch_stats"]
-    return jax.jit(lambda images: encoder.features(model, params, stats, images)[0])
+    return jax.jit(lambda images: encoder_model.features(model, params, stats, images)[0])
 
 
 def prepare(
-    model: encoder.Model,
+    model: encoder_model.Model,
     trunk: Any,
     args: argparse.Namespace,
     kind: str,
@@ -80,14 +82,14 @@ def prepare(
 ) -> dict[str, Any]:
     """The compiled step's FLOPs, and a function that runs an epoch and says how long it took."""
     loss = LOSSES["triplet"](margin=0.2, mining="hard")
-    shape = encoder.feature_shape(model, trunk.variables, args.size)
-    head = encoder.init_head(model, shape, jax.random.key(0))
+    shape = encoder_model.feature_shape(model, trunk.variables, args.size)
+    head = encoder_model.init_head(model, shape, jax.random.key(0))
     params = {"trunk": trunk.variables["params"], "head": head["params"], "loss": {}}
     stats = {"trunk": trunk.variables["batch_stats"], "head": head["batch_stats"]}
     params, stats = jax.tree.map(jnp.array, (params, stats))
     tx = optim.make_optimizer(params, learning_rate=1e-4, freeze=freeze)
     step: Any = make_train_step(
-        apply_fn=functools.partial(encoder.embed, model),
+        apply_fn=functools.partial(encoder_model.embed, model),
         loss=loss,
         tx=tx,
         trainable=optim.trainable(params, freeze),

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import records
 
-from siamese_jax.metrics import evaluate
+from siamese_jax.metrics.retrieval import evaluate
 
 KS = (1, 10, 100, 1000)
 

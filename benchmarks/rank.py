@@ -30,10 +30,10 @@ import numpy as np
 import records
 from jax import lax
 
-from siamese_jax.gallery import Gallery
-from siamese_jax.ranking import rank
-from siamese_jax.search import arena
-from siamese_jax.search.ann import recall
+from siamese_jax.search.engine import reused_memory
+from siamese_jax.search.engine.approximate_index import recall
+from siamese_jax.search.gallery import Gallery
+from siamese_jax.search.ranking import rank
 
 CPU_SHAPES = [
     (2048, 64000, 128, 10),
@@ -136,7 +136,7 @@ PEERS = {
 
 def peak(search: Search) -> float:
     """MiB by which the resident memory rises at its highest, NaN where it cannot be known."""
-    arena.clear()
+    reused_memory.clear()
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
     def read(name: str) -> int:

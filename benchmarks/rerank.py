@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import records
 
-from siamese_jax import rerank
-from siamese_jax.bootstrap import difference
 from siamese_jax.data.sources import load_records
-from siamese_jax.encoder import load_encoder
-from siamese_jax.features import embed_records
-from siamese_jax.metrics import PerQuery, of_ranking
-from siamese_jax.ranking import Ranking, rank
-from siamese_jax.tools.sides import run_records
+from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.encoder.load import load_encoder
+from siamese_jax.metrics.bootstrap import difference
+from siamese_jax.metrics.retrieval import PerQuery, of_ranking
+from siamese_jax.search import rerank
+from siamese_jax.search.ranking import Ranking, rank
+from siamese_jax.tools.images import run_records
 
 
 class Side(NamedTuple):

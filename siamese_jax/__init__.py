@@ -1,52 +1,103 @@
 """Image retrieval in JAX: siamese encoders, metric-learning losses, exact ranking.
 
 The names below are imported on first use, so `import siamese_jax` costs milliseconds and never
-brings TensorFlow in.
+brings TensorFlow in. Editors and type checkers read them under TYPE_CHECKING.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "rank": "ranking",
-    "load_encoder": "encoder",
-    "whiten": "encoder_folder",
-    "embed_folder": "features",
-    "embed_images": "features",
-    "Embedded": "embedded",
-    "Encoder": "encoder",
-    "Ranking": "ranking",
-    "range_search": "ranking",
-    "pairwise_distances": "ranking",
-    "Gallery": "gallery",
-    "evaluate": "metrics",
-    "UserError": "errors",
-}
-_MODULES = (
+if TYPE_CHECKING:
+    from siamese_jax import distances, encoder, losses, metrics, weights
+    from siamese_jax.data.embedded import Embedded
+    from siamese_jax.encoder import embedding as features
+    from siamese_jax.encoder.embedding import embed_folder, embed_images
+    from siamese_jax.encoder.encoder import Encoder
+    from siamese_jax.encoder.folder import whiten
+    from siamese_jax.encoder.load import load_encoder
+    from siamese_jax.errors import UserError
+    from siamese_jax.losses import miners
+    from siamese_jax.metrics import bootstrap, clustering, landmarks, verification
+    from siamese_jax.metrics import by_class as breakdown
+    from siamese_jax.metrics.retrieval import evaluate
+    from siamese_jax.search import ranking, rerank
+    from siamese_jax.search.gallery import Gallery
+    from siamese_jax.search.ranking import Ranking, pairwise_distances, range_search, rank
+
+__all__ = [
+    "Embedded",
+    "Encoder",
+    "Gallery",
+    "Ranking",
+    "UserError",
+    "__version__",
     "bootstrap",
     "breakdown",
     "clustering",
     "distances",
+    "embed_folder",
+    "embed_images",
     "encoder",
+    "evaluate",
     "features",
     "landmarks",
+    "load_encoder",
     "losses",
     "metrics",
     "miners",
+    "pairwise_distances",
+    "range_search",
+    "rank",
     "ranking",
     "rerank",
     "verification",
     "weights",
-)
+    "whiten",
+]
 
-__all__ = [*_HOMES, *_MODULES]
+# Where each public name lives: a module's attribute, or a module as a whole.
+_NAMES = {
+    "Encoder": "encoder.encoder",
+    "Gallery": "search.gallery",
+    "Ranking": "search.ranking",
+    "UserError": "errors",
+    "Embedded": "data.embedded",
+    "embed_folder": "encoder.embedding",
+    "embed_images": "encoder.embedding",
+    "evaluate": "metrics.retrieval",
+    "load_encoder": "encoder.load",
+    "pairwise_distances": "search.ranking",
+    "range_search": "search.ranking",
+    "rank": "search.ranking",
+    "whiten": "encoder.folder",
+}
+_MODULES = {
+    "bootstrap": "metrics.bootstrap",
+    "breakdown": "metrics.by_class",
+    "clustering": "metrics.clustering",
+    "distances": "distances",
+    "encoder": "encoder",
+    "features": "encoder.embedding",
+    "landmarks": "metrics.landmarks",
+    "losses": "losses",
+    "metrics": "metrics",
+    "miners": "losses.miners",
+    "ranking": "search.ranking",
+    "rerank": "search.rerank",
+    "verification": "metrics.verification",
+    "weights": "weights",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("siamese-jax")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -27,7 +27,7 @@ TOOLS = {
         "trunks x heads x losses, trained and put in one table",
     ),
     "diff": ("siamese_jax.tools.diff", "the difference of two runs, with its interval"),
-    "weights": ("siamese_jax.weights.tool", "list, fetch, convert or verify trunk weights"),
+    "weights": ("siamese_jax.tools.weights", "list, fetch, convert or verify trunk weights"),
 }
 
 

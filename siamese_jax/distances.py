@@ -6,7 +6,7 @@
     dot          -<x, y>
 
 These are for losses and miners, where gradients matter. To sort a gallery use
-`siamese_jax.ranking.rank`, whose distances are exact.
+`siamese_jax.search.ranking.rank`, whose distances are exact.
 """
 
 import jax.numpy as jnp

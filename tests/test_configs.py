@@ -8,9 +8,9 @@ import jax
 import pytest
 import tiny
 
-from siamese_jax.compilation_cache import enable_compilation_cache
-from siamese_jax.train import train
-from siamese_jax.trunks import TRUNKS
+from siamese_jax.storage.compilation_cache import enable_compilation_cache
+from siamese_jax.train.experiment import train
+from siamese_jax.trunks.table import TRUNKS
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
 FRAGMENTS = ("common",)

@@ -13,7 +13,10 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
 
-from siamese_jax import clustering, distances, losses, miners, rerank, verification
+from siamese_jax import distances, losses
+from siamese_jax.losses import miners
+from siamese_jax.metrics import clustering, verification
+from siamese_jax.search import rerank
 
 OFFSETS = [0.0, 3.0, 3000.0, 1e6]
 PLACES = [(offset, scale) for offset in OFFSETS for scale in (0.1, 1.0, 100.0)]

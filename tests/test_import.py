@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 CORE = (
-    "distances losses miners memory collapse ranking metrics rerank pooling head encoder optim "
-    "train_step checkpoint vectors features trunks weights"
+    "distances losses losses.miners losses.memory trunks.table weights encoder encoder.embedding "
+    "search.ranking search.rerank metrics train.collapse train.optim train.step storage.checkpoint"
 )
 
 

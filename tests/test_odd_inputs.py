@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import siamese_jax as sj
-from siamese_jax import clustering, fusion, metrics, ranking, rerank, verification
 from siamese_jax.errors import UserError
+from siamese_jax.metrics import clustering, retrieval, verification
+from siamese_jax.search import ranking, rerank
+from siamese_jax.search.rerank import fusion
 
 D = 3
 
@@ -65,12 +67,12 @@ VECTORS = {
         lambda x, y: (len(x) + 1,),
     ),
     "per_query": (
-        lambda x, y, k: metrics.per_query(*sides(x, y), ks=[k]).relevant,
+        lambda x, y, k: retrieval.per_query(*sides(x, y), ks=[k]).relevant,
         lambda x, y: (len(x),),
     ),
     "of_ranking": (
         lambda x, y, k: (
-            metrics.of_ranking(
+            retrieval.of_ranking(
                 sj.rank(x, y, k, **both(x, y)), classes(x), classes(y), ks=[k], **both(x, y)
             ).relevant
         ),

@@ -61,3 +61,12 @@ def run(
         text=True,
         timeout=300,
     )
+
+
+def append_some(folder: Path, start: int) -> None:
+    """What a process does that writes into a store beside another one."""
+    from siamese_jax.storage.vectors import VectorStore
+
+    for i in range(start, start + 20):
+        key = i.to_bytes(16, "little")
+        VectorStore(folder, (1,)).append([key], np.full((1, 1), i, np.float32))

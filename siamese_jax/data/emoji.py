@@ -13,8 +13,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from siamese_jax.data.cache import build_once, cache_root
 from siamese_jax.errors import UserError
+from siamese_jax.storage.cache import build_once, cache_root
 
 # Twice Twemoji's side: fine enough for 128 to 224 pixel trunks, and drawn in seconds.
 SIDE = 144

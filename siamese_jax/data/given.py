@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax.data.labels import label_codes
 from siamese_jax.data.preprocess import read_image, whole_image
 from siamese_jax.data.records import Records, class_name, make_records
 from siamese_jax.data.sources import load_images
 from siamese_jax.errors import UserError
-from siamese_jax.names import label_codes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ def given_records(images: Iterable[Any], labels: Any = None) -> tuple[Records, l
 
     Args:
       images: n paths; or n Pillow images and arrays uint8 [h, w], [h, w, 3] or [h, w, 4].
-      labels: n labels as in `siamese_jax.names`; None for none.
+      labels: n labels as in `siamese_jax.data.labels`; None for none.
 
     Returns:
       The records and, unless the images are files, the n images. An image in memory is named by

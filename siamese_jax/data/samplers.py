@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator, default_rng
 
+from siamese_jax.data.labels import MISSING
 from siamese_jax.errors import UserError
-from siamese_jax.names import MISSING
 
 Sampler = Callable[[int], np.ndarray]
 Weights = str | Sequence[float] | np.ndarray

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from siamese_jax.data.cache import build_once, cache_root
 from siamese_jax.data.csv_file import from_csv
 from siamese_jax.data.records import Records
 from siamese_jax.data.tf import tensorflow
 from siamese_jax.errors import UserError
+from siamese_jax.storage.cache import build_once, cache_root
 
 _MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from siamese_jax import distances, miners
+from siamese_jax import distances
+from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
     as_weights,

@@ -3,17 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from siamese_jax import distances, miners
+from siamese_jax import distances
 from siamese_jax.errors import UserError
-from siamese_jax.losses.core import (
-    Loss,
-    as_weights,
-    check_choice,
-    no_params,
-    ratio,
-    refuse,
-    view,
-)
+from siamese_jax.losses import miners
+from siamese_jax.losses.core import Loss, as_weights, check_choice, no_params, ratio, refuse, view
 
 
 def contrastive(

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from siamese_jax import distances, miners
+from siamese_jax import distances
 from siamese_jax.errors import UserError
-from siamese_jax.miners import Pairs, References, Triplets
+from siamese_jax.losses import miners
+from siamese_jax.losses.miners import Pairs, References, Triplets
 
 Params = dict[str, Array]
 
@@ -26,7 +27,7 @@ class Loss(NamedTuple):
         labels: int [n], or multi-hot bool [n, classes].
         mask: bool [n]; a row that is false counts for nothing, whatever it holds.
         mined: `Pairs` or `Triplets` of a miner, to look at these only.
-        references: more candidates (see `siamese_jax.miners`).
+        references: more candidates (see `siamese_jax.losses.miners`).
         Weights carry no gradient, and are 0 for a term that is not defined. Jitted.
     """
 

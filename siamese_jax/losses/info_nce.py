@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from siamese_jax import miners
 from siamese_jax.errors import UserError
+from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
     as_weights,

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax import distances, miners
+from siamese_jax import distances
+from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
     Params,

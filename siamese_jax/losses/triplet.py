@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from siamese_jax import distances, miners
+from siamese_jax import distances
 from siamese_jax.errors import UserError
+from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
     as_weights,
@@ -15,7 +16,7 @@ from siamese_jax.losses.core import (
     sum_over_positives,
     view,
 )
-from siamese_jax.miners import Triplets
+from siamese_jax.losses.miners import Triplets
 
 _MINING = ("explicit", "all", "hard", "semi_hard")
 

@@ -8,7 +8,7 @@ from siamese_jax.data import places
 from siamese_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from siamese_jax.combined import Part
+    from siamese_jax.encoder.combined import Part
 
 PLACES = f"{places.PLACES}, or a data set's name (emoji, tfds:NAME)"
 
@@ -134,8 +134,8 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
     """One encoder as the options say; compiled programs are kept from here on."""
     from pathlib import Path
 
-    from siamese_jax.compilation_cache import enable_compilation_cache
-    from siamese_jax.encoder import load_encoder
+    from siamese_jax.encoder.load import load_encoder
+    from siamese_jax.storage.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     of_file = reading(args)
@@ -167,7 +167,7 @@ def check_combination(args: argparse.Namespace) -> None:
 
 def combine_encoders(args: argparse.Namespace) -> "Part":
     """All encoders that the options name, each in its views, fused where there are several."""
-    from siamese_jax import combined
+    from siamese_jax.encoder import combined
 
     encoders = [open_encoder(args, name, whitening=not args.no_whitening) for name in args.encoder]
     if args.mirror or args.scales:

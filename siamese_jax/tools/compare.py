@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, comparison
-from siamese_jax.tools.grid import Cell, cells, override, read_grid
+from siamese_jax.tools import cli, compare_table
+from siamese_jax.tools.compare_grid import Cell, cells, override, read_grid
 
 if TYPE_CHECKING:
-    from siamese_jax.combined import Part
+    from siamese_jax.encoder.combined import Part
 
 IMAGES_PER_MEASURE = 64
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(cell.name for cell in chosen))
         return
 
-    from siamese_jax.compilation_cache import enable_compilation_cache
+    from siamese_jax.storage.compilation_cache import enable_compilation_cache
 
     enable_compilation_cache()
     workdir = args.workdir or Path("runs") / Path(args.config).stem
@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> None:
     if not outcomes:
         raise UserError(f"no cell could be run; the first said: {next(iter(failures.values()))}")
     speeds = measure_speeds(workdir, [cell for cell in chosen if cell.name in outcomes])
-    rows = comparison.table(chosen, outcomes, speeds)
-    comparison.write(workdir, Path(args.config).stem, rows, list(grid), failures)
+    rows = compare_table.table(chosen, outcomes, speeds)
+    compare_table.write(workdir, Path(args.config).stem, rows, list(grid), failures)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"report: {workdir / 'index.html'}")
 
@@ -61,7 +61,7 @@ def run_all(
     Returns:
       Cell name -> its results.json, and cell name -> why there are none.
     """
-    from siamese_jax.train import train
+    from siamese_jax.train.experiment import train
 
     outcomes: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
@@ -83,8 +83,8 @@ def measure_speeds(workdir: Path, finished: Sequence[Cell]) -> dict[str, float]:
     """
     import jax
 
-    from siamese_jax.encoder import load_encoder
-    from siamese_jax.run_folder import read_json, write_json
+    from siamese_jax.encoder.load import load_encoder
+    from siamese_jax.storage.run_folder import read_json, write_json
 
     path = workdir / "speed.json"
     device = jax.devices()[0].device_kind

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.run_folder import check_comparable
 from siamese_jax.tools import cli, search
 
 SUFFIXES = (".json",)
@@ -26,7 +27,7 @@ class Measured(NamedTuple):
     Attributes:
       split: of the data, if known.
       provenance: what the numbers came from.
-      columns: arrays that `siamese_jax.evaluation.save_per_query` wrote.
+      columns: arrays that `siamese_jax.metrics.evaluation.save_per_query` wrote.
       config, run: the contents of config.json and run.json, of a run.
     """
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
 
-    from siamese_jax.report.summary import aligned
+    from siamese_jax.report.tables import aligned
 
     a, b = read_both(args.a, args.b, args.split)
     fields = explanations(a, b)
@@ -95,7 +96,7 @@ def read_both(a: Path, b: Path, split: str | None) -> tuple[Measured, Measured]:
 
 def _read_run(folder: Path, split: str) -> Measured:
     """A finished run, as it did on one of its splits."""
-    from siamese_jax.run_folder import read_json
+    from siamese_jax.storage.run_folder import read_json
 
     paths = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
     per_query = folder / "report" / f"per_query_{split}.npz"
@@ -117,7 +118,7 @@ def _read_run(folder: Path, split: str) -> Measured:
 
 def _read_evaluation(path: Path) -> Measured:
     """What `evaluate --out` wrote: a .json, or a .csv whose provenance is beside it."""
-    from siamese_jax.run_folder import read_json
+    from siamese_jax.storage.run_folder import read_json
 
     if not path.exists():
         raise UserError(
@@ -144,24 +145,6 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     if "query" not in columns:
         raise UserError(f"{path} does not say which queries it is of: run or evaluate again")
     return columns
-
-
-def check_comparable(a: Path, run_a: Mapping[str, Any], b: Path, run_b: Mapping[str, Any]) -> None:
-    """UserError unless both runs were evaluated on the same images, split the same way.
-
-    The data fingerprint covers each image's bytes, name, class, split and role.
-    """
-    if run_a["data"]["fingerprint"] == run_b["data"]["fingerprint"]:
-        return
-    splits = [
-        ", ".join(f"{name} {part['images']} images" for name, part in run["split"].items())
-        for run in (run_a, run_b)
-    ]
-    raise UserError(
-        f"{a} and {b} cannot be compared: they were evaluated on different data or splits "
-        f"({run_a['data']['source']}: {splits[0]}; {run_b['data']['source']}: {splits[1]}; "
-        "fingerprints differ). Train both with the same data and data.split_seed"
-    )
 
 
 def explanations(a: Measured, b: Measured) -> dict[str, tuple[Any, Any]]:
@@ -193,7 +176,7 @@ def differences(
     Raises:
       UserError: they asked different queries, searched different images, or share no metric.
     """
-    from siamese_jax.bootstrap import difference, interval
+    from siamese_jax.metrics.bootstrap import difference, interval
 
     a, b = _paired(a), _paired(b)
     for side, what in (("query", "asked different queries"), ("gallery", "searched other images")):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, search, sides, stored
+from siamese_jax.tools import cli, images, search, stored
 
 SUFFIXES = (".npz", ".npy", ".csv")
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     cli.add_encoder(parser)
     cli.add_combination(parser)
     parser.add_argument("--images", required=True, help=cli.PLACES)
-    sides.add_split(parser)
+    images.add_split(parser)
     cli.add_outputs(parser, SUFFIXES)
     args = parser.parse_args(argv)
     if not args.out:
@@ -35,12 +35,12 @@ def main(argv: Sequence[str]) -> None:
 
     if stored.is_stored(args.images):
         raise UserError(f"{args.images} holds embeddings already: give pictures")
-    records = sides.read_records(args.images, sides.wanted(args), split=args.split)
+    records = images.read_records(args.images, images.wanted(args), split=args.split)
     encoder = cli.combine_encoders(args)
-    side = sides.embed_side(
+    side = images.embed_side(
         encoder, records, args.images, batch_size=args.batch_size, cache_dir=args.cache_dir
     )
-    facts = sides.provenance(
+    facts = images.provenance(
         encoder, side.facts, split=args.split, labels=args.labels, distance=encoder.distance
     )
     for path in args.out:
@@ -50,12 +50,12 @@ def main(argv: Sequence[str]) -> None:
         print(f"wrote {path}: {n} vectors of {d}")
 
 
-def _labels(side: sides.Side) -> list[str]:
-    shown = sides.shown_labels(side)
+def _labels(side: images.Side) -> list[str]:
+    shown = images.shown_labels(side)
     return [label if known else "" for label, known in zip(shown, side.labelled, strict=True)]
 
 
-def _write_npz(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
+def _write_npz(path: str, side: images.Side, facts: dict[str, Any]) -> None:
     columns = {
         "vectors": side.vectors,
         "paths": side.records.path,
@@ -69,20 +69,20 @@ def _write_npz(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
     stored.write(path, columns, facts)
 
 
-def _write_npy(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
+def _write_npy(path: str, side: images.Side, facts: dict[str, Any]) -> None:
     np.save(path, side.vectors)
     _write_table(f"{path}.csv", side, ["path", "label"], [[]] * len(side.vectors))
     search.write_provenance(path, facts)
 
 
-def _write_csv(path: str, side: sides.Side, facts: dict[str, Any]) -> None:
+def _write_csv(path: str, side: images.Side, facts: dict[str, Any]) -> None:
     names = ["path", "label", *(f"v{i}" for i in range(side.vectors.shape[1]))]
     # NumPy's repr of a float32 is the shortest decimal that reads back as the same number.
     _write_table(path, side, names, ([str(x) for x in row] for row in side.vectors))
     search.write_provenance(path, facts)
 
 
-def _write_table(path: str, side: sides.Side, names: Sequence[str], rows: Any) -> None:
+def _write_table(path: str, side: images.Side, names: Sequence[str], rows: Any) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(names)
@@ -90,7 +90,7 @@ def _write_table(path: str, side: sides.Side, names: Sequence[str], rows: Any) -
             writer.writerow([image, label, *row])
 
 
-WRITERS: dict[str, Callable[[str, sides.Side, dict[str, Any]], None]] = {
+WRITERS: dict[str, Callable[[str, images.Side, dict[str, Any]], None]] = {
     ".npz": _write_npz,
     ".npy": _write_npy,
     ".csv": _write_csv,

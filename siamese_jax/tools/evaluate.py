@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, graded, reranking, search, structure
+from siamese_jax.tools import cli, evaluate_landmarks, evaluate_structure, reranking, search
 
 if TYPE_CHECKING:
-    from siamese_jax.breakdown import ClassRow
-    from siamese_jax.metrics import PerQuery
+    from siamese_jax.metrics.by_class import ClassRow
+    from siamese_jax.metrics.retrieval import PerQuery
 
 SUFFIXES = (".json", ".csv")
 
@@ -26,11 +26,11 @@ SUFFIXES = (".json", ".csv")
 def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     if args.landmarks:
-        report(args, *graded.evaluate(args))
+        report(args, *evaluate_landmarks.evaluate(args))
         return
 
-    from siamese_jax.metrics import DEFAULT, expand
-    from siamese_jax.report.summary import aligned
+    from siamese_jax.metrics.retrieval import DEFAULT, expand
+    from siamese_jax.report.tables import aligned
 
     expand(args.metrics or DEFAULT, args.ks)  # A wrong name is said before the work.
     pair = search.open_pair(args, needed=True)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     if args.interval is not None:
         metrics = with_intervals(metrics, values, args, pair.query.labels)
     classes = class_rows(pair, values)
-    blocks = {"retrieval": metrics, **structure.measure(pair, args)}
+    blocks = {"retrieval": metrics, **evaluate_structure.measure(pair, args)}
     report(args, blocks, pair, values, classes)
     worst = worst_classes(classes, next(iter(values.values)), args.worst)
     if worst:
@@ -62,8 +62,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser("evaluate", __doc__)
     search.add_arguments(parser)
     reranking.add_arguments(parser)
-    structure.add_arguments(parser)
-    graded.add_arguments(parser)
+    evaluate_structure.add_arguments(parser)
+    evaluate_landmarks.add_arguments(parser)
     group = parser.add_argument_group("metrics and tables")
     group.add_argument(
         "--metrics",
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.check_outputs([path for path in (args.per_query, args.per_class) if path], (".csv",))
     reranking.check(args)
     if args.landmarks:
-        graded.check(args)
+        evaluate_landmarks.check(args)
     return args
 
 
@@ -108,8 +108,8 @@ def report(
 
     Beside each file, FILE.per_query.npz holds the metrics of every query, for `diff`.
     """
-    from siamese_jax.evaluation import save_per_query
-    from siamese_jax.report.summary import text_table
+    from siamese_jax.metrics.evaluation import save_per_query
+    from siamese_jax.report.tables import text_table
 
     print(text_table(blocks))
     for path in args.out:
@@ -127,8 +127,8 @@ def report(
 
 def class_rows(pair: search.Pair, values: "PerQuery") -> list["ClassRow"]:
     """The metrics class by class, worst first; images without a label have no part in it."""
-    from siamese_jax.breakdown import by_class
-    from siamese_jax.metrics import PerQuery
+    from siamese_jax.metrics.by_class import by_class
+    from siamese_jax.metrics.retrieval import PerQuery
 
     known, labels = pair.query.labelled, pair.query.labels
     part = PerQuery({n: v[known] for n, v in values.values.items()}, values.relevant[known])
@@ -148,7 +148,7 @@ def with_intervals(
     metrics: dict[str, Any], values: "PerQuery", args: argparse.Namespace, labels: np.ndarray
 ) -> dict[str, dict[str, Any]]:
     """The metrics with the two ends of their bootstrap intervals."""
-    from siamese_jax.bootstrap import interval
+    from siamese_jax.metrics.bootstrap import interval
 
     if args.resample == "classes" and labels.ndim == 2:
         raise UserError("--resample=classes needs one label for each image; resample queries")

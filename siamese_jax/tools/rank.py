@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax.data.labels import label_codes, share
 from siamese_jax.errors import UserError
-from siamese_jax.names import label_codes, share
-from siamese_jax.tools import cli, reranking, search, sides
+from siamese_jax.tools import cli, images, reranking, search
 
 if TYPE_CHECKING:
-    from siamese_jax.ranking import Ranking
-    from siamese_jax.report import Tile
+    from siamese_jax.report.run_page import Tile
+    from siamese_jax.search.ranking import Ranking
 
 SUFFIXES = (".csv", ".html", ".json", ".jsonl")
 COLUMNS = ("query", "rank", "gallery", "distance", "query_label", "gallery_label", "correct")
@@ -34,8 +34,8 @@ class Found:
     def __init__(self, pair: search.Pair, ranking: "Ranking") -> None:
         self.pair, self.indices = pair, np.asarray(ranking.indices)
         self.distances = np.asarray(ranking.distances)
-        self.query_labels = sides.shown_labels(pair.query)
-        self.gallery_labels = sides.shown_labels(pair.gallery)
+        self.query_labels = images.shown_labels(pair.query)
+        self.gallery_labels = images.shown_labels(pair.gallery)
         _, (self.query_codes, self.gallery_codes) = label_codes(
             pair.query.labels, pair.gallery.labels, what=["query labels", "gallery labels"]
         )
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.out:
         print_some(found)
     if metrics:
-        from siamese_jax.report.summary import text_table
+        from siamese_jax.report.tables import text_table
 
         print(text_table({"retrieval": metrics}))
 
@@ -151,12 +151,12 @@ def _write_lines(path: str, found: Found, metrics: dict[str, Any], args: Any) ->
 
 
 def _write_html(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
-    from siamese_jax.report import Example, Tile, choose_examples, write_report
+    from siamese_jax.report.run_page import Example, Tile, choose_examples, write_report
     from siamese_jax.report.tiles import SELECTION
 
     pair = found.pair
 
-    def tile(side: sides.Side, labels: list[str], row: int, *facts: Any) -> "Tile":
+    def tile(side: images.Side, labels: list[str], row: int, *facts: Any) -> "Tile":
         return Tile(str(side.records.path[row]), labels[row], *facts)
 
     verdicts = np.array([[c is True for c in found.correct(row)] for row in range(len(found))])

@@ -13,10 +13,10 @@ from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, search
 
 if TYPE_CHECKING:
-    from siamese_jax.metrics import PerQuery
-    from siamese_jax.ranking import Ranking
+    from siamese_jax.metrics.retrieval import PerQuery
+    from siamese_jax.search.ranking import Ranking
 
-# Their options are those of the functions in `siamese_jax.rerank`, which check their values.
+# Their options are those of the functions in `siamese_jax.search.rerank`, which check their values.
 METHODS: dict[str, dict[str, Callable[[str], Any]]] = {
     "k_reciprocal": {"k1": int, "k2": int, "weight": float},
     "diffusion": {
@@ -41,7 +41,8 @@ class Method(NamedTuple):
 
     @property
     def function(self) -> Callable[..., "Ranking"]:
-        from siamese_jax import fusion, rerank
+        from siamese_jax.search import rerank
+        from siamese_jax.search.rerank import fusion
 
         ways: dict[str, Callable[..., Ranking]] = {
             "k_reciprocal": rerank.k_reciprocal,
@@ -81,7 +82,7 @@ def method(text: str, table: Mapping[str, Mapping[str, Callable[[str], Any]]] = 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("re-ranking (all by cosine; see siamese_jax.rerank)")
+    group = parser.add_argument_group("re-ranking (all by cosine; see siamese_jax.search.rerank)")
     group.add_argument(
         "--expand", type=cli.count, metavar="K", help="add to each query its K nearest items"
     )
@@ -127,7 +128,7 @@ def check(args: argparse.Namespace) -> None:
 
 def expand(pair: search.Pair, args: argparse.Namespace) -> search.Pair:
     """The pair with its vectors moved as --augment and --expand say; noted in the provenance."""
-    from siamese_jax import rerank
+    from siamese_jax.search import rerank
 
     if args.fuse.name == "ranks":
         return replace(pair, provenance=pair.provenance | {"fusion": args.fuse.describe()})
@@ -164,7 +165,7 @@ def order(pair: search.Pair, args: argparse.Namespace) -> Method | None:
 
 def rank(pair: search.Pair, method: Method | None, k: int) -> "Ranking":
     """The k nearest by the pair's distance, or by the method's own."""
-    from siamese_jax import ranking
+    from siamese_jax.search import ranking
 
     ids: dict[str, Any] = {"query_ids": pair.query_ids, "gallery_ids": pair.gallery_ids}
     vectors = (pair.query.vectors, pair.gallery.vectors)
@@ -186,8 +187,8 @@ def measure(
     """
     if method is None:
         return search.measure(pair, ks, metrics)
-    from siamese_jax.metrics import METRICS, expand, of_ranking
-    from siamese_jax.relevance import relevance
+    from siamese_jax.metrics.relevance import relevance
+    from siamese_jax.metrics.retrieval import METRICS, expand, of_ranking
 
     labels = (pair.query.labels, pair.gallery.labels)
     ids: dict[str, Any] = {"query_ids": pair.query_ids, "gallery_ids": pair.gallery_ids}

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, sides, stored
-from siamese_jax.tools.sides import Side
+from siamese_jax.tools import cli, images, stored
+from siamese_jax.tools.images import Side
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
-    from siamese_jax.metrics import PerQuery
+    from siamese_jax.metrics.retrieval import PerQuery
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "beside",
     )
     group.add_argument("--gallery", help="likewise. Default: the gallery of --query, or itself")
-    sides.add_split(parser)
+    images.add_split(parser)
     parser.add_argument(
         "--distance", help="euclidean, sqeuclidean, cosine or dot; default: the encoder's own"
     )
@@ -75,8 +75,8 @@ def open_pair(args: argparse.Namespace, *, needed: bool = False) -> Pair:
     cli.check_combination(args)
     places = [args.query, args.gallery or args.query]
     if not args.encoder and not all(place and stored.is_stored(place) for place in places):
-        raise UserError(sides.NO_ENCODER)
-    asked, searched, where, split = _records(args, sides.wanted(args, needed=needed))
+        raise UserError(images.NO_ENCODER)
+    asked, searched, where, split = _records(args, images.wanted(args, needed=needed))
     return embed_pair(args, asked, searched, where, split, needed=needed)
 
 
@@ -90,20 +90,20 @@ def embed_pair(
     needed: bool = False,
 ) -> Pair:
     """Both sides' records embedded as the options say; where they are from, and their split."""
-    from siamese_jax.combined import Combined
+    from siamese_jax.encoder.combined import Combined
 
     encoder = cli.combine_encoders(args) if args.encoder else None
     files = [place for place in where if stored.is_stored(place)]
     stored.check_encoder(files, encoder.fingerprint if encoder else None)
     made = stored.read_facts(files[0]) if encoder is None else {}
     options: dict[str, Any] = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
-    query = sides.embed_side(encoder, asked, where[0], **options)
-    gallery = sides.embed_side(encoder, searched, where[1], **options)
-    query, gallery = sides.match_classes(query, gallery, needed=needed)
+    query = images.embed_side(encoder, asked, where[0], **options)
+    gallery = images.embed_side(encoder, searched, where[1], **options)
+    query, gallery = images.match_classes(query, gallery, needed=needed)
     distance = args.distance or (encoder.distance if encoder else made.get("distance"))
     if distance is None:
         raise UserError(f"{files[0]} does not say what to compare by: give --distance=cosine")
-    facts = sides.provenance(
+    facts = images.provenance(
         encoder,
         {"query": query.facts, "gallery": gallery.facts},
         own=made.get("encoder"),
@@ -113,21 +113,21 @@ def embed_pair(
     )
     parts = encoder.parts if isinstance(encoder, Combined) and len(args.encoder) > 1 else ()
     widths = tuple(part.embedding_dim for part in parts)
-    return Pair(query, gallery, *sides.integer_ids(query, gallery), distance, facts, widths)
+    return Pair(query, gallery, *images.integer_ids(query, gallery), distance, facts, widths)
 
 
 def _records(
-    args: argparse.Namespace, how: sides.Wanted
+    args: argparse.Namespace, how: images.Wanted
 ) -> tuple["Records", "Records", tuple[str, str], str | None]:
     """What is asked, what is searched, where they are from, and the split that they are."""
     if args.query is not None:
-        asked, searched = sides.read_sides(args.query, args.gallery, how, split=args.split)
+        asked, searched = images.read_sides(args.query, args.gallery, how, split=args.split)
         return asked, searched, (args.query, args.gallery or args.query), args.split
     split = args.split or "test"
-    run, records = sides.own_records(args.encoder)
+    run, records = images.own_records(args.encoder)
     own = records.where(split)
     where = f"{run} ({split})"
-    searched = own if args.gallery is None else sides.read_records(args.gallery, how)
+    searched = own if args.gallery is None else images.read_records(args.gallery, how)
     return (
         own.select(own.is_query),
         searched.select(searched.is_gallery),
@@ -138,7 +138,7 @@ def _records(
 
 def measure(pair: Pair, ks: Sequence[int], metrics: Sequence[str] | None = None) -> "PerQuery":
     """The metrics of every query, over the whole gallery."""
-    from siamese_jax.metrics import DEFAULT, per_query
+    from siamese_jax.metrics.retrieval import DEFAULT, per_query
 
     return per_query(
         pair.query.vectors,

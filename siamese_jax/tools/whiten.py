@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, sides, stored
+from siamese_jax.tools import cli, images, stored
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--images", help=f"{cli.PLACES}. Default, for a run: the split that it was trained on"
     )
-    sides.add_split(parser)
+    images.add_split(parser)
     parser.add_argument(
         "--method",
         choices=("pca", "learned"),
@@ -42,18 +42,18 @@ def main(argv: Sequence[str]) -> None:
     if args.out is None and not Path(name).is_dir():
         raise UserError(f"{name} has no folder to save a whitening in: give --out=DIR")
 
-    from siamese_jax.encoder_folder import whiten
+    from siamese_jax.encoder.folder import whiten
 
     if args.images is None:
-        run, records = sides.own_records([name])
+        run, records = images.own_records([name])
         split = args.split or "train"
         where, records = f"{run} ({split})", records.where(split)
     else:
         where = args.images
         if stored.is_stored(where):
             raise UserError(f"{where} holds embeddings: a whitening is fitted to pictures")
-        records = sides.read_records(
-            where, sides.wanted(args, needed=args.method == "learned"), split=args.split
+        records = images.read_records(
+            where, images.wanted(args, needed=args.method == "learned"), split=args.split
         )
     encoder = cli.open_encoder(args, name, whitening=False)
     out = args.out or Path(name)

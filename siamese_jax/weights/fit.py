@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from siamese_jax import trunks
 from siamese_jax.errors import UserError
+from siamese_jax.trunks import table
 from siamese_jax.weights.formats import Leaves
 from siamese_jax.weights.namings import Scheme, names, schemes, shapes
 
@@ -190,7 +190,7 @@ def complete(leaves: Leaves, like: str | None = None) -> list[str]:
         trunk: max(
             (len(fit.wanted) for fit in find_fits(leaves, trunk) if not fit.missing), default=0
         )
-        for trunk in trunks.TRUNKS
+        for trunk in table.TRUNKS
         if trunk.startswith(family)
     }
     return sorted((trunk for trunk in counts if counts[trunk]), key=lambda trunk: -counts[trunk])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from siamese_jax import trunks
+from siamese_jax.trunks import table
 
 # Our layer's path, e.g. "stage2/block1/conv1" -> their names of its convolution and its norm.
 Naming = Callable[[str], tuple[str, str]]
@@ -21,7 +21,7 @@ Naming = Callable[[str], tuple[str, str]]
 @lru_cache(maxsize=64)
 def shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
     """Every leaf of a trunk's variables, such as "params/stem/conv/kernel", with its shape."""
-    module = trunks.find(trunk).build(form=form)
+    module = table.find(trunk).build(form=form)
     image = jnp.zeros((1, 64, 64, 3))
     tree = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
     return {"/".join(path): leaf.shape for path, leaf in walk(tree)}
@@ -155,7 +155,7 @@ _KERAS_ORDER = (
 @lru_cache(maxsize=8)
 def _keras_places(trunk: str) -> dict[str, tuple[str, str]]:
     """By our layer's path: `layers/conv2d_7`, as files of Keras 3 without names count layers."""
-    stages, counts = trunks.find(trunk).stages, Counter[str]()
+    stages, counts = table.find(trunk).stages, Counter[str]()
 
     def order(layer: str) -> tuple[int, ...]:
         stage, *block, last = layer.split("/")
@@ -192,7 +192,7 @@ class Scheme(NamedTuple):
 
 def schemes(trunk: str) -> dict[str, Scheme]:
     """The namings in which weights of that trunk are found."""
-    build = trunks.find(trunk).build
+    build = table.find(trunk).build
     keras_ignored = (
         r"(predictions|fc\d|probs)/|(layers/)?normalization(_\d+)?/(mean|variance|count)$|rescaling|"
         r"layers/(dense|seed_generator)(_\d+)?/"
@@ -214,13 +214,13 @@ def schemes(trunk: str) -> dict[str, Scheme]:
             "torch": torch(_torch_resnet, "fc"),
             "torch, in sequence": torch(_sequential_resnet, ""),
         }
-        both = "keras" in trunks.find(trunk).forms
+        both = "keras" in table.find(trunk).forms
         return named | keras(_keras_resnet) if both else named
     if trunk.startswith("vgg"):
         depths, normalised = build.args  # type: ignore[attr-defined]
         plain = torch(partial(_torch_vgg, depths, normalised), "")
         return {"torch": plain} if normalised else {**keras(_keras_vgg), "torch": plain}
-    depths = tuple(stage.depth for stage in trunks.efficientnet.plan(*build.args))  # type: ignore
+    depths = tuple(stage.depth for stage in table.efficientnet.plan(*build.args))  # type: ignore
     lukemelas = partial(_lukemelas_efficientnet, depths)
     return {
         **keras(_keras_efficientnet),

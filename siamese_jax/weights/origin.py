@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks import HALF, TRUNKS, Preprocessing
+from siamese_jax.trunks.table import HALF, TRUNKS, Preprocessing
 
 # Networks of timm 1.0 with the leaves of a trunk, name by name and shape by shape.
 SAME_LEAVES = {

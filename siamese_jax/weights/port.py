@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siamese_jax import trunks
 from siamese_jax.errors import UserError
+from siamese_jax.trunks import table
 from siamese_jax.weights import fit as fitting
 from siamese_jax.weights.formats import META, Leaves
 from siamese_jax.weights.namings import (
@@ -100,7 +100,7 @@ def _matching(leaves: Leaves, pattern: str, where: str) -> list[str]:
 
 def _ours(leaves: Leaves, trunk: str, where: str, form: str | None, notes: list[str]) -> Ported:
     """Our own npz: names are paths already; the form is the one whose leaves these are."""
-    forms = [form] if form else list(trunks.find(trunk).forms)
+    forms = [form] if form else list(table.find(trunk).forms)
     head = {key: value for key, value in leaves.items() if key.startswith("classifier/")}
     body = {key: leaf for key, leaf in leaves.items() if key not in head and key != META}
     form = min(forms, key=lambda f: len(shapes(trunk, f).keys() ^ body.keys()))
@@ -146,5 +146,5 @@ def _classifier(leaves: Leaves, fit: fitting.Fit, trunk: str) -> dict[str, np.nd
         return None
     kernel = np.asarray(kernel, np.float32)
     kernel = kernel if fit.scheme.keras else kernel.T
-    fits = kernel.ndim == 2 and kernel.shape[0] == trunks.find(trunk).width
+    fits = kernel.ndim == 2 and kernel.shape[0] == table.find(trunk).width
     return {"kernel": kernel, "bias": np.asarray(bias, np.float32)} if fits else None

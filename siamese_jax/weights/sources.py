@@ -8,7 +8,7 @@ no download of ours: pip has it already.
 from typing import NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks import CAFFE, HALF, IMAGENET, LITE, Preprocessing, find
+from siamese_jax.trunks.table import CAFFE, HALF, IMAGENET, LITE, Preprocessing, find
 
 
 class Source(NamedTuple):

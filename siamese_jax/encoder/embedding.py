@@ -1,0 +1,283 @@
+"""Embed a data set, with a cache on disk: what has been computed for an image is never again.
+
+A cached vector is found by the fingerprint of the function (weights, preprocessing, size, options)
+and the content of the image, so it cannot be stale: touch an image or an option and the key is
+another one.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from siamese_jax.data.embedded import Embedded
+from siamese_jax.errors import UserError
+from siamese_jax.storage.vectors import VectorStore
+
+if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
+    from siamese_jax.encoder.combined import Combined
+    from siamese_jax.encoder.encoder import Encoder
+
+Batch = dict[str, np.ndarray]
+
+
+class CachedVectors:
+    """What `compute` gives for each record, by way of a store on disk.
+
+    Args:
+      store: where vectors are kept.
+      batches: rows -> batches of those records, as `siamese_jax.data.pipeline` makes them; the
+        "id" of a batch's row is the record's.
+      compute: uint8 [b, h, w, 3] -> float32 [b, *store.shape].
+    """
+
+    def __init__(
+        self,
+        store: VectorStore,
+        batches: Callable[[np.ndarray], Iterable[Batch]],
+        compute: Callable[[np.ndarray], np.ndarray],
+    ):
+        self.store, self.batches, self.compute = store, batches, compute
+
+    def rows(self, ids: np.ndarray, keys: list[bytes], *, describe: str = "") -> np.ndarray:
+        """Computes what is missing, block by block, then returns each record's row in the store.
+
+        Args:
+          ids: int [n], ids of the records.
+          keys: the n keys.
+          describe: title of the progress bar; nothing is shown where nothing is missing.
+
+        Returns:
+          int64 [n] into `store.vectors()`; -1 for images that cannot be read.
+        """
+        missing = self.store.rows(keys) < 0
+        # Two copies of one image have one key, and are computed once.
+        first = {keys[i]: i for i in reversed(range(len(keys))) if missing[i]}
+        todo = np.array(sorted(first.values()), np.int64)
+        if len(todo):
+            key_of = {int(ids[i]): keys[i] for i in todo}
+            known = len(ids) - int(missing.sum())
+            title = f"{describe} ({known} of {len(ids)} known)" if known else describe
+            with (
+                logging_redirect_tqdm(),  # or a warning would end up inside the bar
+                tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
+            ):
+                for batch in self.batches(todo):
+                    good = np.asarray(batch["mask"])
+                    vectors = np.asarray(self.compute(batch["image"]))[good]
+                    self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
+                    bar.update(min(len(good), len(todo) - bar.n))
+        return self.store.rows(keys)
+
+
+def feature_batches(
+    views: Sequence[tuple[np.ndarray, np.ndarray]],
+    labels: np.ndarray,
+    ids: np.ndarray,
+    sample: Callable[[int], np.ndarray],
+    *,
+    seed: int,
+    start_step: int = 0,
+) -> Iterator[Batch]:
+    """Training batches of cached features; the view of each item is drawn from (seed, step).
+
+    Args:
+      views: (vectors float32 [r, ...], row int64 [n] of each record in them, -1 for none) a view.
+      labels, ids: of the n records.
+      sample: a sampler: step -> indices into the records.
+      seed: of the draw.
+      start_step: the first step to give.
+    """
+    step = start_step
+    while True:
+        chosen = sample(step)
+        drawn = np.random.default_rng((seed, step)).integers(0, len(views), len(chosen))
+        feature = np.zeros((len(chosen), *views[0][0].shape[1:]), np.float32)
+        mask = np.zeros(len(chosen), bool)
+        for view, (vectors, rows) in enumerate(views):
+            here = (drawn == view) & (rows[chosen] >= 0)
+            feature[here], mask[here] = vectors[rows[chosen[here]]], True
+        yield {"feature": feature, "label": labels[chosen], "id": ids[chosen], "mask": mask}
+        step += 1
+
+
+def embed_records(
+    encoder: "Encoder | Combined",
+    records: "Records",
+    *,
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+    keys: list[bytes] | None = None,
+) -> Embedded:
+    """Embeds every image of a data set; images that cannot be read are left out and listed.
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      records: of `siamese_jax.data.sources.load_records`.
+      batch_size: images in memory at a time.
+      cache_dir: where embeddings are kept; $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax by default.
+      strict: a broken image raises UserError.
+      keys: `content_keys(records)` where they are known already.
+
+    Returns:
+      Embedded, in the order of the records.
+
+    Raises:
+      UserError: no image could be read, or one could not under `strict`.
+    """
+    from siamese_jax.data.pipeline import eval_batches
+    from siamese_jax.data.records import content_keys
+
+    def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
+        return eval_batches(
+            records.select(rows),
+            image_size=part.image_size,
+            fit=part.fit,
+            batch_size=batch_size,
+            strict=strict,
+        )
+
+    keys = content_keys(records) if keys is None else keys
+    return _embedded(encoder, records, keys, batches, cache_dir)
+
+
+def embed_folder(
+    encoder: "Encoder | Combined",
+    folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    **options: Any,
+) -> Embedded:
+    """Embeds the images of a folder: class folders give labels, a flat folder has none ("").
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      folder: read as it is, without a split; or a list of images, as for `embed_images`.
+      **options: of `embed_records`.
+    """
+    from siamese_jax.data.sources import load_images
+
+    if not isinstance(folder, str | os.PathLike):
+        return embed_images(encoder, folder, **options)
+    return embed_records(encoder, load_images(folder), **options)
+
+
+def embed_images(
+    encoder: "Encoder | Combined",
+    images: Iterable[Any],
+    *,
+    labels: Any = None,
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+) -> Embedded:
+    """Embeds a list of images, each brought to the encoder's size as a file in a folder is.
+
+    Args:
+      encoder: of `siamese_jax.load_encoder`.
+      images: n paths; or n images in memory, of any sizes: Pillow images and arrays uint8
+        [h, w, 3] (or [h, w], [h, w, 4]).
+      labels: n names (`siamese_jax.data.labels`); None where they are not known.
+      batch_size, cache_dir, strict: as for `embed_records`.
+
+    Returns:
+      Embedded, in the order of the list. Files that can't be read are left out and listed.
+
+    Raises:
+      UserError: something in the list is no image, or what `embed_records` raises.
+
+    >>> embed_images(None, [np.zeros((2, 2, 3))])
+    Traceback (most recent call last):
+    siamese_jax.errors.UserError: image 0 is ndarray float64 [2, 2, 3]: give uint8 [h, w, 3] (or \
+[h, w], [h, w, 4]), a Pillow image, or only paths
+    """
+    from siamese_jax.data.given import given_records, picture_batches, picture_keys
+
+    records, pictures = given_records(images, labels)
+    if not pictures:
+        options: dict[str, Any] = {"cache_dir": cache_dir, "strict": strict}
+        return embed_records(encoder, records, batch_size=batch_size, **options)
+
+    def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
+        return picture_batches(
+            pictures, rows, image_size=part.image_size, fit=part.fit, batch_size=batch_size
+        )
+
+    return _embedded(encoder, records, picture_keys(pictures), batches, cache_dir)
+
+
+def item_ids(records: "Records") -> np.ndarray:
+    """str [n], what each image is wherever it is met: its real path, and its box if it has one."""
+    from siamese_jax.data.given import HERE
+
+    folder = functools.cache(os.path.realpath)
+    ids = []
+    for path in records.path.tolist():
+        if path.startswith(HERE):
+            ids.append(path)
+        elif os.path.islink(path):
+            ids.append(os.path.realpath(path))
+        else:
+            ids.append(os.path.join(folder(os.path.dirname(path)), os.path.basename(path)))
+    if records.box is not None:  # several things in one picture are several items
+        boxes = [f"#{tuple(b)}" if any(b) else "" for b in records.box.tolist()]
+        ids = [i + box for i, box in zip(ids, boxes, strict=True)]
+    return np.array(ids, np.str_)
+
+
+def label_names(records: "Records") -> np.ndarray:
+    """The class of each image, str [n], "" where unknown; object [n] of tuples where images may
+    have several."""
+    if records.label.ndim == 1:
+        names = np.array([*records.class_names, ""], np.str_)  # -1, unknown, is the last
+        return names[np.maximum(records.label, -1)]
+    held = [tuple(records.class_names[j] for j in np.flatnonzero(row)) for row in records.label]
+    return np.fromiter(held, object, len(held))
+
+
+def _embedded(
+    encoder: "Encoder | Combined",
+    records: "Records",
+    keys: list[bytes],
+    batches: Callable[["Encoder", np.ndarray], Iterable[Batch]],
+    cache_dir: str | os.PathLike[str] | None,
+) -> Embedded:
+    """The records with their vectors; `batches` gives some of them as an encoder sees them."""
+    vectors, good = _vectors(encoder, records, keys, batches, cache_dir)
+    kept = records.select(good)
+    distance = getattr(encoder, "distance", "cosine")
+    names = (item_ids(kept), label_names(kept), kept.path)
+    return Embedded(vectors, *names, distance, encoder.fingerprint, kept)
+
+
+def _vectors(
+    encoder: "Encoder | Combined",
+    records: "Records",
+    keys: list[bytes],
+    batches: Callable[["Encoder", np.ndarray], Iterable[Batch]],
+    cache_dir: str | os.PathLike[str] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [m, d] of the images that can be read, and which they are, bool [n]."""
+    from siamese_jax.encoder.combined import Combined
+    from siamese_jax.storage.cache import cache_root
+
+    if isinstance(encoder, Combined):
+        parts = [_vectors(part, records, keys, batches, cache_dir) for part in encoder.parts]
+        # A file that is gone since the first pass is gone for all.
+        good = np.logical_and.reduce([there for _, there in parts])
+        return encoder.join([vectors[good[there]] for vectors, there in parts]), good
+    root = Path(cache_dir) if cache_dir else cache_root()
+    store = VectorStore(root / "embeddings" / encoder.fingerprint, (encoder.embedding_dim,))
+    cached = CachedVectors(store, functools.partial(batches, encoder), encoder)
+    mirrored = ", mirrored" if getattr(encoder, "mirror", False) else ""
+    title = f"embedding at {encoder.image_size} px{mirrored}"
+    rows = cached.rows(records.id, keys, describe=title)
+    good = rows >= 0
+    if not good.any():
+        raise UserError(f"{records.root}: none of the {len(records)} images can be read")
+    return np.asarray(store.vectors()[rows[good]]), good

@@ -1,0 +1,155 @@
+"""An encoder's folder: a whitening beside the run that it was fitted to, or beside a pointer.
+
+whitening.npz   the map, and the encoder and images that it was fitted to
+encoder.json    what `load_encoder` is to be called with; a run's own folder needs none
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siamese_jax.encoder.combined import Combined, whitened
+from siamese_jax.encoder.whitening import Whitening, fit_whitening
+from siamese_jax.errors import UserError
+from siamese_jax.storage import run_folder, tree
+
+if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
+    from siamese_jax.encoder.encoder import Encoder
+
+POINTER, WHITENING = "encoder.json", "whitening.npz"
+
+
+def whiten(
+    encoder: "Encoder | Combined",
+    images: "str | os.PathLike[str] | Records",
+    out: str | os.PathLike[str] | None = None,
+    *,
+    method: str | None = None,
+    dim: int | None = None,
+    shrinkage: float = 1.0,
+    **options: Any,
+) -> Combined:
+    """Fits a whitening to an encoder's embeddings of images that will not be tested on.
+
+    Args:
+      encoder: of `load_encoder`, without a whitening.
+      images: a folder, a CSV file, or records.
+      out: a folder for `load_encoder`: the run's own, or a new one; None saves nothing.
+      method: "pca" or "learned", which needs labels; None takes "learned" where there are any.
+      dim: dimensions to keep, at most the encoder's; all if not given.
+      shrinkage: as in `fit_whitening`; 1 was best on the emoji's training classes.
+      **options: of `siamese_jax.encoder.embedding.embed_records`.
+
+    Returns:
+      The encoder, whitened.
+
+    Raises:
+      UserError: labels that "learned" lacks, no image, or what `fit_whitening` raises.
+    """
+    from siamese_jax.data.records import Records, fingerprint
+    from siamese_jax.data.sources import load_images
+    from siamese_jax.encoder.embedding import embed_records
+
+    records = images if isinstance(images, Records) else load_images(images)
+    known = records.label.ndim == 1 and bool((records.label >= 0).all())
+    method = method or ("learned" if known else "pca")
+    if method not in ("pca", "learned"):
+        raise UserError(f"method={method!r} is no whitening: choose pca or learned")
+    if method == "learned" and not known:
+        raise UserError(
+            f"{records.root}: learned whitening needs one label for each image; make class folders "
+            "or a CSV with labels, or take pca"
+        )
+    found = embed_records(encoder, records, **options)
+    labels = found.labels if method == "learned" else None
+    fitted = fit_whitening(found.vectors, labels, dim=dim, shrinkage=shrinkage)
+    about = {
+        "method": method,
+        "dim": len(fitted.projection),
+        "shrinkage": shrinkage,
+        "images": len(found.vectors),
+        "data": fingerprint(records),
+        "encoder": encoder.fingerprint,
+    }
+    whitening = dataclasses.replace(fitted, about=about)
+    made = whitened(encoder, whitening)
+    if out is not None:
+        save(out, encoder, whitening)
+    return made
+
+
+def save(
+    folder: str | os.PathLike[str], encoder: "Encoder | Combined", whitening: Whitening
+) -> None:
+    """Writes what `load_encoder(folder)` needs to give the encoder, whitened.
+
+    Raises:
+      UserError: an encoder that did not come from `load_encoder`, or a folder of another run.
+    """
+    folder, arguments = Path(folder), dict(encoder.arguments)
+    if not arguments:
+        raise UserError("only an encoder that load_encoder made can be saved with its whitening")
+    own = Path(arguments["name"])
+    if own.is_dir() and folder.exists() and own.samefile(folder):
+        arguments = {}
+    elif folder.is_file() or is_run(folder):
+        raise UserError(f"{folder} is a file or another run; choose a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments:
+        if own.is_dir():
+            arguments["name"] = str(own.resolve())
+        run_folder.write_json(folder / POINTER, arguments)
+    draft = folder / f".{WHITENING}"
+    whitening.save(draft)
+    os.replace(draft, folder / WHITENING)
+
+
+def load_arguments(folder: Path) -> dict[str, Any] | None:
+    """What `load_encoder` is to be called with in a folder's place, or None for a run's folder."""
+    return run_folder.read_json(folder / POINTER) if (folder / POINTER).is_file() else None
+
+
+def home(folder: str | os.PathLike[str]) -> Path:
+    """The run's folder that an encoder's folder stands for: itself, or the one it points to."""
+    pointed = load_arguments(Path(folder))
+    return Path(folder) if pointed is None else Path(pointed["name"])
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").exists() and (folder / "run.json").exists()
+
+
+def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Combined":
+    """The encoder, with the folder's whitening where there is one.
+
+    Raises:
+      UserError: the whitening was fitted to another encoder.
+    """
+    path = folder / WHITENING
+    if not path.exists():
+        return encoder
+    whitening = Whitening.load(path)
+    if whitening.about.get("encoder") not in (encoder.fingerprint, _former_identity(encoder)):
+        raise UserError(
+            f"{path} was fitted to another encoder (a checkpoint, image size or trunk that is not "
+            "the one here): run `whiten` again, or load without it (--no-whitening)"
+        )
+    return whitened(encoder, whitening)
+
+
+def _former_identity(encoder: "Encoder | Combined") -> str:
+    """What version 0.1.0 wrote into a whitening in place of `Encoder.fingerprint`."""
+    from siamese_jax.storage.tree import fingerprint
+
+    if isinstance(encoder, Combined):
+        parts = [_former_identity(part) for part in encoder.parts]
+        return fingerprint(parts=parts, how=dict(encoder.how))
+    leaves = tree.flatten({"params": encoder.params, "head": encoder.batch_stats.get("head", {})})
+    model = encoder.model
+    return fingerprint(
+        leaves=tree.digest(leaves),
+        model=(model.name, model.stage, model.pool, str(model.preprocessing)),
+        reading=(encoder.image_size, encoder.fit, encoder.mirror),
+    )

@@ -1,0 +1,269 @@
+"""trunk -> pool -> head -> embedding, as one set of pure functions."""
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siamese_jax.encoder.head import Head, make_head
+from siamese_jax.encoder.pooling import FIXED_POOLS, check_pool
+from siamese_jax.errors import UserError
+from siamese_jax.storage import tree
+from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
+from siamese_jax.trunks.table import TRUNKS, Preprocessing, normalise
+from siamese_jax.weights.load import TrunkWeights
+
+Array = jax.Array
+
+
+class Model(NamedTuple):
+    """What is computed; static under jit. The parameters travel beside it.
+
+    `name` is the trunk's in TRUNKS, `trunk` its module.
+    """
+
+    name: str
+    trunk: nn.Module
+    head: Head
+    preprocessing: Preprocessing
+    stage: str
+    pool: str
+    train_stages: tuple[str, ...] = ()
+
+
+def build_model(
+    weights: TrunkWeights,
+    *,
+    stage: str | None = None,
+    pool: str = "average",
+    head: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    train_stages: tuple[str, ...] = (),
+) -> Model:
+    """The model on a trunk's weights.
+
+    Args:
+      weights: of `siamese_jax.weights.load`.
+      stage: the trunk's output to pool; its last by default.
+      pool: "average", "max", "rmac" or "gem".
+      head: options of `siamese_jax.encoder.head.make_head`; none at all gives the pooled features.
+      dtype: compute type of trunk and head, "float32" or "bfloat16".
+      train_stages: trunk stages whose BatchNorm uses batch statistics in training.
+
+    Raises:
+      UserError: an option does not exist; the message names it.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"trunk.dtype={dtype!r}; choose float32 or bfloat16")
+    trunk = TRUNKS[weights.trunk]
+    stage = stage or trunk.stages[-1]
+    for name in (stage, *train_stages):
+        if name not in trunk.stages:
+            raise UserError(
+                f"{weights.trunk} has no stage {name!r}; choose from {', '.join(trunk.stages)}"
+            )
+    options = dict(head) if head is not None else {"layers": (), "normalize": False}
+    return Model(
+        name=weights.trunk,
+        trunk=trunk.build(form=weights.form, dtype=jnp.dtype(dtype)),
+        head=make_head(**options, gem=check_pool(pool) == "gem", dtype=jnp.dtype(dtype)),
+        preprocessing=weights.preprocessing,
+        stage=stage,
+        pool=pool,
+        train_stages=tuple(train_stages),
+    )
+
+
+def features(
+    model: Model,
+    params: Any,
+    batch_stats: Any,
+    images: Array,
+    *,
+    train: bool = False,
+    kernels: Any = None,
+) -> tuple[Array, Any]:
+    """The head's input: pooled features, or the feature map where the head pools by itself.
+
+    Args:
+      model: static.
+      params, batch_stats: the trunk's; a folded trunk has no statistics.
+      images: uint8 [n, h, w, 3].
+      train: whether `model.train_stages` use batch statistics.
+      kernels: of a folded trunk, those transformed in advance (see `inference_trunk`).
+
+    Returns:
+      float32 [n, c] (or [n, h', w', c] for GeM), and the trunk's new batch_stats.
+    """
+    x = normalise(images, model.preprocessing, model.trunk.dtype)
+    variables = {"params": params, "batch_stats": batch_stats, "tiles": kernels or {}}
+    if train and model.train_stages:
+        outputs, new = model.trunk.apply(
+            variables, x, train_stages=model.train_stages, mutable=["batch_stats"]
+        )
+        batch_stats = new["batch_stats"]
+    else:
+        outputs = model.trunk.apply(variables, x)
+    x = outputs[model.stage]
+    return (FIXED_POOLS[model.pool](x) if model.pool in FIXED_POOLS else x), batch_stats
+
+
+def embed(
+    model: Model,
+    params: Any,
+    batch_stats: Any,
+    inputs: Array,
+    *,
+    train: bool = False,
+    mask: Array | None = None,
+    key: Array | None = None,
+    kernels: Any = None,
+) -> tuple[Array, Any]:
+    """Images, or features cached of a frozen trunk, to embeddings.
+
+    Args:
+      model: static.
+      params, batch_stats: {"trunk": ..., "head": ...}.
+      inputs: uint8 [n, h, w, 3], or float [n, ...] as `features` returns them.
+      train: dropout and batch statistics on.
+      mask: bool [n], the rows that count in batch statistics.
+      key: for dropout; needed in training.
+      kernels: as `features` takes them.
+
+    Returns:
+      float32 [n, d] and the new batch_stats.
+    """
+    batch_stats = dict(batch_stats)
+    if inputs.dtype == jnp.uint8:
+        inputs, batch_stats["trunk"] = features(
+            model, params["trunk"], batch_stats["trunk"], inputs, train=train, kernels=kernels
+        )
+    embeddings, new = model.head.apply(
+        {"params": params["head"], "batch_stats": batch_stats["head"]},
+        inputs,
+        train=train,
+        mask=mask,
+        rngs=None if key is None else {"dropout": key},
+        mutable=["batch_stats"],
+    )
+    return embeddings, {**batch_stats, "head": new.get("batch_stats", {})}
+
+
+def init_head(model: Model, feature_shape: tuple[int, ...], key: Array) -> dict[str, Any]:
+    """Fresh {"params", "batch_stats"} of the head for one feature's shape [c] or [h', w', c]."""
+    variables = model.head.init(key, jnp.zeros((1, *feature_shape), jnp.float32))
+    return {"params": {}, "batch_stats": {}, **variables}
+
+
+def feature_shape(model: Model, trunk_variables: Any, image_size: int) -> tuple[int, ...]:
+    """Shape of one image's features, without computing any."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
+    x, _ = jax.eval_shape(
+        lambda images: features(
+            model, trunk_variables["params"], trunk_variables["batch_stats"], images
+        ),
+        images,
+    )
+    return x.shape[1:]
+
+
+def model_fingerprint(model: Model, variables: Any, *reading: Any) -> str:
+    """BLAKE2b of a model's options, of how images are read, and of the bytes of its parameters."""
+    text = repr(
+        (model.name, model.trunk, model.head, model.preprocessing, model.stage, model.pool, reading)
+    )
+    return hashlib.blake2b(
+        (text + tree.digest(tree.flatten(variables))).encode(), digest_size=16
+    ).hexdigest()
+
+
+def block_size(shape: Sequence[int]) -> int:
+    """Images embedded at a time, of those in [n, h, w, 3]: a CPU's cache full, or a GPU's worth.
+
+    On a CPU, blocks of 8 are the fastest at 112 pixels, and of 4 at 224 (`benchmarks/encode.py`).
+    """
+    if jax.default_backend() != "cpu":
+        return 256
+    return max(1, round(900 / math.sqrt(shape[1] * shape[2])))
+
+
+def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: int) -> np.ndarray:
+    """compute() over blocks of `size` rows, the last one padded: [n, ...] -> [n, ...], n >= 1.
+
+    Blocks run side by side, one on each core of a CPU: XLA's own threads leave a third of a second
+    core idle in a trunk. An accelerator copies one block in while it computes another.
+    """
+
+    def run(start: int) -> np.ndarray:
+        block = inputs[start : start + size]
+        pad = [(0, size - len(block))] + [(0, 0)] * (inputs.ndim - 1)
+        return np.asarray(compute(np.pad(block, pad)))[: len(block)]
+
+    workers = _cores() if jax.default_backend() == "cpu" else 2
+    with ThreadPoolExecutor(workers) as pool:
+        return np.concatenate(list(pool.map(run, range(0, len(inputs), size))))
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# A CPU with AVX-512 runs a trunk's element-wise passes faster in whole vectors than in the halves
+# that are XLA's default; other CPUs split them again.
+_compiled = functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_cpu_prefer_vector_width": 512}
+)
+
+
+@_compiled
+def run_features(model: Model, trunk_variables: Any, images: Array) -> Array:
+    """`features` for inference, compiled."""
+    params, stats, kernels = (
+        trunk_variables.get(k, {}) for k in ("params", "batch_stats", "tiles")
+    )
+    return features(model, params, stats, images, kernels=kernels)[0]
+
+
+@_compiled
+def run_embed(
+    model: Model, params: Any, batch_stats: Any, inputs: Array, kernels: Any = None
+) -> Array:
+    """`embed` for inference, compiled."""
+    return embed(model, params, batch_stats, inputs, kernels=kernels)[0]
+
+
+def inference_trunk(model: Model, trunk_variables: Any, image_size: int) -> tuple[Model, Any]:
+    """The fastest form of a trunk that is not trained.
+
+    BatchNorm goes into the convolutions, and the kernels that images of that size convolve with
+    are transformed once: {"params", "batch_stats"} -> {"params", "tiles"}.
+    """
+    folded = fold_batch_norm(model.name, model.trunk.form, trunk_variables)
+    trunk = model.trunk.clone(folded=True)
+    tiles = transformed_kernels(trunk, folded, (image_size, image_size, 3))
+    return model._replace(trunk=trunk, train_stages=()), {**folded, "tiles": tiles}
+
+
+def model_of_config(
+    config: Mapping[str, Any], weights: TrunkWeights, train_stages: tuple[str, ...] = ()
+) -> Model:
+    """The model that a config's `trunk` and `head` sections describe."""
+    head = {k: v for k, v in config["head"].items() if k != "init"}
+    trunk = config["trunk"]
+    return build_model(
+        weights,
+        stage=trunk["stage"],
+        pool=trunk["pool"],
+        head=head,
+        dtype=trunk["dtype"],
+        train_stages=train_stages,
+    )

@@ -1,0 +1,161 @@
+"""The ways to answer a search on the CPU, and which is taken when.
+
+few    very few queries: no copies, no preparation
+dense  k is a large share of the gallery: all distances
+scan   otherwise: candidates from one cheap product
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from siamese_jax.search.engine import all_distances, bounds, candidates, one_pass, order
+from siamese_jax.search.engine.blocks import Blocks
+from siamese_jax.search.engine.operands import Frame
+from siamese_jax.search.engine.request import Search
+
+
+def nearest(search: Search, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
+    """Yields (i, place, j, distance) arrays, in parts that are whole queries."""
+    euclidean = search.distance in ("euclidean", "sqeuclidean")
+    some = 0 < len(search.queries) <= one_pass.MOST and len(search.gallery.rows) > 0
+    if some and euclidean and search.adaptive and search.gallery.resident is False:
+        yield from _nearest_few(search, wanted, k)
+        return
+    g = len(search.gallery.rows)
+    sizes = all_distances.plan(len(search.queries), g, search.rows.width, k, search.memory_limit)
+    # A product in float64 does more than "float32" asks for.
+    if (search.adaptive or precision == "float32") and g and sizes is not None:
+        try:
+            yield from _nearest_dense(search, wanted, sizes)
+            return
+        except candidates.TooManyError:
+            pass  # Raised before anything was yielded, here as below.
+    if search.adaptive and precision == "bfloat16":
+        try:
+            yield from _nearest_scan(search, wanted, k, precision, patience=8 * k)
+            return
+        except candidates.TooManyError:
+            precision = "float32"
+    yield from _nearest_scan(search, wanted, k, precision, patience=np.inf)
+
+
+def _nearest_few(search: Search, wanted: np.ndarray, k: int) -> Iterator[tuple]:
+    i, j = one_pass.candidates(
+        search.queries,
+        search.gallery.rows,
+        min(k, len(search.gallery.rows)),
+        search.there,
+        search.codes,
+        functools.partial(search.settle, 0, wanted),
+    )
+    away = search.away(0, i, j)
+    yield order.first(i, j, away, wanted)
+
+
+def _nearest_dense(
+    search: Search, wanted: np.ndarray, sizes: all_distances.Plan
+) -> Iterator[tuple]:
+    return all_distances.nearest(
+        search.queries,
+        search.gallery.rows,
+        wanted,
+        sizes,
+        there=search.there,
+        codes=search.codes,
+        distance=search.distance,
+    )
+
+
+def _nearest_scan(
+    search: Search, wanted: np.ndarray, k: int, precision: str, patience: float
+) -> Iterator[tuple]:
+    q, g = len(search.queries), len(search.gallery.rows)
+    k = min(k, g)
+    if not q or not k:
+        return
+    frame, sizes, blocks = _prepare(search, precision, k)
+
+    def chunks(start: int) -> Iterator[candidates.Chunk]:
+        for at, count, side in search.sides(frame, sizes.chunk, start, start + sizes.state):
+            settle = functools.partial(search.settle, at, wanted[at : at + count])
+            floor = candidates.lowest(side, count)
+            floor[np.asarray(side.zero)] = np.inf
+            yield candidates.Chunk(at, side, k, floor, settle, sizes.pairs)
+
+    for start in range(0, q, sizes.state):
+        for chunk in candidates.run(
+            chunks(start), blocks, frame, sizes, exclude=search.codes is not None, patience=patience
+        ):
+            own = wanted[chunk.at : chunk.at + sizes.chunk]
+            i, j, away = _measured(search, chunk, len(own), frame)
+            more = search.with_zeros(chunk.at, len(own), chunk.side, blocks.zeros, k, i[:0], j[:0])
+            i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
+            away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
+            i, place, j, away = order.first(i, j, away, own)
+            yield i + chunk.at, place, j, away
+        patience = np.inf
+
+
+def _measured(
+    search: Search, chunk: candidates.Chunk, count: int, frame: Frame
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(i, j, distance) of pairs with all of each query's k first.
+
+    The k best lower ends belong to pairs that are measured at once. The k-th of these distances
+    is exact, and so a sharper limit for the other candidates than the floor.
+    """
+    pairs, k = chunk.pairs(), chunk.k
+    first = pairs.low >= chunk.floor[pairs.i]
+    away = np.full(len(first), np.inf, np.float32)
+    i = pairs.i[first]
+    away[first] = near = search.away(chunk.at, i, pairs.j[first])
+    starts = np.flatnonzero(np.diff(i, prepend=-1))
+    limit = np.full(count, np.inf)
+    enough = np.diff(starts, append=len(i)) >= k
+    limit[i[starts][enough]] = np.maximum.reduceat(near, starts)[enough] if len(i) else []
+    square = bounds.true_square(search.queries[chunk.at : chunk.at + count], frame)
+    least = bounds.score_of(limit, square, search.distance)
+    rest = np.flatnonzero(~first & (pairs.high >= bounds.below(least)[pairs.i]))
+    away[rest] = search.away(chunk.at, pairs.i[rest], pairs.j[rest])
+    measured = np.flatnonzero(away < np.inf)
+    return pairs.i[measured], pairs.j[measured], away[measured]
+
+
+def within(search: Search, reach: np.ndarray, precision: str) -> Iterator[tuple]:
+    """Yields (i, j, distance) arrays in the order (i, distance, j)."""
+    if not len(search.queries) or not len(search.gallery.rows):
+        return
+    frame, sizes, blocks = _prepare(search, precision, 1)
+    for at, count, side in search.sides(frame, sizes.chunk):
+        here = slice(at, at + count)
+        square = bounds.true_square(search.queries[here], frame)
+        least = bounds.score_of(reach[here], square, search.distance)
+        floor = candidates.lowest(side, count)
+        floor[:count] = bounds.below(least)
+        if search.distance == "euclidean":
+            floor[:count][reach[here] < 0] = np.inf
+        floor[:count] = np.maximum(floor[:count], np.finfo(np.float32).min)
+        floor[np.asarray(side.zero)] = np.inf
+        chunk = candidates.Chunk(at, side, None, floor, lambda i, j: (i, j), sizes.pairs)
+        list(candidates.run([chunk], blocks, frame, sizes, exclude=search.codes is not None))
+        i, j = search.with_zeros(
+            at, count, side, blocks.zeros, len(search.gallery.rows), *chunk.pairs()[:2]
+        )
+        away = search.away(at, i, j)
+        near = away <= reach[here][i]
+        i, j, away = i[near], j[near], away[near]
+        whole = np.full(count, len(search.gallery.rows))
+        i, _, j, away = order.first(i, j, away, whole)
+        yield i + at, j, away
+
+
+def _prepare(search: Search, precision: str, k: int) -> tuple[Frame, candidates.Plan, Blocks]:
+    q, (g, d) = len(search.queries), (len(search.gallery.rows), search.rows.width)
+    frame = search.frame(precision)
+    sizes = candidates.plan(q, g, d, k, precision, search.memory_limit)
+    if search.gallery.keeps(frame):
+        sizes = sizes._replace(keep_blocks=True, state=q)
+    blocks = search.gallery.blocks(frame, search.there, sizes.block, search.codes is not None)
+    return frame, sizes, blocks.keep() if sizes.keep_blocks else blocks

@@ -1,0 +1,159 @@
+"""A search as it was asked for: its arguments, checked, and what all ways to answer it share."""
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from siamese_jax.distances import check
+from siamese_jax.errors import UserError
+from siamese_jax.search.engine import blocks, bounds, exact, order
+from siamese_jax.search.engine.operands import Frame, Side
+from siamese_jax.search.engine.rows import Rows, as_rows
+
+Predicate = Callable[[np.ndarray], ArrayLike]  # a gallery's ids -> bool [g], which to search
+
+
+class Search:
+    """The arguments of a search, of a `Gallery`; see `siamese_jax.search.ranking.rank`."""
+
+    def __init__(
+        self,
+        queries: Any,
+        gallery: Any,
+        distance: str,
+        query_ids: ArrayLike | None,
+        keep: ArrayLike | Predicate | None,
+        memory_limit: int,
+    ):
+        self.distance = check(distance)
+        self.rows = as_rows(queries, "queries")
+        self.gallery = gallery
+        if self.rows.width != self.gallery.rows.width:
+            raise UserError(
+                f"queries have {self.rows.width} columns, the gallery {self.gallery.rows.width}"
+            )
+        if memory_limit < 1 << 20:
+            raise UserError(f"memory_limit={memory_limit} is less than 1 MiB (2**20 bytes)")
+        self.memory_limit = memory_limit
+        # Whether another precision may be taken than the one asked for.
+        self.adaptive = False
+        self.codes = self.gallery.codes(query_ids, len(self.rows))
+        self.there = _kept(keep, self.gallery)
+
+    @functools.cached_property
+    def queries(self) -> np.ndarray:
+        """float32 [q, d]."""
+        whole = self.rows.view(0, len(self.rows)) if len(self.rows) else None
+        if whole is None:
+            whole = np.zeros((len(self.rows), self.rows.width), np.float32)
+            with np.errstate(over="ignore"):
+                self.rows.read(0, whole)
+        return whole
+
+    def frame(self, precision: str) -> Frame:
+        return self.gallery.frame(self.distance, precision)
+
+    def sides(self, frame: Frame, size: int, start: int = 0, stop: int | None = None) -> Iterator:
+        """(first query, how many, their side of the product), a chunk at a time."""
+        stop = len(self.queries) if stop is None else min(stop, len(self.queries))
+        rows = Rows([self.queries], "queries")
+        code = None if self.codes is None else self.codes[0]
+        for at in range(start, stop, size):
+            yield (
+                at,
+                min(size, stop - at),
+                blocks.prepare_rows(rows, at, size, None, code, frame, is_query=True),
+            )
+
+    def only(self, which: np.ndarray) -> "Search":
+        """The same search for some of the queries."""
+        rest = copy.copy(self)
+        rest.__dict__["queries"] = self.queries[which]
+        rest.codes = None if self.codes is None else (self.codes[0][which], self.codes[1])
+        return rest
+
+    def away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        own = self.queries[at : at + int(i.max(initial=0)) + 1]
+        memory = self.memory_limit // 16
+        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance, memory)
+        self.gallery.rows.release()
+        return away
+
+    def settle(
+        self, at: int, wanted: np.ndarray, i: np.ndarray, j: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Each query's first pairs among (i, j)."""
+        i, _, j, _ = order.first(i, j, self.away(at, i, j), wanted)
+        return i.astype(np.int32), j
+
+    def with_zeros(
+        self,
+        at: int,
+        count: int,
+        side: Side,
+        zeros: Sequence[np.ndarray],
+        k: int,
+        i: np.ndarray,
+        j: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds the pairs of zero rows under cosine, which are all at distance 1 and so in the
+        order of their rows: a zero item's with every query, a zero query's with every item."""
+        if self.distance != "cosine":
+            return i, j
+        zero = np.concatenate([np.empty(0, np.int64), *zeros])
+        lost = np.flatnonzero(np.asarray(side.zero)[:count])
+        for who, items in (
+            (np.setdiff1d(np.arange(count), lost), zero),
+            (lost, None),
+        ):
+            if not len(who):
+                continue
+            if items is None:
+                items = np.arange(len(self.gallery.rows))
+                items = items if self.there is None else items[self.there]
+            for one in who if len(items) else ():
+                mine = items
+                if self.codes is not None:
+                    # Enough for k that are not the query's own.
+                    mine = items[self.codes[1][items] != self.codes[0][at + one]]
+                mine = mine[:k]
+                i = np.concatenate([i, np.full(len(mine), one, i.dtype)])
+                j = np.concatenate([j, mine.astype(j.dtype)])
+        return i, j
+
+
+def _kept(keep: ArrayLike | Predicate | None, gallery: Any) -> np.ndarray | None:
+    if keep is None:
+        return gallery.there
+    kept = np.asarray(keep(gallery.ids) if callable(keep) else keep)
+    if kept.dtype != bool or kept.shape != (len(gallery.rows),):
+        raise UserError(
+            f"keep must give bool [{len(gallery.rows)}], not {kept.dtype} {list(kept.shape)}"
+        )
+    return kept if gallery.there is None else kept & gallery.there
+
+
+def chosen_precision(precision: str, search: Search) -> str:
+    if precision not in bounds.PRECISIONS:
+        raise UserError(f"precision={precision!r} is unknown: use one of {bounds.PRECISIONS}")
+    if precision != "auto":
+        return precision
+    search.adaptive = True
+    large = len(search.queries) >= 64 and search.rows.width >= 64
+    return "bfloat16" if large and _has_bfloat16() else "float32"
+
+
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32, and XLA makes use of it."""
+    if jax.default_backend() != "cpu" or not os.path.exists("/proc/cpuinfo"):
+        return False
+    with open("/proc/cpuinfo") as file:
+        flags = next((line for line in file if line.startswith("flags")), "").split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags

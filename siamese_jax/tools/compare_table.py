@@ -1,0 +1,150 @@
+"""The table of a comparison, as Markdown, CSV and a page with accuracy against speed."""
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from siamese_jax.report.page import escape, number, page, section
+from siamese_jax.report.page import table as html_table
+from siamese_jax.report.plots import pareto_plot
+from siamese_jax.tools.compare_grid import Cell
+
+SEED = "seed"
+METRICS = ("recall@1", "map@r")
+# The heading of each column that is not an axis, and how it is written.
+COLUMNS = {
+    "recall@1": "recall@1",
+    "recall@1 sd": "sd",
+    "map@r": "map@r",
+    "before": "recall@1 before",
+    "parameters": "parameters",
+    "images/s": "images/s",
+    "width": "width",
+}
+Row = dict[str, Any]
+
+
+def table(
+    cells: Sequence[Cell], outcomes: Mapping[str, Mapping[str, Any]], speeds: Mapping[str, float]
+) -> list[Row]:
+    """One row a combination of the axes, the seeds averaged, the best recall@1 first.
+
+    Args:
+      cells: of the grid.
+      outcomes: cell name -> results.json, of those that were run.
+      speeds: cell name -> images/s.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.name in outcomes:
+            axes = tuple((k, v) for k, v in cell.choice.items() if k != SEED)
+            groups.setdefault(axes, []).append(cell)
+    rows = []
+    for axes, members in groups.items():
+        results = [outcomes[cell.name] for cell in members]
+        after = [r["test"]["after"] for r in results]
+        recalls = [values["recall@1"] for values in after]
+        row = {
+            **dict(axes),
+            **{m: statistics.mean(values[m] for values in after) for m in METRICS},
+            "recall@1 sd": statistics.stdev(recalls) if len(recalls) > 1 else math.nan,
+            "before": statistics.mean(r["test"]["before"]["recall@1"] for r in results),
+            "parameters": sum(results[0]["parameters"].values()),
+            "images/s": statistics.mean(speeds[cell.name] for cell in members),
+            "width": results[0]["embedding_dim"],
+            "trunk used": results[0]["trunk"]["trunk"],
+            "fallback": bool(results[0]["trunk"]["fallback_for"]),
+            "runs": [cell.name for cell in members],
+        }
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["recall@1"])
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns that say something: no deviation where there is one seed."""
+    several = any(not math.isnan(row["recall@1 sd"]) for row in rows)
+    return {k: v for k, v in COLUMNS.items() if several or k != "recall@1 sd"}
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "parameters":
+        return f"{value / 1e6:.2f} M"
+    if name == "images/s":
+        return f"{value:.1f}"
+    return number(value)
+
+
+def _by_reason(failures: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Cells that failed for the same reason, named by the first of them; and the reason."""
+    groups: dict[str, list[str]] = {}
+    for name, why in failures.items():
+        groups.setdefault(why, []).append(name)
+    more = {why: f" and {len(names) - 1} more" for why, names in groups.items() if names[1:]}
+    return [(names[0] + more.get(why, ""), why) for why, names in groups.items()]
+
+
+def write(
+    workdir: Path, title: str, rows: Sequence[Row], axes: Sequence[str], failures: Mapping[str, str]
+) -> None:
+    """compare.md, compare.csv and index.html in the comparison's folder.
+
+    Args:
+      workdir: the folder.
+      title: of the page.
+      rows: of `table`.
+      axes: the grid's axes in order.
+      failures: cell name -> why it was not run.
+    """
+    names = [axis for axis in axes if axis != SEED]
+    columns = _columns(rows)
+    heading = [*names, *columns.values()]
+    texts = [[*(r[a] for a in names), *(_cell(c, r[c]) for c in columns)] for r in rows]
+
+    lines = ["| " + " | ".join(heading) + " |"]
+    lines.append("|" + " --- |" * len(names) + " ---: |" * len(columns))
+    lines += ["| " + " | ".join(row) + " |" for row in texts]
+    lines += [f"\nNot run: {cells}: {why}" for cells, why in _by_reason(failures)]
+    (workdir / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    with open(workdir / "compare.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, *columns, "trunk used", "runs"])
+        for row in rows:
+            values = [row[key] for key in (*names, *columns, "trunk used")]
+            writer.writerow([*values, " ".join(row["runs"])])
+
+    linked = []
+    for row, own in zip(rows, texts, strict=True):
+        links = [
+            f'<a href="{escape(run)}/report/index.html">{i}</a>'
+            for i, run in enumerate(row["runs"])
+        ]
+        linked.append([*(escape(text) for text in own), " ".join(links)])
+    warnings = [f"Not run: {cells}: {why}" for cells, why in _by_reason(failures)]
+    warnings += [
+        f"{row['runs'][0]}: the trunk is {row['trunk used']}, which is not the one asked for"
+        for row in rows
+        if row["fallback"]
+    ]
+    plot = pareto_plot(
+        "Accuracy against speed",
+        [(row["images/s"], row["recall@1"]) for row in rows],
+        [" ".join(row[axis] for axis in names) for row in rows],
+        [row[names[0]] for row in rows],
+        x="images/s",
+        y="recall@1",
+    )
+    grid = html_table([*map(escape, heading), "reports"], linked, numbers_from=len(names))
+    body = [
+        plot,
+        section("Table", f'<div class="card">{grid}</div>'),
+        '<p class="soft">recall@1 and map@r on the test split after training, before: of the '
+        "trunk's pooled features; images/s through "
+        "trunk and head on the machine that ran the comparison, reading of files not counted; "
+        "parameters of both.</p>",
+    ]
+    text = page(title, body, subtitle=f"{len(rows)} combinations", warnings=warnings)
+    (workdir / "index.html").write_text(text, encoding="utf-8")

@@ -1,0 +1,359 @@
+"""Queries and gallery as users point at them, turned into vectors, class names and ids."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from siamese_jax.data.folders import LAYOUTS
+from siamese_jax.errors import UserError
+from siamese_jax.tools import stored
+
+if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
+    from siamese_jax.encoder.combined import Part
+
+LABELS = ("folder", "stem", "none")
+NO_ENCODER = (
+    "give --encoder; it may be left out only where both sides are .npz files that `embed` wrote"
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a search.
+
+    Attributes:
+      vectors: float32 [n, d].
+      records: the n images.
+      labels: str [n] class names, or bool [n, c] where an image may have several; an unlabelled
+        image has a class of its own.
+      ids: str [n]; the same file has the same id on both sides, so it is never its own answer.
+      labelled: bool [n].
+      classes: names of multi-hot columns; nothing where a label is a name itself.
+      marks: uint64 [n] of `siamese_jax.data.records.marks`.
+      keys: n of `siamese_jax.data.records.content_keys`.
+      facts: where the images are from, how many, their fingerprint, for the provenance.
+    """
+
+    vectors: np.ndarray
+    records: "Records"
+    labels: np.ndarray
+    ids: np.ndarray
+    labelled: np.ndarray
+    classes: tuple[str, ...]
+    marks: np.ndarray
+    keys: list[bytes]
+    facts: dict[str, Any]
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split", help="only this split of a data set that has splits: train, validation, test"
+    )
+    parser.add_argument(
+        "--labels",
+        choices=LABELS,
+        default="folder",
+        help="labels of images: their class folders (or CSV), the file names' stems, or none",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="what the folders inside mean, where it could be several things; images: no labels",
+    )
+    parser.add_argument(
+        "--label-separator",
+        help="what stands between the labels of an image with several, in a CSV: ';'",
+    )
+
+
+class Wanted(NamedTuple):
+    """How images are read, as the command line says.
+
+    Attributes:
+      labels: one of `LABELS`.
+      layout: one of `LAYOUTS`, or None: of folders.
+      separator: between the labels of an image, in a CSV file.
+      needed: whether labels that could be wrong, or are not there, are an error.
+    """
+
+    labels: str = "folder"
+    layout: str | None = None
+    separator: str | None = None
+    needed: bool = False
+
+
+def wanted(args: argparse.Namespace, *, needed: bool = False) -> Wanted:
+    """The options of `add_split`, but for the split."""
+    return Wanted(args.labels, args.layout, args.label_separator, needed)
+
+
+def read_records(where: str, how: Wanted, *, split: str | None = None) -> "Records":
+    """The images at a place, all of them or one split; nothing is split here.
+
+    Args:
+      where: what `load_images` takes, a data set's name, or a file of embeddings.
+      how: to read it.
+      split: "train", "validation" or "test", of a data set that brings splits.
+
+    Raises:
+      UserError: nothing is there, or not that split.
+    """
+    from siamese_jax.data.places import relabel
+    from siamese_jax.data.sources import load_images, load_records
+
+    labels = ("needed" if how.needed else "known") if how.labels == "folder" else how.labels
+    if stored.is_stored(where):
+        records = relabel(stored.read_stored(where), labels)
+    elif where == "emoji" or where.startswith("tfds:"):
+        records = relabel(load_records(where, None, fractions=None), labels)
+    else:
+        # A layout is of folders, and the other side may be none.
+        layout = how.layout if Path(where).is_dir() else None
+        records = load_images(where, layout=layout, labels=labels, separator=how.separator)
+    return records if split is None else records.where(split)
+
+
+def read_sides(
+    query: str, gallery: str | None, how: Wanted, *, split: str | None
+) -> tuple["Records", "Records"]:
+    """The images that are asked and those that are searched.
+
+    With one place, its own marks decide (`query/` and `gallery/`, a CSV's is_query and is_gallery);
+    a set without marks searches itself. With two places, each gives what is marked for its part.
+
+    Raises:
+      UserError: a side without images.
+    """
+    if how.layout and not any(Path(place).is_dir() for place in (query, gallery or query)):
+        raise UserError(f"--layout={how.layout} is said of a folder, and {query} is none")
+    if query == gallery == "-":
+        raise UserError("standard input can be read once: give one of --query and --gallery a file")
+    asked = read_records(query, how)
+    searched = asked if gallery is None else read_records(gallery, how)
+    if split is not None:
+        # Image folders have no splits: the option is for the side that has some.
+        divided = [bool((side.split != "").any()) for side in (asked, searched)]
+        asked = asked.where(split) if divided[0] or not divided[1] else asked
+        searched = searched.where(split) if divided[1] else searched
+    return _marked(asked, "query", query), _marked(searched, "gallery", gallery or query)
+
+
+def _marked(records: "Records", name: str, where: str) -> "Records":
+    """What is marked for a side. UserError where nothing is."""
+    marked = records.select(records.is_query if name == "query" else records.is_gallery)
+    if not len(marked):
+        raise UserError(f"{where}: no image is marked as {name}")
+    return marked
+
+
+def run_records(run: Path) -> "Records":
+    """The data set of a run, split as it was, checked to be unchanged.
+
+    Raises:
+      UserError: the folder is no run, or its images are others now.
+    """
+    from ml_collections import ConfigDict
+
+    from siamese_jax.storage import run_folder
+    from siamese_jax.train.experiment import load_data
+
+    if not run.is_dir():
+        raise UserError(f"{run} does not exist; give the folder of a run")
+    for name in ("config.json", "run.json"):
+        if not (run / name).exists():
+            raise UserError(f"{run} is not a run: it has no {name}")
+    config = ConfigDict(run_folder.read_json(run / "config.json"))
+    return load_data(config, run_folder.read_json(run / "run.json"))[0]
+
+
+def own_records(encoders: Sequence[str]) -> tuple[Path, "Records"]:
+    """The run that the encoders come from, and its data set.
+
+    Raises:
+      UserError: no encoder is of a run, or they are of runs with different data or splits, where
+        one may have been trained on what the other is tested on.
+    """
+    from siamese_jax.encoder import folder as encoder_folder
+    from siamese_jax.storage.run_folder import check_comparable, read_json
+
+    homes = [encoder_folder.home(name) for name in encoders if Path(name).is_dir()]
+    runs = [folder for folder in homes if folder.is_dir()]
+    if not runs:
+        raise UserError(f"{encoders[0]} is no run with data of its own: give --query=DIR")
+    records = run_records(runs[0])
+    for other in runs[1:]:
+        facts = [read_json(run / "run.json") for run in (runs[0], other)]
+        check_comparable(runs[0], facts[0], other, facts[1])
+    return runs[0], records
+
+
+def embed_side(
+    encoder: "Part | None",
+    records: "Records",
+    where: str,
+    *,
+    batch_size: int,
+    cache_dir: str | None,
+) -> Side:
+    """Embeds a side's images, those that were not embedded before.
+
+    Where the place is a file of embeddings, these are taken.
+    """
+    from siamese_jax.data.records import content_keys, fingerprint, marks
+    from siamese_jax.encoder.embedding import embed_records, item_ids
+
+    if stored.is_stored(where):
+        vectors, keys = stored.read_vectors(where, records)
+        kept = records
+    else:
+        if encoder is None:
+            raise UserError(NO_ENCODER)
+        keys = content_keys(records)
+        options: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir}
+        found = embed_records(encoder, records, keys=keys, **options)
+        vectors, kept = found.vectors, found.records
+    ids = item_ids(kept)
+    labels, labelled = _class_names(kept, ids)
+    facts = {
+        "from": where,
+        "images": len(kept),
+        "unreadable": len(records) - len(kept),
+        "classes": len(np.unique(labels[labelled])) if labels.ndim == 1 else labels.shape[1],
+        "fingerprint": fingerprint(records, keys),
+    }
+    classes = kept.class_names if labels.ndim == 2 else ()
+    there = np.isin(records.id, kept.id)
+    marked = marks(records, keys)[there]
+    kept_keys = [key for key, here in zip(keys, there, strict=True) if here]
+    return Side(vectors, kept, labels, ids, labelled, classes, marked, kept_keys, facts)
+
+
+def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that mean the same on both sides: names, or multi-hot rows; and which are known."""
+    label = records.label
+    if label.ndim == 2:
+        return label, np.asarray(label.any(axis=1))
+    known = np.greater_equal(label, 0)
+    names = np.array([*records.class_names, ""], dtype=np.str_)[label]
+    return np.where(known, names, _no_labels(ids)), np.asarray(known)
+
+
+def _no_labels(ids: np.ndarray) -> np.ndarray:
+    """No two unlabelled images are relevant to each other."""
+    return np.char.add("\0", ids)
+
+
+def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Side]:
+    """Both sides with labels that can be compared; what they have in common is told.
+
+    Where they have no class in common, or one side has several labels an image and the other one,
+    labels mean different things on the two sides: they are dropped, and that is told.
+
+    Raises:
+      UserError: so it is, and labels are needed.
+    """
+    from siamese_jax.data.sources import tell
+
+    said = ""
+    known = [side for side in (query, gallery) if side.labelled.any()]
+    if len(known) < 2:
+        if known:
+            bare = "gallery has" if known[0] is query else "queries have"
+            tell([f"the {bare} no labels: nothing is measured"])
+        return query, gallery
+    if query.labels.ndim != gallery.labels.ndim:
+        said = "one side has several labels an image and the other has one"
+    elif query.labels.ndim == 2:
+        query, gallery = _align_columns(query, gallery)
+    asked, searched = (_held(side) for side in (query, gallery))
+    shared = asked & searched
+    if not said and not shared:
+        said = (
+            f"the {len(asked)} classes of the queries ({_some(asked)}) and the {len(searched)} of "
+            f"the gallery ({_some(searched)}) have none in common"
+        )
+    if said and needed:
+        raise UserError(f"{said}: name both sides' classes alike, or use equal CSVs")
+    if said:
+        tell([f"{said}: both sides are taken as unlabelled, and nothing is measured"])
+        return _unlabelled(query), _unlabelled(gallery)
+    if asked != searched:
+        tell(
+            [
+                f"{len(shared)} of the {len(asked)} classes of the queries are in the gallery, "
+                f"which has {len(searched)}"
+            ]
+        )
+    return query, gallery
+
+
+def _held(side: Side) -> set[str]:
+    """The classes that a side's images are of."""
+    if side.labels.ndim == 2:
+        return {side.classes[j] for j in np.flatnonzero(side.labels.any(axis=0))}
+    return {str(name) for name in np.unique(side.labels[side.labelled])}
+
+
+def _some(classes: set[str]) -> str:
+    return ", ".join(map(repr, sorted(classes)[:3])) + (", ..." if len(classes) > 3 else "")
+
+
+def _unlabelled(side: Side) -> Side:
+    bare = np.zeros(len(side.ids), bool)
+    return replace(side, labels=_no_labels(side.ids), labelled=bare, classes=())
+
+
+def _align_columns(query: Side, gallery: Side) -> tuple[Side, Side]:
+    """Multi-hot columns of both sides brought to one order of classes."""
+    sides = (query, gallery)
+    classes = sorted({name for side in sides for name in side.records.class_names})
+
+    def brought(side: Side) -> Side:
+        labels = np.zeros((len(side.labels), len(classes)), bool)
+        labels[:, np.searchsorted(classes, side.records.class_names)] = side.labels
+        return replace(side, labels=labels, classes=tuple(classes))
+
+    return brought(query), brought(gallery)
+
+
+def integer_ids(query: Side, gallery: Side) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of both sides as int64 [q], [g], equal where the strings are."""
+    codes = np.unique(np.concatenate([query.ids, gallery.ids]), return_inverse=True)[1]
+    first, second = np.split(codes.astype(np.int64), [len(query.ids)])
+    return first, second
+
+
+def shown_labels(side: Side) -> list[str]:
+    """What to write beside each image: its class or classes, or the file's name without one."""
+    names = np.array([*side.records.class_names, ""], dtype=np.str_)
+    label = side.records.label
+    shown = [", ".join(names[:-1][row]) for row in label] if label.ndim == 2 else names[label]
+    return [
+        str(name) if known else Path(path).stem
+        for name, known, path in zip(shown, side.labelled, side.records.path, strict=True)
+    ]
+
+
+def provenance(
+    encoder: "Part | None", facts: dict[str, Any], *, own: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """What the numbers came from: encoder, weights, data, versions, device.
+
+    Args:
+      encoder: what embedded; None where embeddings were given, whose encoder is described by `own`.
+    """
+    from siamese_jax.storage.run_folder import environment
+
+    described = own or {}
+    if encoder is not None:
+        described = dict(encoder.provenance) | {
+            "fingerprint": encoder.fingerprint,
+            "image_size": encoder.image_size,
+            "width": encoder.embedding_dim,
+        }
+    return {"encoder": described, "data": facts, **more, **environment()}

@@ -1,0 +1,144 @@
+"""python -m siamese_jax weights list | fetch NAME | convert FILE | verify FILE
+
+weights list                               every source, and which are on this machine
+weights fetch resnet50                     its default source; or resnet50=timm:resnet50.a1_in1k
+weights convert my.h5 --trunk=resnet50 --out=resnet50.npz
+weights verify my.h5 [--trunk=resnet50]    read it whole; say which trunk and form it fits
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli
+from siamese_jax.trunks.table import TRUNKS, find
+from siamese_jax.weights import formats
+from siamese_jax.weights.download import Unavailable, cache_folder, located, obtain
+from siamese_jax.weights.fit import Mismatch, complete
+from siamese_jax.weights.load import SOURCES, TrunkWeights, load, save
+from siamese_jax.weights.port import flatten
+from siamese_jax.weights.sources import find_source
+
+
+def list_sources(trunk: str | None = None, cache_dir: str | None = None) -> list[str]:
+    """A line for every source: here or not, trunk, name, form, size, hash, licence, address."""
+    lines = []
+    for (owner, name), source in SOURCES.items():
+        if trunk in (None, owner):
+            here = "here" if located(source, cache_dir) else "-"
+            default = "*" if name == find(owner).default_weights else " "
+            lines.append(
+                f"{here:5}{default} {owner:18} {name:34} {source.form:6} {source.image_size:4} "
+                f"{source.licence:13} {source.digest[:15]:16} {source.address}"
+            )
+    return lines
+
+
+def fetch(name: str, cache_dir: str | None = None) -> Path:
+    """Download TRUNK or TRUNK=SOURCE, check it, and port it once, so that it will load offline."""
+    trunk, _, source = name.partition("=")
+    row = find_source(trunk, source or "imagenet")
+    try:
+        path = obtain(row, cache_dir)
+    except Unavailable as e:
+        raise UserError(
+            f"{name} can't be fetched: {e}; on a machine that reaches it, fetch it and copy "
+            f"{cache_folder(cache_dir)}, or use a local file"
+        ) from None
+    load(trunk, source or "imagenet", cache_dir=cache_dir)
+    return path
+
+
+def convert(file: str, trunk: str, out: str, **reading: Any) -> TrunkWeights:
+    """Port any readable file (or a run's folder) into our `.npz`; `reading` is `load`'s."""
+    if Path(out).suffix != ".npz":
+        raise UserError(f"--out={out} must end in .npz")
+    weights = load(trunk, file if "/" in file else f"./{file}", **reading)
+    save(out, weights)
+    return weights
+
+
+def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
+    """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
+    candidates = [trunk] if trunk else _candidates(formats.read(file))
+    problems = []
+    for candidate in candidates:
+        try:
+            return load(candidate, file if "/" in file else f"./{file}", **reading)
+        except UserError as e:
+            problems.append(e)
+    if problems:
+        raise problems[0]
+    raise UserError(f"{file} fits none of: {', '.join(TRUNKS)}")
+
+
+def _candidates(leaves: formats.Leaves) -> list[str]:
+    """The trunks whose leaves are all in the file, the largest first."""
+    if formats.META in leaves:
+        return [trunk for trunk in TRUNKS if f'"{trunk}"' in str(leaves[formats.META])]
+    return complete(leaves)
+
+
+def _summary(weights: TrunkWeights) -> str:
+    leaves = flatten(weights.variables)
+    count = sum(leaf.size for name, leaf in leaves.items() if name.startswith("params/"))
+    head = "with" if weights.classifier else "without"
+    return (
+        f"{weights.trunk}, {weights.form} form: {len(leaves)} leaves, {count:,} parameters, "
+        f"{head} a linear classifier; sha256 {weights.sha256}"
+    )
+
+
+class _Command(argparse.ArgumentParser):
+    """A command's own arguments; a mistake is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line; raises UserError for the user's mistakes."""
+    parser = cli.Parser("weights", __doc__ or "")
+    # Sub-parsers are made by the class of their parent, which here takes a name and a description.
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Command
+    )
+    command = commands.add_parser
+    listing = command("list", help="every source")
+    listing.add_argument("--trunk", choices=sorted(TRUNKS))
+    fetching = command("fetch", help="download a source")
+    fetching.add_argument("name", help="TRUNK or TRUNK=SOURCE")
+    for part in (listing, fetching):
+        part.add_argument("--cache-dir", help="instead of ~/.cache/siamese_jax")
+    converting = command("convert", help="port a file into .npz")
+    converting.add_argument("file")
+    converting.add_argument("--trunk", required=True)
+    converting.add_argument("--out", required=True)
+    verifying = command("verify", help="read a file whole")
+    verifying.add_argument("file")
+    verifying.add_argument("--trunk")
+    verifying.add_argument(
+        "--all", action="store_true", help="print every name that is missing (-) or unknown (+)"
+    )
+    for part in (converting, verifying):
+        cli.add_reading(part)
+    args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # no need to wake a GPU for reading files
+    if args.command == "list":
+        print("\n".join(list_sources(args.trunk, args.cache_dir)))
+    elif args.command == "fetch":
+        print(fetch(args.name, args.cache_dir))
+    elif args.command == "convert":
+        made = convert(args.file, args.trunk, args.out, **cli.reading(args))
+        print(_summary(made), "->", args.out)
+    else:
+        try:
+            found = verify(args.file, args.trunk, **cli.reading(args))
+        except Mismatch as e:
+            print("\n".join(e.lines if args.all else []), end="\n" if args.all else "")
+            raise
+        print(f"{args.file} is sound: {_summary(found)}")

@@ -1,0 +1,1 @@
+"""One experiment. Empty, so that the step imports without ml_collections."""

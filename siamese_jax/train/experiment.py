@@ -1,0 +1,373 @@
+"""One experiment, read top to bottom: data, trunk, cache, head, steps, evaluation, report."""
+
+import functools
+import logging
+import time
+import warnings as python_warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from siamese_jax import distances, weights
+from siamese_jax.data.records import Records, content_keys, fingerprint, marks
+from siamese_jax.data.sources import load_records
+from siamese_jax.encoder import model as encoder_model
+from siamese_jax.encoder.head import fit_head
+from siamese_jax.encoder.model import Model
+from siamese_jax.errors import UserError
+from siamese_jax.losses import Loss
+from siamese_jax.metrics import evaluation
+from siamese_jax.metrics.evaluation import Evaluated
+from siamese_jax.report import examples
+from siamese_jax.report.run_page import write_report
+from siamese_jax.storage import checkpoint, run_folder, tree
+from siamese_jax.storage.cache import cache_root
+from siamese_jax.train import optim
+from siamese_jax.train.from_config import (
+    embedding_width,
+    make_loss,
+    make_memory,
+    make_miner,
+    make_optimizer,
+    make_sampler,
+)
+from siamese_jax.train.inputs import Inputs, Reading, cached_inputs, image_inputs, train_labels
+from siamese_jax.train.loop import evaluate_state, evaluated, run_steps, validation_metric
+from siamese_jax.train.metrics_log import read_curves
+from siamese_jax.train.step import TrainState, init_state, make_train_step
+from siamese_jax.weights.load import TrunkWeights, stored_weights
+
+log = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains, or goes on training, and evaluates before and after.
+
+    Args:
+      config: as `configs/common.py` lays it out.
+      workdir: the run's folder; one that holds checkpoints of this config is resumed, and one that
+        is finished returns its results at once.
+
+    Returns:
+      The content of results.json.
+
+    Raises:
+      UserError: what the user can mend: a path, a field, weights that cannot be had, a loss that
+        is not finite.
+    """
+    workdir, began = Path(workdir), time.monotonic()
+    distances.check(config.distance)
+    run_folder.check(workdir, config.to_dict())
+    if (workdir / "results.json").exists():
+        log.info("%s is finished; its results stand", workdir)
+        return run_folder.read_json(workdir / "results.json")
+    found = checkpoint.load_newest(workdir / "checkpoints")
+    run = run_folder.read_json(workdir / "run.json") if found else {"warnings": []}
+
+    records, keys = load_data(config, run)
+    trunk = load_trunk(config, run, found)
+    model = encoder_model.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
+    log_summary(records, trunk)
+    inputs = make_inputs(config, model, trunk, records, keys)
+    if "before" not in run:
+        run = describe(config, run, trunk, inputs.records, fingerprint(records, keys))
+        run["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
+    loss, miner, sampler = make_loss(config), make_miner(config), make_sampler(config, inputs)
+    params, batch_stats = initial_parameters(config, model, trunk, inputs, loss, fit=not found)
+    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
+    tx = make_optimizer(config, params, freeze)
+    memory = make_memory(config, inputs)
+    state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
+    if found:
+        state = tree.unflatten(found[1], state)
+        log.info("resumed at step %d", found[0])
+    # From here on the folder is this run's.
+    run_folder.write_json(workdir / "config.json", config.to_dict())
+    run_folder.write_json(workdir / "run.json", run)
+    moving = optim.trainable(params, freeze)
+    step = make_train_step(
+        apply_fn=functools.partial(encoder_model.embed, model),
+        loss=loss,
+        tx=tx,
+        miner=miner,
+        trainable=moving,
+    )
+    state, last = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
+    best = checkpoint.load_first(
+        workdir / "checkpoints",
+        checkpoint.best_steps(workdir / "checkpoints", validation_metric(config)),
+    )
+    if best and best[0] != config.train.steps:
+        log.info("step %d is the best on validation, and the result", best[0])
+        state, last = tree.unflatten(best[1], state), {}
+    marked = np.zeros(int(records.id.max()) + 1, np.uint64)
+    marked[records.id] = marks(records, keys)
+    after = last or evaluate_state(config, state, inputs, evaluated(inputs.records))
+    chosen_by = "validation" if best else "last step"
+    results = finish(config, workdir, state, chosen_by, after, inputs, run, marked)
+    results["seconds"] = round(time.monotonic() - began, 1)
+    run_folder.write_json(workdir / "results.json", results)
+    return results
+
+
+# Data and trunk -----------------------------------------------------------------------------
+
+
+# Of one source or another; where one is given, a source without it refuses.
+DATA_OPTIONS = ("layout", "split", "images", "separator", "image_key", "label_key", "super_key")
+
+
+def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
+    """The records and the keys of their contents. UserError where a resumed run's data changed."""
+    data = config.data
+    held_out = data.validation_fraction + data.test_fraction
+    if not 0 <= held_out < 1:
+        raise UserError(
+            f"data.test_fraction + data.validation_fraction = {held_out:g} leaves no class to "
+            "train on; their sum must be below 1"
+        )
+    # Runs of earlier versions have configs without these fields.
+    options = {name: data.get(name) for name in DATA_OPTIONS}
+    records = load_records(
+        data.source,
+        data.root,
+        seed=config.seed if data.split_seed < 0 else data.split_seed,
+        fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
+        cache_dir=data.cache_dir,
+        **{name: value for name, value in options.items() if value is not None},
+    )
+    _check_trainable(records)
+    keys = content_keys(records)
+    if "data" in run and run["data"]["fingerprint"] != fingerprint(records, keys):
+        raise UserError(
+            f"the images of {data.root or data.source} have changed since this run began; "
+            "choose another --workdir"
+        )
+    return records, keys
+
+
+def _check_trainable(records: Records) -> None:
+    """UserError where there is nothing to train on or to measure by; said before the work."""
+    if records.label.ndim == 1 and (records.label < 0).all():
+        raise UserError(
+            f"{records.root}: the images have no labels to train on: make class folders, or a CSV "
+            "with the columns path and label"
+        )
+    held = {str(split) for split in np.unique(records.split)} & {"test", "validation"}
+    if held and not evaluated(records):
+        raise UserError(
+            f"{records.root}: no image of the {' or '.join(sorted(held))} split has another of its "
+            "class to find, so there is nothing to measure: add images to its classes"
+        )
+    if "test" not in held:
+        only = "the scores are those of validation, which also chooses the checkpoint"
+        log.warning("there is no test split: %s", only if held else "nothing is measured")
+
+
+def load_trunk(config: ConfigDict, run: Mapping[str, Any], found: Any) -> TrunkWeights:
+    """The trunk's weights: those in the run's own checkpoint, or from where the config says."""
+    if found:
+        return stored_weights(run, found[1])
+    with python_warnings.catch_warnings(record=True) as caught:
+        python_warnings.simplefilter("always")
+        trunk = weights.load(
+            config.trunk.name,
+            config.trunk.weights,
+            offline_fallback=config.trunk.offline_fallback or None,
+            form=config.trunk.form,
+            preprocessing=config.trunk.preprocessing,
+            ignore=config.trunk.ignore,
+            key=jax.random.key(config.seed),
+            cache_dir=config.data.cache_dir,
+        )
+    for warning in caught:
+        log.warning("%s", warning.message)
+        run["warnings"].append(str(warning.message))
+    run["warnings"].extend(trunk.notes)
+    return trunk
+
+
+def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
+    """The stages whose BatchNorm uses batch statistics: those with nothing frozen, if asked."""
+    if config.trunk.batch_norm not in ("frozen", "train"):
+        raise UserError(f"trunk.batch_norm={config.trunk.batch_norm!r}; choose frozen or train")
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    whole = [stage for stage, leaves in moving.items() if all(jax.tree.leaves(leaves))]
+    return tuple(whole) if config.trunk.batch_norm == "train" else ()
+
+
+def make_inputs(
+    config: ConfigDict, model: Model, trunk: TrunkWeights, records: Records, keys: list[bytes]
+) -> Inputs:
+    """Cached features where the whole trunk is frozen and the cache is on; images otherwise."""
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    reading = Reading(
+        image_size=config.trunk.image_size,
+        fit=config.data.fit,
+        augment=config.augment.to_dict(),
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+        strict=config.data.strict,
+    )
+    if any(jax.tree.leaves(moving)) or not config.cache.enabled:
+        return image_inputs(model, trunk.variables, records, reading)
+    folder = Path(config.data.cache_dir or cache_root()) / "features"
+    return cached_inputs(
+        model, trunk.variables, records, keys, reading, views=config.cache.views, folder=folder
+    )
+
+
+def bare_metrics(config: ConfigDict, inputs: Inputs, split: str) -> dict[str, Any]:
+    """How well the trunk's features do as they are: average-pooled, by cosine."""
+    vectors, records = inputs.features(inputs.records.where(split))
+    vectors = vectors.mean(axis=tuple(range(1, vectors.ndim - 1)))
+    values = evaluation.evaluate_split(
+        vectors, records, distance="cosine", ks=tuple(config.eval.ks)
+    )
+    return evaluation.summary(values, records)
+
+
+def class_count(records: Records) -> int:
+    """How many classes have an image here."""
+    if records.label.ndim == 2:
+        return int(records.label.any(axis=0).sum())
+    return len(np.unique(records.label))
+
+
+def log_summary(records: Records, trunk: TrunkWeights) -> None:
+    """What is about to be trained on what."""
+    for split in np.unique(records.split):
+        part = records.select(records.split == split)
+        log.info(
+            "%s: %d images of %d classes, %d queries, %d gallery images",
+            split or "no split",
+            len(part),
+            class_count(part),
+            part.is_query.sum(),
+            part.is_gallery.sum(),
+        )
+    count = sum(leaf.size for leaf in jax.tree.leaves(trunk.variables["params"]))
+    log.info("trunk: %s, %.1f million parameters, %s", trunk.trunk, count / 1e6, trunk.source)
+
+
+def describe(
+    config: ConfigDict, run: dict[str, Any], trunk: TrunkWeights, records: Records, data: str
+) -> dict[str, Any]:
+    """The content of run.json: all that the numbers depend on; `data` is the data's fingerprint."""
+    splits = {str(s): records.select(records.split == s) for s in np.unique(records.split)}
+    return {
+        **run,
+        **run_folder.environment(),
+        "seed": config.seed,
+        "trunk": trunk.describe() | {"requested": config.trunk.name},
+        "data": {
+            "source": config.data.source,
+            "root": config.data.root,
+            "fingerprint": data,
+            "notes": list(records.notes),
+            "images": len(records),
+        },
+        "split": {
+            name: {
+                "images": len(part),
+                "classes": class_count(part),
+                "queries": int(part.is_query.sum()),
+                "gallery": int(part.is_gallery.sum()),
+            }
+            for name, part in splits.items()
+        },
+    }
+
+
+# The start ---------------------------------------------------------------------------------
+
+
+def initial_parameters(
+    config: ConfigDict, model: Model, trunk: TrunkWeights, inputs: Inputs, loss: Loss, *, fit: bool
+) -> tuple[Any, Any]:
+    """Pretrained trunk, fresh head (fitted to the features, if `fit`), fresh loss parameters."""
+    if config.head.init not in ("random", "pca"):
+        raise UserError(f"head.init={config.head.init!r}; choose random or pca")
+    head_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    shape = encoder_model.feature_shape(model, trunk.variables, config.trunk.image_size)
+    head = encoder_model.init_head(model, shape, head_key)
+    pca = config.head.init == "pca" and bool(config.head.layers)
+    if fit and (pca or config.head.centre):
+        features, _ = inputs.features(inputs.records.where("train"))
+        head = fit_head(model.head, head, features, pca=pca)
+    labels = train_labels(inputs.records)
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    params = {
+        "trunk": trunk.variables["params"],
+        "head": head["params"],
+        "loss": loss.init(loss_key, embedding_width(config, inputs), classes),
+    }
+    # A copy, because the step donates its buffers and the trunk is in use elsewhere.
+    return jax.tree.map(jnp.array, (params, {
+        "trunk": trunk.variables["batch_stats"], "head": head["batch_stats"],
+    }))  # fmt: skip
+
+
+# The loop -----------------------------------------------------------------------------------
+
+
+# The end ------------------------------------------------------------------------------------
+
+
+def finish(
+    config: ConfigDict,
+    workdir: Path,
+    state: TrainState,
+    chosen_by: str,
+    found: Mapping[str, Evaluated],
+    inputs: Inputs,
+    run: dict[str, Any],
+    marked: np.ndarray,
+) -> dict[str, Any]:
+    """Results and report of the chosen state, from its evaluation.
+
+    `marked` is the mark of each image, by its id (see `siamese_jax.data.records.marks`).
+    """
+    results: dict[str, Any] = {}
+    pictures: list[Any] = []
+    for split, (vectors, records, values) in found.items():
+        after = evaluation.summary(values, records)
+        results[split] = {"before": run["before"][split], "after": after}
+        asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
+        path = workdir / "report" / f"per_query_{split}.npz"
+        evaluation.save_per_query(path, values, asked, searched)
+        pictures = examples.examples(vectors, records, distance=config.distance, seed=config.seed)
+    results |= {
+        "checkpoint_step": int(state.step),
+        "chosen_by": chosen_by,
+        "trunk": run["trunk"],
+        "data": run["data"],
+        "split": run["split"],
+        "parameters": {
+            part: sum(leaf.size for leaf in jax.tree.leaves(state.params[part]))
+            for part in ("trunk", "head")
+        },
+        "embedding_dim": embedding_width(config, inputs),
+        "warnings": run["warnings"],
+        "skipped": inputs.skipped,
+    }
+    if inputs.skipped:
+        log.warning("%d images could not be read and were left out:", len(inputs.skipped))
+        for reason in inputs.skipped.values():
+            log.warning("  %s", reason)
+    run_folder.write_json(workdir / "run.json", run)
+    write_report(
+        workdir / "report" / "index.html",
+        title=f"{workdir.name}: {config.loss.name} on {config.data.source}",
+        results=results,
+        run=run | {"config": config.to_dict()},
+        curves=read_curves(workdir / "metrics.jsonl"),
+        examples=pictures,
+        warnings=run["warnings"],
+    )
+    return results

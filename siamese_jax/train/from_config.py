@@ -1,0 +1,175 @@
+"""From the fields of a config to the parts of a step: loss, miner, sampler, optimiser, memory."""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from siamese_jax.data.records import Records
+from siamese_jax.data.samplers import SAMPLERS
+from siamese_jax.errors import UserError
+from siamese_jax.losses import LOSSES, Loss
+from siamese_jax.losses import memory as memory_bank
+from siamese_jax.losses.miners import MINERS
+from siamese_jax.train import optim
+from siamese_jax.train.inputs import Inputs
+
+log = logging.getLogger(__name__)
+
+
+def _from_table(
+    table: Mapping[str, Callable[..., Any]], section: str, options: ConfigDict, **given: Any
+) -> Any:
+    """table[options.name](**the other options, **given).
+
+    Raises:
+      UserError: a name or an option unknown, or an option missing.
+    """
+    chosen = {k: v for k, v in options.to_dict().items() if k != "name"}
+    if (called := options.get("name")) not in table:
+        raise UserError(f"{section}.name={called!r}; choose one of {', '.join(table)}")
+    factory = table[called]
+    known = inspect.signature(factory).parameters
+    for name in chosen:
+        if name not in known:
+            raise UserError(
+                f"{section}.{name}: {called} has no such option; it has "
+                f"{', '.join(n for n in known if n not in given) or 'none'}. To set the section "
+                f"whole: --config.{section}=\"{{'name': '{called}', ...}}\""
+            )
+    arguments = {k: v for k, v in given.items() if k in known} | chosen
+    needed = {n for n, p in known.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
+    if missing := sorted(needed - arguments.keys()):
+        raise UserError(f"{section}.name={called} needs {section}.{missing[0]}")
+    return factory(**arguments)
+
+
+def make_loss(config: ConfigDict) -> Loss:
+    """The loss, on the config's distance if it is one of distances; similarities keep their own."""
+    factory = LOSSES.get(config.loss.get("name"), LOSSES["triplet"])
+    default = inspect.signature(factory).parameters.get("distance")
+    on_distance = default is not None and default.default == "euclidean"
+    given = {"distance": config.distance} if on_distance else {}
+    return _from_table(LOSSES, "loss", config.loss, **given)
+
+
+def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
+    if config.miner.get("name") == "none":
+        return None
+    return _from_table(MINERS, "miner", config.miner, distance=config.distance)
+
+
+def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
+    train = inputs.records.where("train")
+    side = train.side if train.side is not None and np.ptp(train.side) else None
+    if side is not None and not len(_usable(train.label, side)):
+        log.warning("no training class has images of two sides: positives are of one side")
+        side = None
+    options = fit_batch(config.sampler, train.label, side)
+    given = {"labels": train.label, "seed": config.seed, "domain": side}
+    if options.get("name") == "hierarchical":
+        given["super_labels"] = super_labels(config, train)
+    return _from_table(SAMPLERS, "sampler", options, **given)
+
+
+def super_labels(config: ConfigDict, train: Records) -> np.ndarray:
+    """int [n]; UserError where the data say nothing of super-classes, or not for every image."""
+    if train.super_label is None:
+        raise UserError(
+            "sampler.name=hierarchical needs super-classes, and "
+            f"{config.data.root or config.data.source} has none; they are in a CSV's column "
+            "'category', in sop and inshop, and in the feature data.super_key of a tfds:NAME"
+        )
+    if (lost := np.flatnonzero(train.super_label < 0)).size:
+        raise UserError(
+            f"sampler.name=hierarchical: {lost.size} training images have no super-class, the "
+            f"first is {train.path[lost[0]]}; fill in the column 'category'"
+        )
+    return train.super_label
+
+
+def _usable(labels: np.ndarray, side: np.ndarray | None, least: int = 2) -> np.ndarray:
+    """int [c]: how many images the classes have that can give positives.
+
+    They have `least` images or more, and some of two sides where there are sides.
+    """
+    known = labels[:, None] >= 0 if labels.ndim == 1 else labels
+    rows, held = np.nonzero(known)
+    held = labels[rows] if labels.ndim == 1 else held
+    counts = np.unique(held, return_counts=True)[1]
+    if side is None:
+        return counts[counts >= least]
+    pairs = np.unique(np.stack([held, side[rows]], axis=1), axis=0)
+    sides = np.unique(pairs[:, 0], return_counts=True)[1]
+    return counts[(counts >= least) & (sides > 1)]
+
+
+def fit_batch(
+    sampler: ConfigDict, labels: np.ndarray, side: np.ndarray | None = None
+) -> ConfigDict:
+    """A batch of classes x images that the data can fill; classes that can't be in it are told.
+
+    Where there are fewer classes with positives than the batch should hold, it holds all of them,
+    with more images of each: as many as the batch size allows and the largest class has.
+    """
+    if sampler.get("name") != "classes" or not {"batch_size", "per_class"} <= {*sampler}:
+        return sampler
+    least = sampler.get("min_images", 2)
+    counts = _usable(labels, side, least)
+    usable = len(counts)
+    held = labels[labels >= 0] if labels.ndim == 1 else np.nonzero(labels)[1]
+    if lone := len(np.unique(held)) - usable:
+        log.warning(
+            "%d of %d training classes are in no batch: they have fewer than %d images%s",
+            lone,
+            usable + lone,
+            least,
+            "" if side is None else ", or images of one side",
+        )
+    if not usable or sampler.batch_size // sampler.per_class <= usable:
+        return sampler
+    most = min(sampler.batch_size // usable, int(counts.max()))
+    per_class = max(sampler.per_class, most)
+    fitted = ConfigDict(sampler.to_dict() | {"per_class": per_class})
+    fitted.batch_size = usable * per_class
+    log.info(
+        "a batch holds %d classes x %d images: the training split has no more classes",
+        usable,
+        per_class,
+    )
+    return fitted
+
+
+def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
+    options = config.optim
+    schedule = optim.warmup_schedule(
+        options.learning_rate,
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        total_steps=config.train.steps,
+    )
+    return optim.make_optimizer(
+        params,
+        name=options.name,
+        learning_rate=schedule,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm or None,
+        freeze=freeze,
+        lr_scale=[("loss/", options.loss_lr_scale)] if params["loss"] else [],
+    )
+
+
+def make_memory(config: ConfigDict, inputs: Inputs) -> Any:
+    if not config.memory.size:
+        return ()
+    shape = inputs.records.label.shape[1:]
+    return memory_bank.init(config.memory.size, embedding_width(config, inputs), shape)
+
+
+def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
+    if config.head.layers:
+        return config.head.layers[-1]
+    return inputs.features(inputs.records.select(np.arange(1)))[0].shape[-1]

@@ -1,0 +1,219 @@
+"""Where training and evaluation get their inputs: images, or a frozen trunk's cached features."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from siamese_jax.data.labels import label_codes
+from siamese_jax.data.pipeline import Batches, eval_batches, train_batches
+from siamese_jax.data.records import Records
+from siamese_jax.encoder.embedding import Batch, CachedVectors, feature_batches
+from siamese_jax.encoder.head import Head
+from siamese_jax.encoder.model import (
+    Model,
+    block_size,
+    feature_shape,
+    in_blocks,
+    inference_trunk,
+    model_fingerprint,
+    run_embed,
+    run_features,
+)
+from siamese_jax.errors import UserError
+from siamese_jax.storage.tree import fingerprint
+from siamese_jax.storage.vectors import VectorStore
+
+Sampler = Callable[[int], np.ndarray]
+
+
+class Inputs(NamedTuple):
+    """What the loop needs of the data, whichever way it comes.
+
+    Attributes:
+      records: the data set, less the images that are known to be unreadable.
+      batches: (sampler, start_step) -> training batches.
+      features: records -> float32 [n, ...], the head's plain inputs, and the records that have one.
+      embed: (params, batch_stats, records) -> float32 [n, d], and those records.
+      skipped: path -> what is wrong with it, of the images left out so far.
+    """
+
+    records: Records
+    batches: Callable[[Sampler, int], Iterator[Batch]]
+    features: Callable[[Records], tuple[np.ndarray, Records]]
+    embed: Callable[[Any, Any, Records], tuple[np.ndarray, Records]]
+    skipped: dict[str, str]
+
+
+class Reading(NamedTuple):
+    """How images are read: the options that all batches share."""
+
+    image_size: int
+    fit: str
+    augment: Mapping[str, Any]
+    seed: int
+    batch_size: int
+    strict: bool
+
+
+def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: Reading) -> Inputs:
+    """Images all the way: the trunk runs in every step."""
+    labels, skipped = train_labels(records), dict[str, str]()
+    train = records.where("train")
+
+    def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
+        source = train_batches(
+            train,
+            sample,
+            image_size=reading.image_size,
+            fit=reading.fit,
+            augment=reading.augment,
+            seed=reading.seed,
+            start_step=start_step,
+            strict=reading.strict,
+        )
+        for batch in _noting(source, skipped):
+            yield {**batch, "label": labels[batch["id"]]}
+
+    def run(compute: Callable[[Any], Any], chosen: Records) -> tuple[np.ndarray, Records]:
+        rows, good = [], []
+        for batch in _noting(_plain(chosen, reading), skipped):
+            rows.append(np.asarray(compute(batch["image"]))[batch["mask"]])
+            good.append(batch["id"][batch["mask"]])
+        return np.concatenate(rows), chosen.select(np.isin(chosen.id, np.concatenate(good)))
+
+    def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
+        return run(lambda images: run_features(model, trunk_variables, images), chosen)
+
+    def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
+        return run(lambda images: run_embed(model, params, batch_stats, images), chosen)
+
+    return Inputs(records, batches, features_of, embed_all, skipped)
+
+
+def cached_inputs(
+    model: Model,
+    trunk_variables: Any,
+    records: Records,
+    keys: list[bytes],
+    reading: Reading,
+    *,
+    views: int,
+    folder: Path,
+) -> Inputs:
+    """Features of a frozen trunk: one pass over the images and their augmented views, kept on disk.
+
+    An augmented view depends on the seed, the view's number, the image's id and its content, and
+    all four are in its key.
+    """
+    skipped: dict[str, str] = {}
+    headless = model._replace(head=Head())  # features do not depend on the head
+    plain = model_fingerprint(headless, trunk_variables, reading.image_size, reading.fit)
+    augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
+    shape = feature_shape(model, trunk_variables, reading.image_size)
+    trunk = functools.partial(
+        run_features, *inference_trunk(model, trunk_variables, reading.image_size)
+    )
+    store = VectorStore(folder / plain, shape)
+
+    def compute(images: np.ndarray) -> np.ndarray:
+        return in_blocks(trunk, images, block_size(images.shape))
+
+    cached = CachedVectors(
+        store, lambda rows: _noting(_plain(records.select(rows), reading), skipped), compute
+    )
+    found = cached.rows(records.id, keys, describe="trunk on plain images")
+    if not (found >= 0).any():
+        raise UserError(f"{records.root}: none of the {len(records)} images can be read")
+    row_of = np.full(int(records.id.max()) + 1, -1, np.int64)
+    row_of[records.id] = found
+    key_of = dict(zip(records.id.tolist(), keys, strict=True))
+    records = records.select(found >= 0)
+
+    train = records.where("train")
+    view_store = VectorStore(folder / augmented, shape)
+    view_rows = []
+    for view in range(1, views + 1):
+
+        def batches_of(rows: np.ndarray, view: int = view) -> Iterable[Batch]:
+            return _noting(_view(train.select(rows), reading, view), skipped)
+
+        view_keys = [_view_key(key_of[i], i, view) for i in train.id.tolist()]
+        view_rows.append(
+            CachedVectors(view_store, batches_of, compute).rows(
+                train.id, view_keys, describe=f"trunk on augmented view {view} of {views}"
+            )
+        )
+
+    def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
+        sources = [(store.vectors(), row_of[train.id])]
+        sources += [(view_store.vectors(), rows) for rows in view_rows]
+        labels = train_labels(records)[train.id]
+        return feature_batches(
+            sources, labels, train.id, sample, seed=reading.seed, start_step=start_step
+        )
+
+    def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
+        rows = row_of[chosen.id]
+        return np.asarray(store.vectors()[rows[rows >= 0]]), chosen.select(rows >= 0)
+
+    def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
+        vectors, chosen = features_of(chosen)
+        embed_block = functools.partial(run_embed, model, params, batch_stats)
+        return in_blocks(embed_block, vectors, 512), chosen
+
+    return Inputs(records, batches, features_of, embed_all, skipped)
+
+
+def _plain(records: Records, reading: Reading) -> Batches:
+    return eval_batches(
+        records,
+        image_size=reading.image_size,
+        fit=reading.fit,
+        batch_size=reading.batch_size,
+        strict=reading.strict,
+    )
+
+
+def _view(records: Records, reading: Reading, view: int) -> Batches:
+    return eval_batches(
+        records,
+        image_size=reading.image_size,
+        fit=reading.fit,
+        batch_size=reading.batch_size,
+        strict=reading.strict,
+        augment=reading.augment,
+        seed=reading.seed,
+        view=view,
+    )
+
+
+def _noting(batches: Batches, skipped: dict[str, str]) -> Iterator[Batch]:
+    """The same batches; what they could not read is added to `skipped`."""
+    for batch in batches:
+        skipped.update(batches.broken)
+        yield batch
+
+
+def train_labels(records: Records) -> np.ndarray:
+    """Labels for the loss, by record id: training classes numbered from 0; others and unknown -1.
+
+    Multi-hot labels stay as they are.
+    """
+    size = int(records.id.max()) + 1
+    if records.label.ndim == 2:
+        hot = np.zeros((size, records.label.shape[1]), bool)
+        hot[records.id] = records.label
+        return hot
+    train = records.split == "train"
+    table = np.full(size, -1, np.int32)
+    table[records.id[train]] = label_codes(records.label[train])[1][0]
+    return table
+
+
+def _view_key(key: bytes, image: int, view: int) -> bytes:
+    text = key + image.to_bytes(8, "little") + view.to_bytes(8, "little")
+    return hashlib.blake2b(text, digest_size=16).digest()

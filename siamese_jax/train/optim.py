@@ -1,0 +1,128 @@
+"""The optimiser: which parameters move, how fast, and when."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from siamese_jax.errors import UserError
+from siamese_jax.storage.tree import path_name
+
+Schedule = Callable[[Any], Any]
+Tree = Any
+
+
+def matches(params: Tree, patterns: Sequence[str]) -> Tree:
+    """A tree of bools: whether some pattern matches the start of the leaf's path.
+
+    Args:
+      params: any tree of arrays.
+      patterns: regular expressions, anchored at the start of paths such as "head/dense1/kernel".
+
+    Raises:
+      UserError: a pattern is malformed, or matches nothing (a typing error, most likely).
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        try:
+            found = any(re.match(pattern, name) for name in names)
+        except re.error as error:
+            raise UserError(f"the parameter pattern {pattern!r} is malformed: {error}") from None
+        if not found:
+            groups = sorted({"/".join(name.split("/")[:2]) for name in names})
+            raise UserError(
+                f"the parameter pattern {pattern!r} matches no parameter; the parameters begin "
+                f"with {', '.join(groups)}"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(re.match(pattern, path_name(path)) for pattern in patterns), params
+    )
+
+
+def trainable(params: Tree, freeze: Sequence[str]) -> Tree:
+    """A tree of bools, False where a pattern of `freeze` matches. Raises as `matches` does."""
+    return jax.tree.map(lambda frozen: not frozen, matches(params, freeze))
+
+
+def select(tree: Tree, mask: Tree) -> Tree:
+    """The tree with an empty node (optax.MaskedNode) in place of every leaf outside the mask."""
+    return jax.tree.map(lambda keep, leaf: leaf if keep else optax.MaskedNode(), mask, tree)
+
+
+def merge(selected: Tree, tree: Tree, mask: Tree) -> Tree:
+    """Undoes `select`: leaves of `selected` inside the mask, of `tree` outside."""
+    return jax.tree.map(lambda keep, new, old: new if keep else old, mask, selected, tree)
+
+
+def warmup_schedule(
+    learning_rate: float, *, schedule: str, warmup_steps: int, total_steps: int
+) -> Schedule:
+    """Linear warm-up from 0, then "constant", "cosine" or "linear" down to 0 at the last step."""
+    rest = max(1, total_steps - warmup_steps)
+    after = {
+        "constant": optax.constant_schedule(learning_rate),
+        "cosine": optax.cosine_decay_schedule(learning_rate, rest),
+        "linear": optax.linear_schedule(learning_rate, 0.0, rest),
+    }
+    if schedule not in after:
+        raise UserError(f"optim.schedule={schedule!r}; choose one of {', '.join(after)}")
+    if not warmup_steps:
+        return after[schedule]
+    # The first step already moves: 1/(w + 1) of the way, not 0.
+    warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after[schedule]], [warmup_steps])
+
+
+OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "adamw": optax.scale_by_adam,
+    "sgd": lambda: optax.trace(decay=0.9),
+    "nesterov": lambda: optax.trace(decay=0.9, nesterov=True),
+    "rmsprop": lambda: optax.scale_by_rms(decay=0.9),
+    "lion": optax.scale_by_lion,
+}
+
+
+def make_optimizer(
+    params: Tree,
+    *,
+    name: str = "adamw",
+    learning_rate: float | Schedule,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    freeze: Sequence[str] = (),
+    lr_scale: Sequence[tuple[str, float]] = (),
+) -> optax.GradientTransformation:
+    """Clip, direction, decoupled weight decay, per-group scale, learning rate; masked.
+
+    Frozen leaves have no state, take no part in the clipping norm and are not updated. Weight
+    decay is on matrices and kernels only (Loshchilov & Hutter, 2019, arXiv:1711.05101, decoupled).
+
+    Args:
+      params: the whole tree {"trunk", "head", "loss"}; only shapes and paths are read.
+      name: one of OPTIMIZERS.
+      learning_rate: a number or an optax schedule of the step.
+      weight_decay: times the learning rate.
+      clip_norm: largest global norm of the gradient of the trainable leaves; None for no limit.
+      freeze: patterns of frozen leaves, see `matches`.
+      lr_scale: (pattern, factor) pairs: factors on the learning rate of the matching leaves.
+
+    Raises:
+      UserError: unknown optimiser, or a pattern that matches nothing.
+    """
+    if name not in OPTIMIZERS:
+        raise UserError(f"optim.name={name!r}; choose one of {', '.join(OPTIMIZERS)}")
+    mask = trainable(params, freeze)
+    decayed = jax.tree.map(lambda leaf: np.ndim(leaf) > 1, params)
+    steps = [OPTIMIZERS[name]()]
+    if clip_norm:
+        steps.insert(0, optax.clip_by_global_norm(clip_norm))
+    if weight_decay:
+        steps.append(optax.add_decayed_weights(weight_decay, select(decayed, mask)))
+    for pattern, factor in lr_scale:
+        group = select(matches(params, [pattern]), mask)
+        steps.append(optax.masked(optax.scale(factor), group))
+    steps.append(optax.scale_by_learning_rate(learning_rate))
+    return optax.masked(optax.chain(*steps), mask)

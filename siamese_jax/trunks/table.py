@@ -1,0 +1,159 @@
+"""The trunks: what each is called, how it is built, what it gives, how its pixels are scaled."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import efficientnet, resnet, vgg
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels of 0 to 255 become a trunk's input: (x - mean) / std, in BGR order if `bgr`."""
+
+    mean: Triple
+    std: Triple
+    bgr: bool = False
+
+
+# Keras's name for it is "caffe": blue first, the mean of ImageNet's pixels taken off, no scaling.
+CAFFE = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), bgr=True)
+# torchvision's transforms, times 255.
+IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# -1 to 1, as TensorFlow's EfficientNet-Lite was trained.
+LITE = Preprocessing((127.0,) * 3, (128.0,) * 3)
+# timm's "inception" constants: 0.5 and 0.5, times 255.
+HALF = Preprocessing((127.5,) * 3, (127.5,) * 3)
+# Pixels from 0 to 1.
+UNIT = Preprocessing((0.0,) * 3, (255.0,) * 3)
+PREPROCESSING = {
+    "imagenet": IMAGENET,
+    "inception": HALF,
+    "lite": LITE,
+    "caffe": CAFFE,
+    "unit": UNIT,
+}
+
+
+def as_preprocessing(value: str | Preprocessing | Mapping[str, Any]) -> Preprocessing:
+    """A name in the table, or "MEAN/STD" for pixels from 0 to 1: one number or three (RGB) each.
+
+    >>> as_preprocessing("0.5/0.5") == HALF
+    True
+    """
+    if isinstance(value, Preprocessing):
+        return value
+    if isinstance(value, Mapping):  # as JSON keeps one
+        return Preprocessing(tuple(value["mean"]), tuple(value["std"]), value["bgr"])
+    if value in PREPROCESSING:
+        return PREPROCESSING[value]
+    try:
+        mean, std = (_three(part) for part in value.split("/"))
+        if min(std) <= 0:
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"preprocessing={value!r}: choose from {', '.join(PREPROCESSING)}, or give MEAN/STD "
+            "for pixels from 0 to 1, such as 0.485,0.456,0.406/0.229,0.224,0.225"
+        ) from None
+    return Preprocessing(mean, std)
+
+
+def _three(text: str) -> Triple:
+    numbers = [float(part) for part in text.split(",")]
+    if len(numbers) not in (1, 3) or not all(0 <= number <= 1 for number in numbers):
+        raise ValueError
+    red, green, blue = (255 * number for number in (numbers * 3 if len(numbers) == 1 else numbers))
+    return red, green, blue
+
+
+def normalise(images: ArrayLike, preprocessing: Preprocessing, dtype: Any = jnp.float32) -> Array:
+    """uint8 [n,h,w,3] -> `dtype` [n,h,w,3], worked out in float32.
+
+    >>> float(normalise(jnp.full((1, 1, 1, 3), 191, jnp.uint8), LITE)[0, 0, 0, 0])
+    0.5
+    """
+    x = jnp.asarray(images).astype(jnp.float32)
+    x = x[..., ::-1] if preprocessing.bgr else x
+    mean = jnp.array(preprocessing.mean, jnp.float32)[None, None, None]
+    std = jnp.array(preprocessing.std, jnp.float32)[None, None, None]
+    return ((x - mean) / std).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One row of the table.
+
+    `build(form=..., dtype=..., folded=...)` gives a Linen module; its
+    `apply({"params", "batch_stats"}, x [n,h,w,3], train_stages=())` gives {stage: [n,h',w',c]}, the
+    parameters of a stage lie under its name, and only the stages in `train_stages` use (and update)
+    the statistics of the batch. `width` is the last stage's channels.
+    """
+
+    build: Callable[..., nn.Module]
+    width: int
+    stages: tuple[str, ...]
+    forms: tuple[str, ...]
+    image_size: int
+    default_weights: str
+
+
+_BOTH = ("keras", "torch")
+
+
+def _resnet(depths: tuple[int, ...], bottleneck: bool) -> Trunk:
+    build = partial(resnet.ResNet, depths, bottleneck)
+    width = 2048 if bottleneck else 512
+    forms, weights = (_BOTH, "keras") if bottleneck else (("torch",), "torchvision:IMAGENET1K_V1")
+    return Trunk(build, width, resnet.STAGES, forms, 224, weights)
+
+
+def _vgg(depths: tuple[int, ...], normalised: bool) -> Trunk:
+    build = partial(vgg.VGG, depths, normalised)
+    forms, weights = (("torch",), "torchvision:IMAGENET1K_V1") if normalised else (_BOTH, "keras")
+    return Trunk(build, 512, vgg.STAGES, forms, 224, weights)
+
+
+def _efficientnet(width: float, depth: float, image_size: int, lite: bool, weights: str) -> Trunk:
+    build = partial(efficientnet.EfficientNet, width, depth, lite)
+    channels = efficientnet.stem_and_top(width, lite)[1]
+    return Trunk(build, channels, efficientnet.STAGES, _BOTH, image_size, weights)
+
+
+TRUNKS: dict[str, Trunk] = {
+    "resnet18": _resnet((2, 2, 2, 2), bottleneck=False),
+    "resnet34": _resnet((3, 4, 6, 3), bottleneck=False),
+    "resnet50": _resnet((3, 4, 6, 3), bottleneck=True),
+    "resnet101": _resnet((3, 4, 23, 3), bottleneck=True),
+    "resnet152": _resnet((3, 8, 36, 3), bottleneck=True),
+    "vgg16": _vgg((2, 2, 3, 3, 3), normalised=False),
+    "vgg19": _vgg((2, 2, 4, 4, 4), normalised=False),
+    "vgg16_bn": _vgg((2, 2, 3, 3, 3), normalised=True),
+    "vgg19_bn": _vgg((2, 2, 4, 4, 4), normalised=True),
+    "efficientnet_b0": _efficientnet(1.0, 1.0, 224, False, "keras"),
+    "efficientnet_b1": _efficientnet(1.0, 1.1, 240, False, "keras"),
+    "efficientnet_b2": _efficientnet(1.1, 1.2, 260, False, "keras"),
+    "efficientnet_b3": _efficientnet(1.2, 1.4, 300, False, "keras"),
+    "efficientnet_b4": _efficientnet(1.4, 1.8, 380, False, "keras"),
+    "efficientnet_lite0": _efficientnet(1.0, 1.0, 224, True, "lite0"),
+    "efficientnet_lite1": _efficientnet(1.0, 1.1, 240, True, "lite1"),
+    "efficientnet_lite2": _efficientnet(1.1, 1.2, 260, True, "lite2"),
+    "efficientnet_lite3": _efficientnet(1.2, 1.4, 280, True, "timm:tf_efficientnet_lite3.in1k"),
+    "efficientnet_lite4": _efficientnet(1.4, 1.8, 300, True, "timm:tf_efficientnet_lite4.in1k"),
+}
+
+
+def find(name: str) -> Trunk:
+    """The trunk of that name; UserError with the names there are otherwise."""
+    if name not in TRUNKS:
+        raise UserError(f"no trunk is called {name!r}; there are: {', '.join(TRUNKS)}")
+    return TRUNKS[name]
