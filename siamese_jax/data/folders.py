@@ -19,7 +19,7 @@ that. The names above are never classes, but for one folder `train/` or `anchor/
 two or more others.
 
 Where that could be wrong, labels are not guessed: where a class folder's pictures lie in several
-folders inside (a class may be either), other folders stand beside a layout's own, as many pictures
+folders inside, at any depth (a class may be either), other folders stand beside a layout's own, as many pictures
 lie loose as there are folders, a split has no class folders, or two sides share no class. Where
 labels are needed this is an error that says what was seen and what can be said instead; where they
 are not, all pictures are there, without labels, and that is noted. Loose pictures that are fewer
@@ -44,6 +44,8 @@ _SPLIT = re.compile(
     r"(?:(train|training)|(val|valid|validation)|(test|testing))"
     r"(?:[ _-]?(?:set|split|data|images|imgs))?(?:[ _-]?\d{4})?"
 )
+# What stands beside the folders of a data set more often than it is a class.
+_NO_CLASSES = frozenset(("annotations", "annotation", "labels", "masks", "mask", "segmentation"))
 _WRAPPERS = frozenset(("images", "image", "imgs", "img", "pictures", "photos", "jpegimages"))
 
 
@@ -168,6 +170,8 @@ def _guess(tree: Tree) -> Reading:
 def _is_class(tree: Tree, roles: list[str]) -> bool:
     """Trains and anchors are things too: a folder of pictures among two or more others of them."""
     others = len(tree.inside) - len(roles)
+    if any(_fold(top) in _NO_CLASSES for top in tree.inside):
+        return False
     direct = all(os.sep not in path for inside in tree.inside.values() for path in inside)
     return len(roles) == 1 and _fold(roles[0]) in ("train", "anchor") and others >= 2 and direct
 
@@ -371,9 +375,8 @@ def _tops(tree: Tree) -> list[str]:
 
 
 def _deeper(paths: Iterable[str]) -> bool:
-    """Whether a folder holds no picture itself, and two folders that do."""
-    parts = [path.split(os.sep) for path in paths]
-    return all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) > 1
+    """Whether two folders inside a folder, at any depth, hold pictures."""
+    return len({os.path.dirname(path) for path in paths} - {""}) > 1
 
 
 def _unwrapped(tree: Tree) -> Tree:

@@ -141,8 +141,12 @@ def hierarchical(
       per_super: classes drawn from a super-class.
 
     Raises:
-      UserError: as for `classes`; a class in two super-classes.
+      UserError: as for `classes`; an image without a super-class, a class in two of them.
     """
+    if (super_labels < 0).any():
+        raise UserError(
+            f"hierarchical sampler: {int((super_labels < 0).sum())} images have no super-class"
+        )
     number = _parts(batch_size, per_class * per_super, "per_class x per_super")
     cells = _Cells(labels, domain, min_images)
     _, by_class = group(labels)

@@ -244,6 +244,27 @@ def test_split_folders_that_could_be_something_else(tmp_path):
     assert load_images(tmp_path / "0").split.tolist() == ["test", "train"]
 
 
+CHAINS = {
+    "splits within": both([f"x/data/{c}" for c in ("train/a", "train/b", "test/c")], "1.png"),
+    "versions": both(["v1/images/cat", "v1/images/dog", "v2/images/cat"], "1.png"),
+    "the download's folder": both([f"CUB/images/{c}" for c in ("001.a", "002.b")], "1.png"),
+    "long": both(["x/y/z/a", "x/y/z/b"], "1.png"),
+    "loose beside": [*both(["x/a", "x/b", "y/a", "y/b"], "1.png"), "x/0.png", "y/0.png"],
+    "in a split": both(["train/s/imgs2/a", "train/s/imgs2/b", "test/c"], "1.png"),
+    "no class beside": both(["train", "annotations", "masks"], "1.png"),
+}
+
+
+@pytest.mark.parametrize("names", CHAINS.values(), ids=CHAINS)
+def test_classes_at_another_depth_are_asked_for(tmp_path, names):
+    fill(tmp_path, *names)
+    with pytest.raises(UserError, match="say what is meant"):
+        load_records("folder", tmp_path)
+    records = load_images(tmp_path)
+    assert listed(records, tmp_path) == dict.fromkeys(names)
+    assert said(records, "no labels are read") == 1
+
+
 def test_trains_and_anchors_are_things_too(tmp_path):
     for name in ("train", "anchor"):
         root = fill(tmp_path / name, *both(["bus", "car", name], "1.png", "2.png"))
