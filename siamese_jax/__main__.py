@@ -1,4 +1,4 @@
-"""The command line: `python -m siamese_jax TOOL`; without a TOOL it lists them.
+"""The command line: `siamese-jax TOOL`, or `python -m siamese_jax TOOL`; without one it lists them.
 
 A tool is a module with `main(argv)`; only the one that is asked for is imported.
 """
@@ -15,6 +15,10 @@ from siamese_jax.errors import UserError, print_anything
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 TOOLS = {
+    "train": (
+        "siamese_jax.tools.train",
+        "one experiment: train or resume, evaluate, report",
+    ),
     "embed": ("siamese_jax.tools.embed", "the embeddings of a folder of images, as a file"),
     "rank": ("siamese_jax.tools.rank", "for every query, its nearest images of a gallery"),
     "evaluate": (
@@ -33,11 +37,16 @@ TOOLS = {
 
 def usage() -> str:
     lines = [f"  {name:<10}{what}" for name, (_, what) in TOOLS.items()]
-    return "\n".join(["usage: python -m siamese_jax TOOL [options], or TOOL --help", "", *lines])
+    return "\n".join(["usage: siamese-jax TOOL [options], or TOOL --help", "", *lines])
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a tool and returns the exit code: 2, after one line, for a mistake of the user's."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the tool of a command line (the process's own, if none is given).
+
+    Returns:
+      The exit code: 2, after one line, for a mistake of the user's.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
@@ -61,4 +70,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, tool: str, description: str) -> None:
         super().__init__(
-            prog=f"python -m siamese_jax {tool}",
+            prog=f"siamese-jax {tool}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

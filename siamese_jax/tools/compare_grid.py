@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
+from siamese_jax.tools.configs import find_config
 
 Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -49,6 +50,7 @@ def read_grid(path: str | Path) -> tuple[ConfigDict, Grid]:
     Raises:
       UserError: no such file, or it is no grid.
     """
+    path = find_config(str(path))
     if not Path(path).is_file():
         raise UserError(f"--config={path} does not exist")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
