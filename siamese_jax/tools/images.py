@@ -104,7 +104,7 @@ def read_records(where: str, how: Wanted, *, split: str | None = None) -> "Recor
       UserError: nothing is there, or not that split.
     """
     from siamese_jax.data.places import relabel
-    from siamese_jax.data.sources import load_images, load_records
+    from siamese_jax.data.sources import load_images, load_records, tell
 
     labels = ("needed" if how.needed else "known") if how.labels == "folder" else how.labels
     if stored.is_stored(where):
@@ -115,7 +115,11 @@ def read_records(where: str, how: Wanted, *, split: str | None = None) -> "Recor
         # A layout is of folders, and the other side may be none.
         layout = how.layout if Path(where).is_dir() else None
         records = load_images(where, layout=layout, labels=labels, separator=how.separator)
-    return records if split is None else records.where(split)
+    if split is not None:
+        return records.where(split)
+    if len(there := sorted({str(part) for part in records.split} - {""})) > 1:
+        tell([f"{where}: the splits {', '.join(there)} are taken together; --split takes one"])
+    return records
 
 
 def read_sides(

@@ -31,7 +31,8 @@ class Fit(NamedTuple):
 _COUNTERS = re.compile(r"(^|[./])(num_batches_tracked|n_averaged)$")
 # Of several copies in one file: the averaged one, as timm and DINO evaluate it, before the one that
 # was trained; but the trained one before a target that only followed it (MoCo's key encoder, BYOL).
-_FIRST, _LAST = {"ema", "teacher"}, {"k", "key", "target", "momentum"}
+_FIRST = {"ema", "teacher", "swa", "averaged", "average", "avg"}
+_LAST = {"k", "key", "target", "momentum"}
 
 
 def choose(

@@ -76,7 +76,8 @@ def port(
     left = _matching(leaves, ignore, where) if ignore else []
     leaves = {name: leaf for name, leaf in leaves.items() if name not in set(left)}
     asked = [f"{len(left)} leaves are ignored: {fitting.first(left)}"] if left else []
-    if any(name.startswith("params/") for name in leaves):
+    entries = {name.partition("/")[0] for name in leaves} - {META}
+    if "params" in entries and entries <= {"params", "batch_stats", "classifier"}:
         return _ours(leaves, trunk, where, form, asked)
     fit, notes = fitting.choose(leaves, trunk, form, where, set(left))
     flat = {ours: _to_ours(leaves[theirs], ours, fit.scheme) for ours, theirs in fit.wanted.items()}

@@ -20,8 +20,8 @@ import numpy as np, jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 from ranking_oracle import KINDS, case, ranking
-from siamese_jax.gallery import Gallery
-from siamese_jax.ranking import rank
+from siamese_jax.search.gallery import Gallery
+from siamese_jax.search.ranking import rank
 rng = np.random.default_rng(1)
 assert len(jax.devices()) == 8
 for n, (kind, distance) in enumerate(

@@ -359,7 +359,7 @@ def test_wide_intervals_make_auto_take_float32(rng):
 _MEMORY = """
 import json, resource, sys
 import numpy as np
-from siamese_jax.ranking import rank
+from siamese_jax import rank
 y = np.load(sys.argv[1], mmap_mode="r")
 x = np.array(y[:500])
 rank(x, y[:4096], 100)

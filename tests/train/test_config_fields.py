@@ -33,6 +33,7 @@ CHANGED = {
     "trunk.stage": "stage3",
     "trunk.pool": {"trunk.pool": "max", "trunk.image_size": 40},  # a map of more than one place
     "trunk.dtype": "bfloat16",
+    "trunk.preprocessing": "inception",
     "trunk.freeze": ("stem", "stage[123]"),
     "trunk.batch_norm": {"trunk.batch_norm": "train", "trunk.freeze": ("stem", "stage[123]")},
     "head.layers": (7,),
@@ -65,9 +66,9 @@ CHANGED = {
 }
 # Where data and weights come from, what is kept, what costs memory: each has tests of its own.
 ELSEWHERE = {
-    *(f"data.{n}" for n in ("source", "root", "images", "separator", "split", "strict")),
-    *(f"data.{n}" for n in ("cache_dir", "label_key", "image_key", "super_key")),
-    *(f"trunk.{n}" for n in ("name", "weights", "offline_fallback")),
+    *(f"data.{n}" for n in ("source", "root", "layout", "images", "separator", "split")),
+    *(f"data.{n}" for n in ("strict", "cache_dir", "label_key", "image_key", "super_key")),
+    *(f"trunk.{n}" for n in ("name", "weights", "offline_fallback", "form", "ignore")),
     *(f"train.{n}" for n in ("checkpoint_every", "max_to_keep")),
     "eval.batch_size",
 }

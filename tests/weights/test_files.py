@@ -169,6 +169,14 @@ def ema(storages, state, other):
     return tf.plain({"state_dict": storages.add_all(other), "state_dict_ema": average})
 
 
+def beside(trained, averaged):
+    def wrap(storages, state, other):
+        average = storages.add_all(state)
+        return tf.plain({trained: storages.add_all(other), averaged: average})
+
+    return wrap
+
+
 def dino(storages, state, other):
     teacher = storages.add_all(prefixed("module.backbone.", state))
     student = storages.add_all(prefixed("module.backbone.", other))
@@ -200,6 +208,9 @@ WRAPPERS = {
     "Lightning": (lightning, None),
     "a whole module": (whole_module, None),
     "an average beside": (ema, None),
+    "two in one restorer's file": (beside("params", "params_ema"), None),
+    "stochastic weight averaging": (beside("model", "swa_model"), None),
+    "averaged": (beside("model", "averaged_model"), None),
     "DINO": (dino, None),
     "MoCo": (moco, None),
     "foreign leaves": (with_head, r"^projector\.|queue"),
@@ -305,7 +316,7 @@ def test_dicts_that_hold_each_other_end(state, tmp_path):
 
 def said(caplog):
     """The one line that loading a file said."""
-    (record,) = [r for r in caplog.records if r.name == "siamese_jax.weights"]
+    (record,) = [r for r in caplog.records if r.name.startswith("siamese_jax.weights")]
     assert "\n" not in record.getMessage()
     caplog.clear()
     return record.getMessage()

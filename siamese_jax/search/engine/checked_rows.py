@@ -61,7 +61,7 @@ def moved(rows: np.ndarray, origin: np.ndarray) -> np.ndarray:
 def at_least_one(**counts: int) -> None:
     """Raises UserError for an argument that isn't a whole number above 0."""
     for name, value in counts.items():
-        if not isinstance(value, (int, np.integer)) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise UserError(f"{name} = {value!r} must be a whole number, at least 1")
 
 
