@@ -22,8 +22,9 @@ Where that could be wrong, labels are not guessed: where a class folder's pictur
 folders inside, at any depth (a class may be either), other folders stand beside a layout's own, as
 many pictures lie loose as there are folders, a split has no class folders, or two sides share no
 class. Where labels are needed this is an error that says what was seen and what can be said
-instead; where they are not, all pictures are there, without labels, and that is noted. Loose pictures that are fewer
-than the folders have no class: left out where labels are needed, else unlabelled; both are noted.
+instead; where they are not, all pictures are there, without labels, and that is noted. Loose
+pictures that are fewer than the folders have no class: left out where labels are needed, else
+unlabelled; both are noted.
 """
 
 import os
