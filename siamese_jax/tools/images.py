@@ -29,8 +29,7 @@ class Side:
     Attributes:
       vectors: float32 [n, d].
       records: the n images.
-      labels: str [n] class names, or bool [n, c] where an image may have several; an unlabelled
-        image has a class of its own.
+      labels: str [n] class names, "" where unknown, or bool [n, c] where an image may have several.
       ids: str [n]; the same file has the same id on both sides, so it is never its own answer.
       labelled: bool [n].
       classes: names of multi-hot columns; nothing where a label is a name itself.
@@ -208,8 +207,9 @@ def embed_side(
 
     Where the place is a file of embeddings, these are taken.
     """
+    from siamese_jax.data.labels import missing
     from siamese_jax.data.records import content_keys, fingerprint, marks
-    from siamese_jax.encoder.embedding import embed_records, item_ids
+    from siamese_jax.encoder.embedding import embed_records, item_ids, label_names
 
     if stored.is_stored(where):
         vectors, keys = stored.read_vectors(where, records)
@@ -221,8 +221,8 @@ def embed_side(
         options: dict[str, Any] = {"batch_size": batch_size, "cache_dir": cache_dir}
         found = embed_records(encoder, records, keys=keys, **options)
         vectors, kept = found.vectors, found.records
-    ids = item_ids(kept)
-    labels, labelled = _class_names(kept, ids)
+    ids, labelled = item_ids(kept), ~missing(kept.label)
+    labels = kept.label if kept.label.ndim == 2 else label_names(kept)
     facts = {
         "from": where,
         "images": len(kept),
@@ -235,21 +235,6 @@ def embed_side(
     marked = marks(records, keys)[there]
     kept_keys = [key for key, here in zip(keys, there, strict=True) if here]
     return Side(vectors, kept, labels, ids, labelled, classes, marked, kept_keys, facts)
-
-
-def _class_names(records: "Records", ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels that mean the same on both sides: names, or multi-hot rows; and which are known."""
-    label = records.label
-    if label.ndim == 2:
-        return label, np.asarray(label.any(axis=1))
-    known = np.greater_equal(label, 0)
-    names = np.array([*records.class_names, ""], dtype=np.str_)[label]
-    return np.where(known, names, _no_labels(ids)), np.asarray(known)
-
-
-def _no_labels(ids: np.ndarray) -> np.ndarray:
-    """No two unlabelled images are relevant to each other."""
-    return np.char.add("\0", ids)
 
 
 def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Side]:
@@ -309,7 +294,7 @@ def _some(classes: set[str]) -> str:
 
 def _unlabelled(side: Side) -> Side:
     bare = np.zeros(len(side.ids), bool)
-    return replace(side, labels=_no_labels(side.ids), labelled=bare, classes=())
+    return replace(side, labels=np.full(len(side.ids), ""), labelled=bare, classes=())
 
 
 def _align_columns(query: Side, gallery: Side) -> tuple[Side, Side]:
