@@ -132,15 +132,14 @@ def test_every_command_of_a_config(place, path):
     assert lines
     for line in lines:
         done = typed(place, line)
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        if "DIR" in line and path.stem not in ENDS:
-            assert "DIR does not exist" in last
-        elif path.stem in ENDS:
-            assert (done.returncode, last[:7]) == (2, "error: "), done.stderr[-3000:]
-            assert ENDS[path.stem] in last
-            assert "No module named" not in done.stderr
-        else:
+        errors = [e for e in done.stderr.splitlines() if e.startswith("error: ")]
+        expected = ENDS.get(path.stem, "DIR does not exist" if "DIR" in line else None)
+        if expected is None:
             assert done.returncode == 0, done.stderr[-3000:]
+        else:  # TFDS's other downloads may still complain after the one line that is ours.
+            assert (done.returncode, len(errors)) == (2, 1), done.stderr[-3000:]
+            assert expected in errors[0]
+            assert "No module named" not in done.stderr
 
 
 def test_no_package_but_the_plain_install_can_be_imported(place):
