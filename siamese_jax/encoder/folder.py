@@ -94,7 +94,7 @@ def save(
     own = Path(arguments["name"])
     if own.is_dir() and folder.exists() and own.samefile(folder):
         arguments = {}
-    elif folder.is_file() or is_run(folder):
+    elif folder.is_file() or run_folder.is_run(folder):
         raise UserError(f"{folder} is a file or another run; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     if arguments:
@@ -115,10 +115,6 @@ def home(folder: str | os.PathLike[str]) -> Path:
     """The run's folder that an encoder's folder stands for: itself, or the one it points to."""
     pointed = load_arguments(Path(folder))
     return Path(folder) if pointed is None else Path(pointed["name"])
-
-
-def is_run(folder: Path) -> bool:
-    return (folder / "config.json").exists() and (folder / "run.json").exists()
 
 
 def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Combined":

@@ -1,8 +1,6 @@
 """`load_encoder`: the only file that knows runs, folders and trunks."""
 
 import dataclasses
-import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +14,10 @@ from siamese_jax.encoder.combined import Combined
 from siamese_jax.encoder.encoder import Encoder, make_encoder
 from siamese_jax.encoder.model import build_model, feature_shape, init_head, model_of_config
 from siamese_jax.errors import UserError
-from siamese_jax.storage import checkpoint, tree
+from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.trunks.table import Preprocessing, as_preprocessing
 from siamese_jax.weights.load import load as load_weights
 from siamese_jax.weights.load import stored_weights
-
-log = logging.getLogger(__name__)
 
 
 def load_encoder(
@@ -117,21 +113,11 @@ def _from_folder(folder: Path, image_size: int | None, whitening: bool) -> Encod
 
 
 def _from_run(folder: Path, image_size: int | None) -> Encoder:
-    files = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
-    if not files["config"].exists() or not files["run"].exists():
-        raise UserError(f"{folder} is not a run: it has no config.json and run.json")
-    config, run = (json.loads(files[name].read_text()) for name in ("config", "run"))
-    step = None
-    if files["results"].exists():
-        step = json.loads(files["results"].read_text())["checkpoint_step"]
-    found = checkpoint.load_newest(folder / "checkpoints", step)
-    if found is None:
-        raise UserError(f"{folder} has no checkpoint yet: train it first")
-    if step is None:
-        log.warning("%s is not finished: its checkpoint of step %d is used", folder, found[0])
-    leaves = {name: jnp.asarray(leaf) for name, leaf in found[1].items()}
-    weights = stored_weights(run, leaves)
-    model = model_of_config(config, weights)
+    run = run_folder.read(folder)
+    step, found = checkpoint.load_chosen(run)
+    leaves = {name: jnp.asarray(leaf) for name, leaf in found.items()}
+    weights = stored_weights(run.facts, leaves)
+    model = model_of_config(run.config, weights)
     return make_encoder(
         model,
         {"trunk": weights.variables["params"], "head": tree.nest(leaves, "params/head/")},
@@ -139,9 +125,9 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
             "trunk": weights.variables["batch_stats"],
             "head": tree.nest(leaves, "batch_stats/head/"),
         },
-        image_size=image_size or config["trunk"]["image_size"],
-        fit=config["data"]["fit"],
-        distance=config["distance"],
-        provenance={"run": str(folder), "step": found[0], **run["trunk"]},
+        image_size=image_size or run.config["trunk"]["image_size"],
+        fit=run.config["data"]["fit"],
+        distance=run.config["distance"],
+        provenance={"run": str(folder), "step": step, **run.facts["trunk"]},
         arguments={"name": str(folder), "image_size": image_size},
     )

@@ -10,7 +10,6 @@ A checkpoint is trusted only if its leaves have the digest written beside them. 
 kept to go on from, and beside them the best one, which is the result.
 """
 
-import json
 import logging
 import math
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.run_folder import RunFolder, read_json
 from siamese_jax.storage.tree import Leaves, digest, flatten
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def steps(folder: str | Path) -> list[int]:
 def best_steps(folder: str | Path, metric: str) -> list[int]:
     """Steps of the finished checkpoints that have a metric, the best first (see `best_first`)."""
     files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in steps(folder)}
-    found = {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
+    found = {step: read_json(file) for step, file in files.items() if file.exists()}
     return best_first({step: metrics.get(metric) for step, metrics in found.items()})
 
 
@@ -162,6 +162,20 @@ def load_leaves(path: Path) -> Leaves:
 def load_newest(folder: str | Path, step: int | None = None) -> tuple[int, Leaves] | None:
     """`load_first` of every checkpoint, the newest first, or of one step."""
     return load_first(folder, steps(folder) if step is None else [step])
+
+
+def load_chosen(run: RunFolder) -> tuple[int, Leaves]:
+    """The checkpoint that a run's results were measured on; the newest of an unfinished run.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    found = load_newest(run.folder / "checkpoints", run.step)
+    if found is None:
+        raise UserError(f"{run.folder} has no checkpoint yet: train it first")
+    if run.step is None:
+        log.warning("%s is not finished: its checkpoint of step %d is used", run.folder, found[0])
+    return found
 
 
 def load_first(folder: str | Path, candidates: Iterable[int]) -> tuple[int, Leaves] | None:

@@ -1,4 +1,4 @@
-"""A run's folder: what is written there, and what is checked when a run comes back to it.
+"""A run's folder: what is written there, and the one reader of it.
 
 config.json     the config, whole
 run.json        versions, device, trunk and weights really used, data fingerprint, warnings
@@ -15,13 +15,83 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from siamese_jax.errors import UserError
 
 PACKAGES = ("siamese-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# The fields of each file that its readers rely on.
+FIELDS = {
+    "config.json": ("distance", "trunk.name", "trunk.image_size", "head.layers", "data.fit"),
+    "run.json": (
+        *(f"trunk.{name}" for name in ("trunk", "form", "image_size", "preprocessing")),
+        *(f"trunk.{name}" for name in ("source", "sha256", "licence", "fallback_for")),
+        *("data.fingerprint", "data.source", "split", "versions", "warnings"),
+    ),
+    "results.json": ("checkpoint_step", "embedding_dim"),
+}
+
+
+class RunFolder(NamedTuple):
+    """A run's folder, read and checked.
+
+    Attributes:
+      folder: the path.
+      config: the content of config.json.
+      facts: the content of run.json.
+      results: the content of results.json; None where the run is not finished.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    results: dict[str, Any] | None
+
+    @property
+    def step(self) -> int | None:
+        """The step of the checkpoint that the results were measured on."""
+        return None if self.results is None else self.results["checkpoint_step"]
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file()
+
+
+def read(folder: Path, *, finished: bool = False) -> RunFolder:
+    """A run's files.
+
+    Raises:
+      UserError: a file is missing, is not JSON or lacks a field; results.json may be missing,
+        unless a `finished` run is asked for.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist, or is a file; give the folder of a run")
+    found: dict[str, Any] = {}
+    for name, fields in FIELDS.items():
+        path = folder / name
+        if path.is_file():
+            found[name] = read_json(path)
+            if lost := [field for field in fields if not _holds(found[name], field)]:
+                raise UserError(f"{path} is damaged: it has no {lost[0]}; train in another folder")
+        elif finished or name != "results.json":
+            what = "a finished run" if finished else "a run"
+            raise UserError(f"{folder} is not {what}: {name} is missing")
+    return RunFolder(folder, found["config.json"], found["run.json"], found.get("results.json"))
+
+
+def per_query_path(folder: Path, split: str) -> Path:
+    """The file with the metrics of each query of a split."""
+    return folder / "report" / f"per_query_{split}.npz"
+
+
+def _holds(tree: Any, field: str) -> bool:
+    for name in field.split("."):
+        if not isinstance(tree, Mapping) or name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,29 +103,33 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a file; UserError where it is not JSON."""
+    """The content of a file; UserError where it cannot be read, or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); choose another --workdir") from None
+        raise UserError(
+            f"{path} is damaged ({error}); remove it or choose another folder"
+        ) from None
 
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def check(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes sure that a folder with checkpoints or results in it is of this config.
+def begun(workdir: Path, config: Mapping[str, Any]) -> RunFolder | None:
+    """The run that has checkpoints or results in a folder; None where there is none.
 
     Raises:
-      UserError: it holds a run of another config; the message names the fields.
+      UserError: it is a run of another config, and the message names the fields; or as in `read`.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir")
-    begun = (workdir / "results.json").exists() or (workdir / "checkpoints").exists()
-    if not begun or not (workdir / "config.json").exists():
-        return
-    before, now = _flat(read_json(workdir / "config.json")), _flat(_as_stored(config))
+    if not any((workdir / name).exists() for name in ("results.json", "checkpoints")):
+        return None
+    found = read(workdir)
+    before, now = _flat(found.config), _flat(_as_stored(config))
     changed = [
         f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(before.keys() | now.keys())
@@ -66,6 +140,7 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
             f"{workdir} holds a run of another config: {'; '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}. Choose another --workdir"
         )
+    return found
 
 
 def _as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,19 +171,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def check_comparable(a: Path, run_a: Mapping[str, Any], b: Path, run_b: Mapping[str, Any]) -> None:
+def check_comparable(a: RunFolder, b: RunFolder) -> None:
     """UserError unless both runs were evaluated on the same images, split the same way.
 
     The data fingerprint covers each image's bytes, name, class, split and role.
     """
-    if run_a["data"]["fingerprint"] == run_b["data"]["fingerprint"]:
+    one, other = a.facts, b.facts
+    if one["data"]["fingerprint"] == other["data"]["fingerprint"]:
         return
     splits = [
         ", ".join(f"{name} {part['images']} images" for name, part in run["split"].items())
-        for run in (run_a, run_b)
+        for run in (one, other)
     ]
     raise UserError(
-        f"{a} and {b} cannot be compared: they were evaluated on different data or splits "
-        f"({run_a['data']['source']}: {splits[0]}; {run_b['data']['source']}: {splits[1]}; "
+        f"{a.folder} and {b.folder} cannot be compared: they were evaluated on different data or "
+        f"splits ({one['data']['source']}: {splits[0]}; {other['data']['source']}: {splits[1]}; "
         "fingerprints differ). Train both with the same data and data.split_seed"
     )

@@ -8,6 +8,8 @@ lie beside it. Other images, other labels or another split are refused: such num
 compared. An interval that holds 0 means that these queries do not tell the two apart.
 """
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.storage.run_folder import check_comparable
+from siamese_jax.storage import run_folder
+from siamese_jax.storage.run_folder import RunFolder
 from siamese_jax.tools import cli, search
 
 SUFFIXES = (".json",)
@@ -28,14 +31,13 @@ class Measured(NamedTuple):
       split: of the data, if known.
       provenance: what the numbers came from.
       columns: arrays that `siamese_jax.metrics.evaluation.save_per_query` wrote.
-      config, run: the contents of config.json and run.json, of a run.
+      run: the folder, of a run.
     """
 
     split: str | None
     provenance: dict[str, Any]
     columns: dict[str, np.ndarray]
-    config: dict[str, Any] | None = None
-    run: dict[str, Any] | None = None
+    run: RunFolder | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,36 +92,29 @@ def read_both(a: Path, b: Path, split: str | None) -> tuple[Measured, Measured]:
     own = next(iter(known), "test")
     one, other = (files[path] if path in files else _read_run(path, own) for path in (a, b))
     if one.run and other.run:
-        check_comparable(a, one.run, b, other.run)
+        run_folder.check_comparable(one.run, other.run)
     return one, other
 
 
 def _read_run(folder: Path, split: str) -> Measured:
     """A finished run, as it did on one of its splits."""
-    from siamese_jax.storage.run_folder import read_json
-
-    paths = {name: folder / f"{name}.json" for name in ("config", "run", "results")}
-    per_query = folder / "report" / f"per_query_{split}.npz"
-    for path in (*paths.values(), per_query):
-        if not path.exists():
-            raise UserError(
-                f"{folder} is not a finished run: {path.relative_to(folder)} is missing"
-            )
-    config, run, results = (read_json(path) for path in paths.values())
-    encoder = {"run": str(folder), "step": results["checkpoint_step"], **run["trunk"]}
-    more = {"image_size": config["trunk"]["image_size"], "width": results["embedding_dim"]}
-    provenance = {
-        "encoder": encoder | more,
-        "distance": config["distance"],
-        "versions": run["versions"],
+    run = run_folder.read(folder, finished=True)
+    assert run.results is not None
+    encoder = {"run": str(folder), "step": run.step, **run.facts["trunk"]}
+    encoder |= {
+        "image_size": run.config["trunk"]["image_size"],
+        "width": run.results["embedding_dim"],
     }
-    return Measured(split, provenance, _columns(per_query), config, run)
+    provenance = {
+        "encoder": encoder,
+        "distance": run.config["distance"],
+        "versions": run.facts["versions"],
+    }
+    return Measured(split, provenance, _columns(run_folder.per_query_path(folder, split)), run)
 
 
 def _read_evaluation(path: Path) -> Measured:
     """What `evaluate --out` wrote: a .json, or a .csv whose provenance is beside it."""
-    from siamese_jax.storage.run_folder import read_json
-
     if not path.exists():
         raise UserError(
             f"{path} does not exist; give the folder of a run, or a file of `evaluate --out`"
@@ -132,7 +127,7 @@ def _read_evaluation(path: Path) -> Measured:
                 f"{path} cannot be compared: {needed.name} is not beside it; `evaluate --out` "
                 "writes both"
             )
-    content = read_json(facts)
+    content = run_folder.read_json(facts)
     provenance = content["provenance"] if facts == path else content
     told = ("data", "split", "labels", "device")
     kept = {name: value for name, value in provenance.items() if name not in told}
@@ -140,8 +135,13 @@ def _read_evaluation(path: Path) -> Measured:
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        columns = dict(arrays)
+    if not path.exists():
+        raise UserError(f"{path} is missing: it is no split of the run, or the run is not finished")
+    try:
+        with np.load(path) as arrays:
+            columns = dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}); run or evaluate again") from None
     if "query" not in columns:
         raise UserError(f"{path} does not say which queries it is of: run or evaluate again")
     return columns
@@ -150,11 +150,11 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 def explanations(a: Measured, b: Measured) -> dict[str, tuple[Any, Any]]:
     """What may explain a difference: config fields of two runs, and the trunk and versions used."""
     found = changed_fields(a.provenance, b.provenance)
-    if a.config is None or b.config is None:
+    if a.run is None or b.run is None:
         return found
     said = ("encoder.run", "encoder.step", "encoder.image_size", "encoder.width", "distance")
     used = {name: values for name, values in found.items() if name not in said}
-    return changed_fields(a.config, b.config) | used
+    return changed_fields(a.run.config, b.run.config) | used
 
 
 def changed_fields(

@@ -154,45 +154,26 @@ def _marked(records: "Records", name: str, where: str) -> "Records":
     return marked
 
 
-def run_records(run: Path) -> "Records":
-    """The data set of a run, split as it was, checked to be unchanged.
+def own_records(encoders: Sequence[str]) -> tuple[Path, "Records"]:
+    """The run that the encoders come from, and its data set, split as it was.
 
     Raises:
-      UserError: the folder is no run, or its images are others now.
+      UserError: no encoder is of a run; a run's images are others now; or they are of runs with
+        different data or splits, where one may have been trained on what the other is tested on.
     """
     from ml_collections import ConfigDict
 
+    from siamese_jax.encoder import folder as encoder_folder
     from siamese_jax.storage import run_folder
     from siamese_jax.train.experiment import load_data
 
-    if not run.is_dir():
-        raise UserError(f"{run} does not exist; give the folder of a run")
-    for name in ("config.json", "run.json"):
-        if not (run / name).exists():
-            raise UserError(f"{run} is not a run: it has no {name}")
-    config = ConfigDict(run_folder.read_json(run / "config.json"))
-    return load_data(config, run_folder.read_json(run / "run.json"))[0]
-
-
-def own_records(encoders: Sequence[str]) -> tuple[Path, "Records"]:
-    """The run that the encoders come from, and its data set.
-
-    Raises:
-      UserError: no encoder is of a run, or they are of runs with different data or splits, where
-        one may have been trained on what the other is tested on.
-    """
-    from siamese_jax.encoder import folder as encoder_folder
-    from siamese_jax.storage.run_folder import check_comparable, read_json
-
     homes = [encoder_folder.home(name) for name in encoders if Path(name).is_dir()]
-    runs = [folder for folder in homes if folder.is_dir()]
+    runs = [run_folder.read(folder) for folder in homes if folder.is_dir()]
     if not runs:
         raise UserError(f"{encoders[0]} is no run with data of its own: give --query=DIR")
-    records = run_records(runs[0])
     for other in runs[1:]:
-        facts = [read_json(run / "run.json") for run in (runs[0], other)]
-        check_comparable(runs[0], facts[0], other, facts[1])
-    return runs[0], records
+        run_folder.check_comparable(runs[0], other)
+    return runs[0].folder, load_data(ConfigDict(runs[0].config), runs[0].facts)[0]
 
 
 def embed_side(

@@ -62,12 +62,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir, began = Path(workdir), time.monotonic()
     distances.check(config.distance)
-    run_folder.check(workdir, config.to_dict())
-    if (workdir / "results.json").exists():
+    before = run_folder.begun(workdir, config.to_dict())
+    if before and before.results is not None:
         log.info("%s is finished; its results stand", workdir)
-        return run_folder.read_json(workdir / "results.json")
+        return before.results
     found = checkpoint.load_newest(workdir / "checkpoints")
-    run = run_folder.read_json(workdir / "run.json") if found else {"warnings": []}
+    run = before.facts if before and found else {"warnings": []}
 
     records, keys = load_data(config, run)
     trunk = load_trunk(config, run, found)
@@ -339,7 +339,7 @@ def finish(
         after = evaluation.summary(values, records)
         results[split] = {"before": run["before"][split], "after": after}
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
-        path = workdir / "report" / f"per_query_{split}.npz"
+        path = run_folder.per_query_path(workdir, split)
         evaluation.save_per_query(path, values, asked, searched)
         pictures = examples.examples(vectors, records, distance=config.distance, seed=config.seed)
     results |= {

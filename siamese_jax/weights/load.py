@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.storage import checkpoint, tree
+from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.trunks.table import (
     CAFFE,
     IMAGENET,
@@ -261,19 +261,12 @@ def _scaled_as(asked: Preprocessing | None, usual: Preprocessing, told: origin.O
 
 def _from_run(trunk: str, folder: Path) -> TrunkWeights:
     """The trunk of a trained run, from the checkpoint that its results were measured on."""
-    # Imported here because they build on this module.
-
-    if not (folder / "run.json").is_file():
-        raise UserError(f"{folder} is no run folder: run.json is missing; give a file or a run")
-    run = json.loads((folder / "run.json").read_text())
-    if run["trunk"]["trunk"] != trunk:
-        raise UserError(f"the run {folder} has the trunk {run['trunk']['trunk']}, not {trunk}")
-    results = folder / "results.json"
-    step = json.loads(results.read_text())["checkpoint_step"] if results.is_file() else None
-    found = checkpoint.load_newest(folder / "checkpoints", step)
-    if found is None:
-        raise UserError(f"the run {folder} has no checkpoint yet; train it first")
-    weights = stored_weights(run, found[1])
+    if not run_folder.is_run(folder):
+        raise UserError(f"{folder} is no run folder; give a file, or the folder of a run")
+    run = run_folder.read(folder)
+    if (held := run.facts["trunk"]["trunk"]) != trunk:
+        raise UserError(f"the run {folder} has the trunk {held}, not {trunk}")
+    weights = stored_weights(run.facts, checkpoint.load_chosen(run)[1])
     return replace(weights, variables=_on_device(weights.variables), source=str(folder))
 
 

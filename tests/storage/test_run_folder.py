@@ -1,0 +1,99 @@
+"""The one reader of a run's folder: what it gives, and damage that every tool says in one line."""
+
+import json
+
+import pytest
+
+from siamese_jax import weights
+from siamese_jax.__main__ import main
+from siamese_jax.encoder.load import load_encoder
+from siamese_jax.errors import UserError
+from siamese_jax.storage import run_folder
+
+CONTENT = {
+    "config.json": {
+        "distance": "cosine",
+        "trunk": {"name": "resnet18", "image_size": 32},
+        "head": {"layers": [8]},
+        "data": {"fit": "squash"},
+    },
+    "run.json": {
+        "trunk": dict.fromkeys(
+            ("form", "image_size", "preprocessing", "source", "sha256", "licence", "fallback_for")
+        )
+        | {"trunk": "resnet18"},
+        "data": {"fingerprint": "f", "source": "folder"},
+        "split": {},
+        "versions": {},
+        "warnings": [],
+    },
+    "results.json": {"checkpoint_step": 7, "embedding_dim": 8},
+}
+READERS = {
+    "load_encoder": lambda folder: load_encoder(folder),
+    "weights.load": lambda folder: weights.load("resnet18", folder),
+    "train": lambda folder: run_folder.begun(folder, CONTENT["config.json"]),
+    "diff": lambda folder: main(["diff", str(folder), str(folder)]),
+    "evaluate": lambda folder: main(["evaluate", f"--encoder={folder}"]),
+}
+DAMAGE = {
+    "missing": None,
+    "cut short": '{"trunk": {"tr',
+    "not text": b"\xff\xfe\x00",
+    "a list": "[]",
+    "empty": "",
+    "without a field": "{}",
+    "of another kind": json.dumps({"trunk": 3, "checkpoint_step": 7}),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, value in CONTENT.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    return tmp_path
+
+
+def message(reader, folder, capsys):
+    """What a reader says; the command line's readers print it and return 2."""
+    try:
+        assert READERS[reader](folder) == 2
+    except UserError as error:
+        return str(error)
+    return capsys.readouterr().err
+
+
+def test_a_run_is_its_three_files(folder):
+    found = run_folder.read(folder)
+    assert list(CONTENT.values()) == [found.config, found.facts, found.results]
+    assert (found.folder, found.step) == (folder, 7)
+    (folder / "results.json").unlink()
+    found = run_folder.read(folder)
+    assert (found.results, found.step) == (None, None)
+    with pytest.raises(UserError, match=r"not a finished run: results\.json is missing"):
+        run_folder.read(folder, finished=True)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", CONTENT)
+@pytest.mark.parametrize("reader", READERS)
+def test_damage_is_one_line_that_names_the_file(reader, name, damage, folder, capsys):
+    content = DAMAGE[damage]
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if damage == "missing" and name == "results.json" and reader != "diff":
+        return  # An unfinished run is no damage.
+    said = message(reader, folder, capsys)
+    assert len(said.strip().splitlines()) == 1
+    assert str(folder) in said
+    if not (reader == "weights.load" and name == "run.json" and damage == "missing"):
+        assert name in said
+
+
+def test_a_run_of_another_config_is_told_apart(folder):
+    assert run_folder.begun(folder / "new", {}) is None
+    assert run_folder.begun(folder, CONTENT["config.json"]).step == 7
+    with pytest.raises(UserError, match=r"another config: distance \('cosine' there, 'dot' now\)"):
+        run_folder.begun(folder, CONTENT["config.json"] | {"distance": "dot"})
