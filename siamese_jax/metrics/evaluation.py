@@ -1,14 +1,52 @@
-"""Evaluate embeddings of a data set's split, and keep what the report and `diff` need of it."""
+"""A pair of sides and its measures, for training and the tools; and what `diff` needs of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from siamese_jax.data.records import Records
-from siamese_jax.metrics.retrieval import PerQuery, per_query
+from siamese_jax.metrics.retrieval import DEFAULT, PerQuery, per_query
 
+# Of training: what choosing a checkpoint and comparing runs need.
 METRICS = ("recall@k", "map@r", "r_precision", "mrr")
+Two = tuple[np.ndarray, np.ndarray]
+
+
+class Sides(NamedTuple):
+    """What is asked and what is searched, each field of both: (queries, gallery).
+
+    Attributes:
+      vectors: float32 [q, d], [g, d].
+      labels: [q], [g] or bool [q, c], [g, c]; see `siamese_jax.metrics.retrieval.per_query`.
+      ids: int64 [q], [g]; equal where it is the same image, which is never its own answer.
+      distance: one of `siamese_jax.distances.DISTANCES`.
+    """
+
+    vectors: Two
+    labels: Two
+    ids: Two
+    distance: str
+
+    @property
+    def named_ids(self) -> dict[str, np.ndarray]:
+        """The ids, as arguments of the functions that search and measure."""
+        return {"query_ids": self.ids[0], "gallery_ids": self.ids[1]}
+
+    def measure(self, ks: Sequence[int], metrics: Sequence[str] = DEFAULT) -> PerQuery:
+        """The metrics of every query over the whole gallery.
+
+        Args:
+          ks: depths of the metrics named "...@k".
+          metrics: see `siamese_jax.metrics.retrieval.per_query`.
+
+        Raises:
+          UserError: there is no query with an answer.
+        """
+        (asked, searched), (wanted, held) = self.vectors, self.labels
+        options: dict[str, Any] = {"ks": tuple(ks), "metrics": metrics, "distance": self.distance}
+        return per_query(asked, wanted, searched, held, **self.named_ids, **options)
 
 
 class Evaluated(NamedTuple):
@@ -19,41 +57,19 @@ class Evaluated(NamedTuple):
     values: PerQuery
 
 
-def evaluate_split(
-    vectors: np.ndarray, records: Records, *, distance: str, ks: tuple[int, ...]
-) -> PerQuery:
-    """The metrics of every query of these records against their gallery, own image left out.
-
-    Args:
-      vectors: float32 [n, d].
-      records: n of them, with `is_query` and `is_gallery`.
-      distance: one of `siamese_jax.distances.DISTANCES`.
-      ks: depths of recall@k.
-
-    Raises:
-      UserError: there is no query with an answer.
-    """
-    q, g = records.is_query, records.is_gallery
-    return per_query(
-        vectors[q],
-        records.label[q],
-        vectors[g],
-        records.label[g],
-        query_ids=records.id[q],
-        gallery_ids=records.id[g],
-        ks=ks,
-        metrics=METRICS,
-        distance=distance,
-    )
+def sides_of(vectors: np.ndarray, records: Records, distance: str) -> Sides:
+    """The queries and the gallery that n records are marked as, of their vectors [n, d]."""
+    asked, searched = records.is_query, records.is_gallery
+    both = [(of[asked], of[searched]) for of in (vectors, records.label, records.id)]
+    return Sides(*both, distance)
 
 
-def summary(values: PerQuery, records: Records) -> dict[str, Any]:
-    """The means, with the counts behind them."""
-    return {
-        **values.means(),
+def summary(values: PerQuery, gallery: int) -> dict[str, Any]:
+    """The means, with the counts behind them; `gallery` is how many images were searched."""
+    return values.means() | {
         "queries": int((values.relevant > 0).sum()),
         "lone_queries": values.lone,
-        "gallery": int(records.is_gallery.sum()),
+        "gallery": gallery,
     }
 
 

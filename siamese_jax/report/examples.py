@@ -4,6 +4,7 @@ import numpy as np
 
 from siamese_jax.data.labels import share
 from siamese_jax.data.records import Records
+from siamese_jax.metrics.evaluation import sides_of
 from siamese_jax.report.run_page import Example, Tile, choose_examples
 from siamese_jax.search.ranking import rank
 
@@ -11,16 +12,10 @@ from siamese_jax.search.ranking import rank
 def examples(vectors: np.ndarray, records: Records, *, distance: str, seed: int) -> list[Example]:
     """Some queries, drawn honestly, with their ten nearest gallery images."""
     q, g = np.flatnonzero(records.is_query), np.flatnonzero(records.is_gallery)
-    ranking = rank(
-        vectors[q],
-        vectors[g],
-        10,
-        distance=distance,
-        query_ids=records.id[q],
-        gallery_ids=records.id[g],
-    )
+    sides = sides_of(vectors, records, distance)
+    ranking = rank(*sides.vectors, 10, distance=distance, **sides.named_ids)
     indices = np.asarray(ranking.indices)
-    asked, found = records.label[q][:, None], records.label[g][np.maximum(indices, 0)]
+    asked, found = sides.labels[0][:, None], sides.labels[1][np.maximum(indices, 0)]
     shared = share(asked, found) & (indices >= 0)
     result = []
     for i in choose_examples(indices, shared, seed=seed):

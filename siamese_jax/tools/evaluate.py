@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
         report(args, *evaluate_landmarks.evaluate(args))
         return
 
+    from siamese_jax.metrics.evaluation import summary
     from siamese_jax.metrics.retrieval import DEFAULT, expand
     from siamese_jax.report.tables import aligned
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         )
     pair = reranking.expand(pair, args)
     values = reranking.measure(pair, reranking.order(pair, args), args.ks, args.metrics)
-    metrics = search.summary(pair, values)
+    metrics = summary(values, len(pair.gallery.vectors))
     if args.interval is not None:
         metrics = with_intervals(metrics, values, args, pair.query.labels)
     classes = class_rows(pair, values)

@@ -96,9 +96,12 @@ def main(argv: Sequence[str]) -> None:
     found = Found(pair, reranking.rank(pair, way, args.k))
     metrics: dict[str, Any] = {}
     if pair.labelled:
+        from siamese_jax.metrics.evaluation import summary
+
         names = None if way else METRICS  # A re-ranking gives what its depth determines.
         try:
-            metrics = search.summary(pair, reranking.measure(pair, way, args.ks, names))
+            values = reranking.measure(pair, way, args.ks, names)
+            metrics = summary(values, len(pair.gallery.vectors))
         except UserError as error:  # The ranking stands: what is missing is an answer to look for.
             print(f"nothing is measured: {error}")
     for path in args.out:

@@ -144,12 +144,7 @@ def expand(pair: search.Pair, args: argparse.Namespace) -> search.Pair:
         pair = replace(pair, gallery=replace(pair.gallery, vectors=moved))
     if args.expand:
         moved = rerank.expand_queries(
-            pair.query.vectors,
-            pair.gallery.vectors,
-            args.expand,
-            alpha=args.alpha,
-            query_ids=pair.query_ids,
-            gallery_ids=pair.gallery_ids,
+            *pair.sides.vectors, args.expand, alpha=args.alpha, **pair.sides.named_ids
         )
         pair = replace(pair, query=replace(pair.query, vectors=moved))
     facts = {**pair.provenance, "reranking": used, "distance": "cosine"}
@@ -167,11 +162,10 @@ def rank(pair: search.Pair, method: Method | None, k: int) -> "Ranking":
     """The k nearest by the pair's distance, or by the method's own."""
     from siamese_jax.search import ranking
 
-    ids: dict[str, Any] = {"query_ids": pair.query_ids, "gallery_ids": pair.gallery_ids}
-    vectors = (pair.query.vectors, pair.gallery.vectors)
+    sides = pair.sides
     if method is None:
-        return ranking.rank(*vectors, k, distance=pair.distance, **ids)
-    return method.function(*vectors, k, **method.options, **ids)
+        return ranking.rank(*sides.vectors, k, distance=sides.distance, **sides.named_ids)
+    return method.function(*sides.vectors, k, **method.options, **sides.named_ids)
 
 
 def measure(
@@ -185,18 +179,18 @@ def measure(
     A method's ranking is taken as deep as the largest k and the largest class ask for; what looks
     deeper (map, mrr) is left out, or has the whole gallery ranked where `metrics` names it.
     """
-    if method is None:
-        return search.measure(pair, ks, metrics)
     from siamese_jax.metrics.relevance import relevance
-    from siamese_jax.metrics.retrieval import METRICS, expand, of_ranking
+    from siamese_jax.metrics.retrieval import DEFAULT, METRICS, expand, of_ranking
 
-    labels = (pair.query.labels, pair.gallery.labels)
-    ids: dict[str, Any] = {"query_ids": pair.query_ids, "gallery_ids": pair.gallery_ids}
-    largest = int(np.max(relevance(*labels, **ids).counts, initial=1))
+    sides = pair.sides
+    if method is None:
+        return sides.measure(ks, DEFAULT if metrics is None else metrics)
+    found = relevance(*sides.labels, **sides.named_ids)
+    largest = int(np.max(found.counts, initial=1))
     depth = max(*ks, largest)
     if metrics is not None:
         chosen = expand(metrics, ks)
         deepest = {"k": 0, "r": largest, "all": len(pair.gallery.vectors)}
         depth = max(k or deepest[METRICS[family][1]] for family, k in chosen.values())
-    found = rank(pair, method, depth)
-    return of_ranking(found, *labels, ks=ks, metrics=metrics, **ids)
+    ranking = rank(pair, method, depth)
+    return of_ranking(ranking, *sides.labels, ks=ks, metrics=metrics, **sides.named_ids)

@@ -1,8 +1,7 @@
-"""A search from the command line: both sides embedded, the gallery ranked, the metrics taken."""
+"""A search from the command line: both sides opened and embedded."""
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from siamese_jax.tools.images import Side
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
-    from siamese_jax.metrics.retrieval import PerQuery
+    from siamese_jax.metrics.evaluation import Sides
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,19 @@ class Pair:
     distance: str
     provenance: dict[str, Any]
     widths: tuple[int, ...] = ()
+
+    @property
+    def sides(self) -> "Sides":
+        """The arrays alone, as they are searched and measured."""
+        from siamese_jax.metrics.evaluation import Sides
+
+        query, gallery = self.query, self.gallery
+        return Sides(
+            (query.vectors, gallery.vectors),
+            (query.labels, gallery.labels),
+            (self.query_ids, self.gallery_ids),
+            self.distance,
+        )
 
     @property
     def labelled(self) -> bool:
@@ -134,32 +146,6 @@ def _records(
         (where, args.gallery or where),
         split,
     )
-
-
-def measure(pair: Pair, ks: Sequence[int], metrics: Sequence[str] | None = None) -> "PerQuery":
-    """The metrics of every query, over the whole gallery."""
-    from siamese_jax.metrics.retrieval import DEFAULT, per_query
-
-    return per_query(
-        pair.query.vectors,
-        pair.query.labels,
-        pair.gallery.vectors,
-        pair.gallery.labels,
-        query_ids=pair.query_ids,
-        gallery_ids=pair.gallery_ids,
-        distance=pair.distance,
-        ks=ks,
-        metrics=DEFAULT if metrics is None else metrics,
-    )
-
-
-def summary(pair: Pair, values: "PerQuery") -> dict[str, Any]:
-    """The means, with the counts behind them."""
-    return values.means() | {
-        "queries": int((values.relevant > 0).sum()),
-        "lone_queries": values.lone,
-        "gallery": len(pair.gallery.vectors),
-    }
 
 
 def write_json(path: str, value: Any) -> None:

@@ -226,10 +226,9 @@ def bare_metrics(config: ConfigDict, inputs: Inputs, split: str) -> dict[str, An
     """How well the trunk's features do as they are: average-pooled, by cosine."""
     vectors, records = inputs.features(inputs.records.where(split))
     vectors = vectors.mean(axis=tuple(range(1, vectors.ndim - 1)))
-    values = evaluation.evaluate_split(
-        vectors, records, distance="cosine", ks=tuple(config.eval.ks)
-    )
-    return evaluation.summary(values, records)
+    sides = evaluation.sides_of(vectors, records, "cosine")
+    values = sides.measure(config.eval.ks, evaluation.METRICS)
+    return evaluation.summary(values, len(sides.ids[1]))
 
 
 def class_count(records: Records) -> int:
@@ -336,7 +335,7 @@ def finish(
     results: dict[str, Any] = {}
     pictures: list[Any] = []
     for split, (vectors, records, values) in found.items():
-        after = evaluation.summary(values, records)
+        after = evaluation.summary(values, int(records.is_gallery.sum()))
         results[split] = {"before": run["before"][split], "after": after}
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
         path = run_folder.per_query_path(workdir, split)

@@ -160,9 +160,8 @@ def evaluate_state(
     for split in splits:
         chosen = inputs.records.where(split)
         vectors, records = inputs.embed(state.params, state.batch_stats, chosen)
-        values = evaluation.evaluate_split(
-            vectors, records, distance=config.distance, ks=tuple(config.eval.ks)
-        )
+        sides = evaluation.sides_of(vectors, records, config.distance)
+        values = sides.measure(config.eval.ks, evaluation.METRICS)
         found[split] = Evaluated(vectors, records, values)
     return found
 
