@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from siamese_jax.data.pipeline import eval_batches, train_batches
+from siamese_jax.data.pipeline import Reading, eval_batches, train_batches
 from siamese_jax.data.records import Records
 from siamese_jax.data.samplers import SAMPLERS, classes
 from siamese_jax.data.sources import load_records
@@ -73,18 +73,20 @@ def linked(root: Path, files: list[str], number: int) -> Records:
 
 def memory(root: Path, number: int) -> None:
     files = photographs(root / "files", 400, 96, 64)
-    next(eval_batches(small(files), image_size=32, batch_size=64))  # TensorFlow's own memory
+    next(
+        eval_batches(small(files), Reading(image_size=32, batch_size=64))
+    )  # TensorFlow's own memory
     before = megabytes()
     records = linked(root / "set", files, number)
     print(f"| listing {number:,} images | {megabytes() - before:+.0f} MB |")
     marks = [number * share // 100 for share in (5, 25, 50, 75, 100)]
     sample = classes(records.label, 64, seed=0, per_class=4)
     for name, batches in (
-        ("evaluation", eval_batches(records, image_size=32, batch_size=64)),
+        ("evaluation", eval_batches(records, Reading(image_size=32, batch_size=64))),
         (
             "training",
             train_batches(
-                records, sample, image_size=32, augment=AUGMENT, seed=0, steps=number // 64
+                records, sample, Reading(image_size=32, augment=AUGMENT, seed=0), steps=number // 64
             ),
         ),
     ):
@@ -133,7 +135,7 @@ def speed(root: Path) -> None:
         records = small(photographs(root / f"{width}", number, width, height))
 
         def ours(augment: dict | None = None, records: Records = records) -> tuple[float, float]:
-            batches = eval_batches(records, image_size=224, batch_size=32, augment=augment)
+            batches = eval_batches(records, Reading(image_size=224, batch_size=32, augment=augment))
             return cost(batches, len(records))
 
         ways: dict[str, Callable[[], tuple[float, float]]] = {

@@ -10,7 +10,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,40 @@ from siamese_jax.errors import UserError
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Plan = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> rows [b] (-1: padding), u [b, 16]
+
+
+class Reading(NamedTuple):
+    """How images are read.
+
+    Attributes:
+      image_size: height and width in pixels; one number for both.
+      fit: how a picture becomes `image_size`; see `read_image`.
+      augment: an Augment, a mapping of its fields, or None: images stay as they are.
+      seed: of the augmentation.
+      batch_size: of batches in order; a sampler says itself how many it draws.
+      strict: an image that cannot be read raises UserError; else it is a row of zeros with the mask
+        False, listed in `.broken` and logged once.
+      workers: images read at a time; None for the number of cores.
+    """
+
+    image_size: int | tuple[int, int]
+    fit: str = "squash"
+    augment: Augment | Mapping[str, Any] | None = None
+    seed: int = 0
+    batch_size: int = 32
+    strict: bool = False
+    workers: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width. UserError where they, or `fit`, make no sense."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if self.fit not in FITS:
+            raise UserError(f"unknown fit '{self.fit}'; use {', '.join(FITS)}")
+        if min(height, width) < 1:
+            raise UserError(f"image_size {size}: must be 1 or more")
+        return height, width
 
 
 class Batches(Iterator[Batch]):
@@ -87,30 +121,19 @@ class Batches(Iterator[Batch]):
 def train_batches(
     records: Records,
     sample: Callable[[int], np.ndarray],
+    reading: Reading,
     *,
-    image_size: int | tuple[int, int],
-    augment: Augment | Mapping[str, Any] | None = None,
-    seed: int = 0,
     start_step: int = 0,
     steps: int | None = None,
-    fit: str = "squash",
-    strict: bool = False,
-    workers: int | None = None,
 ) -> Batches:
     """Training batches, one a step, each a pure function of (seed, step).
 
     Args:
       records: what `sample` indexes, n rows.
       sample: step -> indices [b]; see `siamese_jax.data.samplers`.
-      image_size: height and width in pixels.
-      augment: an Augment, a mapping of its fields, or None.
-      seed: of the augmentation.
+      reading: how the images are read.
       start_step: the first step to give.
       steps: how many batches to give; None for no end.
-      fit: how a picture becomes `image_size`; see `read_image`.
-      strict: an image that cannot be read raises UserError; else it is a row of zeros with the mask
-        False, listed in `.broken` and logged once.
-      workers: images read at a time; None for the number of cores.
 
     Returns:
       An iterator of {"image": uint8 [b, h, w, 3], "label": int32 [b] or bool [b, c],
@@ -120,93 +143,54 @@ def train_batches(
       UserError: at once, for a wrong option; later, under `strict`, or if no image of a batch can
         be read.
     """
-    augment = make_augment(augment)
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(sample(step), np.int64)
-        return rows, uniforms(seed, step, 0, len(rows))
+        return rows, uniforms(reading.seed, step, 0, len(rows))
 
-    batch_size = len(sample(start_step))
     stop = None if steps is None else start_step + steps
-    return _batches(
-        records, plan, start_step, stop, batch_size, image_size, augment, fit, strict, workers, True
-    )
+    size = len(sample(start_step))
+    return _batches(records, plan, reading, size, (start_step, stop), needs_one=True)
 
 
-def eval_batches(
-    records: Records,
-    *,
-    image_size: int | tuple[int, int],
-    batch_size: int,
-    augment: Augment | Mapping[str, Any] | None = None,
-    seed: int = 0,
-    view: int = 0,
-    fit: str = "squash",
-    strict: bool = False,
-    workers: int | None = None,
-) -> Batches:
+def eval_batches(records: Records, reading: Reading, *, view: int = 0) -> Batches:
     """Every record once, in order; the last batch is padded with the mask False, label and id -1.
 
     Args:
-      augment: for views to be cached; None leaves images as they are. What happens to an image
-        depends on (seed, view, its id) alone.
+      records: n of them.
+      reading: how they are read. What augmentation does to an image depends on (seed, view, its id)
+        alone, so that it can be cached.
       view: the number of the augmented view.
-      (others): as for `train_batches`.
     """
-    augment = make_augment(augment)
-    if batch_size < 1:
-        raise UserError(f"batch_size {batch_size}: must be 1 or more")
+    size = reading.batch_size
+    if size < 1:
+        raise UserError(f"batch_size {size}: must be 1 or more")
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+        rows = np.arange(step * size, (step + 1) * size, dtype=np.int64)
         rows[rows >= len(records)] = -1
         ids = np.where(rows < 0, 0, records.id[rows])
-        return rows, np.concatenate([uniforms(seed, view, int(i), 1) for i in ids])
+        return rows, np.concatenate([uniforms(reading.seed, view, int(i), 1) for i in ids])
 
-    stop = -(-len(records) // batch_size)
-    return _batches(
-        records, plan, 0, stop, batch_size, image_size, augment, fit, strict, workers, False
-    )
+    stop = -(-len(records) // size)
+    return _batches(records, plan, reading, size, (0, stop), needs_one=False)
 
 
 def _batches(
     records: Records,
     plan: Plan,
-    start: int,
-    stop: int | None,
+    reading: Reading,
     batch_size: int,
-    image_size: int | tuple[int, int],
-    augment: Augment,
-    fit: str,
-    strict: bool,
-    workers: int | None,
+    span: tuple[int, int | None],
+    *,
     needs_one: bool,
 ) -> Batches:
-    tf = tensorflow()
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if fit not in FITS:
-        raise UserError(f"unknown fit '{fit}'; use {', '.join(FITS)}")
-    if min(height, width) < 1:
-        raise UserError(f"image_size {image_size}: must be 1 or more")
+    """The planned steps of a span, read ahead of their use."""
+    height, width = reading.size
     broken: dict[str, str] = {}
-    workers = workers or os.cpu_count() or 1
-
-    def planned(step: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows, u = plan(int(step))
-        matrix, k = colour(augment, u)
-        return rows, u, u[:, 4] < 0.5, matrix, k, erase_box(augment, u, height, width)
-
-    def read(row: np.ndarray, u: np.ndarray, *change: Any) -> tuple[np.ndarray, np.bool_]:
-        if row >= 0:
-            box = None if records.box is None else records.box[row]
-            path = str(records.path[row])
-            try:
-                region = crop_region(augment, u)
-                image = read_image(path, (height, width), fit=fit, box=box, region=region)
-                return change_pixels(augment, image, *change), np.True_
-            except UserError as e:
-                broken[path] = str(e)
-        return np.zeros((height, width, 3), np.uint8), np.False_
+    planned, read = _work(records, plan, reading, broken)
+    tf = tensorflow()
+    workers = reading.workers or os.cpu_count() or 1
 
     def numbers(step: Any) -> Any:
         types = (tf.int64, tf.float64, tf.bool, tf.float32, tf.float32, tf.int32)
@@ -221,7 +205,7 @@ def _batches(
         return row, tf.ensure_shape(image, (height, width, 3)), tf.ensure_shape(good, ())
 
     plain = tf.autograph.experimental.do_not_convert  # the functions are graphs as they stand
-    data = tf.data.Dataset
+    data, (start, stop) = tf.data.Dataset, span
     steps = data.counter(start) if stop is None else data.range(start, stop)
     options = tf.data.Options()
     options.threading.private_threadpool_size = workers + 1  # one for the plan of the next step
@@ -239,6 +223,32 @@ def _batches(
         dataset,
         steps=None if stop is None else stop - start,
         broken=broken,
-        strict=strict,
+        strict=reading.strict,
         needs_one=needs_one,
     )
+
+
+def _work(
+    records: Records, plan: Plan, reading: Reading, broken: dict[str, str]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What is drawn for a step, and an image read by it; what cannot be read goes into `broken`."""
+    augment, size = make_augment(reading.augment), reading.size
+
+    def planned(step: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows, u = plan(int(step))
+        matrix, k = colour(augment, u)
+        return rows, u, u[:, 4] < 0.5, matrix, k, erase_box(augment, u, *size)
+
+    def read(row: np.ndarray, u: np.ndarray, *change: Any) -> tuple[np.ndarray, np.bool_]:
+        if row >= 0:
+            box = None if records.box is None else records.box[row]
+            path = str(records.path[row])
+            try:
+                region = crop_region(augment, u)
+                image = read_image(path, size, fit=reading.fit, box=box, region=region)
+                return change_pixels(augment, image, *change), np.True_
+            except UserError as e:
+                broken[path] = str(e)
+        return np.zeros((*size, 3), np.uint8), np.False_
+
+    return planned, read

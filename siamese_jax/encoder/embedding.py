@@ -132,17 +132,12 @@ def embed_records(
     Raises:
       UserError: no image could be read, or one could not under `strict`.
     """
-    from siamese_jax.data.pipeline import eval_batches
+    from siamese_jax.data.pipeline import Reading, eval_batches
     from siamese_jax.data.records import content_keys
 
     def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
-        return eval_batches(
-            records.select(rows),
-            image_size=part.image_size,
-            fit=part.fit,
-            batch_size=batch_size,
-            strict=strict,
-        )
+        reading = Reading(part.image_size, part.fit, batch_size=batch_size, strict=strict)
+        return eval_batches(records.select(rows), reading)
 
     keys = content_keys(records) if keys is None else keys
     return _embedded(encoder, records, keys, batches, cache_dir)

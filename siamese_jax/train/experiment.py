@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siamese_jax import distances, weights
+from siamese_jax.data.pipeline import Reading
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import model as encoder_model
@@ -36,8 +37,15 @@ from siamese_jax.train.from_config import (
     make_optimizer,
     make_sampler,
 )
-from siamese_jax.train.inputs import Inputs, Reading, cached_inputs, image_inputs, train_labels
-from siamese_jax.train.loop import evaluate_state, evaluated, run_steps, validation_metric
+from siamese_jax.train.inputs import Inputs, cached_inputs, image_inputs, train_labels
+from siamese_jax.train.loop import (
+    Run,
+    Step,
+    evaluate_state,
+    evaluated,
+    run_steps,
+    validation_metric,
+)
 from siamese_jax.train.metrics_log import read_curves
 from siamese_jax.train.step import TrainState, init_state, make_train_step
 from siamese_jax.weights.load import TrunkWeights, stored_weights
@@ -67,37 +75,23 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         log.info("%s is finished; its results stand", workdir)
         return before.results
     found = checkpoint.load_newest(workdir / "checkpoints")
-    run = before.facts if before and found else {"warnings": []}
+    facts = before.facts if before and found else {"warnings": []}
 
-    records, keys = load_data(config, run)
-    trunk = load_trunk(config, run, found)
+    records, keys = load_data(config, facts)
+    trunk = load_trunk(config, facts, found)
     model = encoder_model.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
     log_summary(records, trunk)
     inputs = make_inputs(config, model, trunk, records, keys)
-    if "before" not in run:
-        run = describe(config, run, trunk, inputs.records, fingerprint(records, keys))
-        run["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
-    loss, miner, sampler = make_loss(config), make_miner(config), make_sampler(config, inputs)
-    params, batch_stats = initial_parameters(config, model, trunk, inputs, loss, fit=not found)
-    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
-    tx = make_optimizer(config, params, freeze)
-    memory = make_memory(config, inputs)
-    state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
-    if found:
-        state = tree.unflatten(found[1], state)
-        log.info("resumed at step %d", found[0])
+    if "before" not in facts:
+        facts = describe(config, facts, trunk, inputs.records, fingerprint(records, keys))
+        facts["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
+    run = Run(config, workdir, inputs, facts)
+    sampler = make_sampler(config, inputs)
+    state, step, moving = start(run, model, trunk, found)
     # From here on the folder is this run's.
     run_folder.write_json(workdir / "config.json", config.to_dict())
-    run_folder.write_json(workdir / "run.json", run)
-    moving = optim.trainable(params, freeze)
-    step = make_train_step(
-        apply_fn=functools.partial(encoder_model.embed, model),
-        loss=loss,
-        tx=tx,
-        miner=miner,
-        trainable=moving,
-    )
-    state, last = run_steps(config, workdir, state, step, sampler, inputs, moving, run)
+    run_folder.write_json(workdir / "run.json", facts)
+    state, last = run_steps(run, state, step, sampler, moving)
     best = checkpoint.load_first(
         workdir / "checkpoints",
         checkpoint.best_steps(workdir / "checkpoints", validation_metric(config)),
@@ -105,11 +99,10 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     if best and best[0] != config.train.steps:
         log.info("step %d is the best on validation, and the result", best[0])
         state, last = tree.unflatten(best[1], state), {}
+    after = last or evaluate_state(run, state, evaluated(inputs.records))
     marked = np.zeros(int(records.id.max()) + 1, np.uint64)
     marked[records.id] = marks(records, keys)
-    after = last or evaluate_state(config, state, inputs, evaluated(inputs.records))
-    chosen_by = "validation" if best else "last step"
-    results = finish(config, workdir, state, chosen_by, after, inputs, run, marked)
+    results = finish(run, state, after, marked, "validation" if best else "last step")
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_json(workdir / "results.json", results)
     return results
@@ -122,7 +115,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 DATA_OPTIONS = ("layout", "split", "images", "separator", "image_key", "label_key", "super_key")
 
 
-def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
+def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
     """The records and the keys of their contents. UserError where a resumed run's data changed."""
     data = config.data
     held_out = data.validation_fraction + data.test_fraction
@@ -143,7 +136,7 @@ def load_data(config: ConfigDict, run: Mapping[str, Any]) -> tuple[Records, list
     )
     _check_trainable(records)
     keys = content_keys(records)
-    if "data" in run and run["data"]["fingerprint"] != fingerprint(records, keys):
+    if "data" in facts and facts["data"]["fingerprint"] != fingerprint(records, keys):
         raise UserError(
             f"the images of {data.root or data.source} have changed since this run began; "
             "choose another --workdir"
@@ -169,10 +162,10 @@ def _check_trainable(records: Records) -> None:
         log.warning("there is no test split: %s", only if held else "nothing is measured")
 
 
-def load_trunk(config: ConfigDict, run: Mapping[str, Any], found: Any) -> TrunkWeights:
+def load_trunk(config: ConfigDict, facts: Mapping[str, Any], found: Any) -> TrunkWeights:
     """The trunk's weights: those in the run's own checkpoint, or from where the config says."""
     if found:
-        return stored_weights(run, found[1])
+        return stored_weights(facts, found[1])
     with python_warnings.catch_warnings(record=True) as caught:
         python_warnings.simplefilter("always")
         trunk = weights.load(
@@ -187,8 +180,8 @@ def load_trunk(config: ConfigDict, run: Mapping[str, Any], found: Any) -> TrunkW
         )
     for warning in caught:
         log.warning("%s", warning.message)
-        run["warnings"].append(str(warning.message))
-    run["warnings"].extend(trunk.notes)
+        facts["warnings"].append(str(warning.message))
+    facts["warnings"].extend(trunk.notes)
     return trunk
 
 
@@ -255,12 +248,12 @@ def log_summary(records: Records, trunk: TrunkWeights) -> None:
 
 
 def describe(
-    config: ConfigDict, run: dict[str, Any], trunk: TrunkWeights, records: Records, data: str
+    config: ConfigDict, facts: dict[str, Any], trunk: TrunkWeights, records: Records, data: str
 ) -> dict[str, Any]:
     """The content of run.json: all that the numbers depend on; `data` is the data's fingerprint."""
     splits = {str(s): records.select(records.split == s) for s in np.unique(records.split)}
     return {
-        **run,
+        **facts,
         **run_folder.environment(),
         "seed": config.seed,
         "trunk": trunk.describe() | {"requested": config.trunk.name},
@@ -312,61 +305,84 @@ def initial_parameters(
     }))  # fmt: skip
 
 
-# The loop -----------------------------------------------------------------------------------
+def start(
+    run: Run, model: Model, trunk: TrunkWeights, found: tuple[int, Mapping[str, Any]] | None
+) -> tuple[TrainState, Step, Any]:
+    """The state to go on from, the step, and which parameters it moves."""
+    config = run.config
+    loss, miner = make_loss(config), make_miner(config)
+    params, batch_stats = initial_parameters(config, model, trunk, run.inputs, loss, fit=not found)
+    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
+    tx = make_optimizer(config, params, freeze)
+    memory = make_memory(config, run.inputs)
+    state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
+    if found:
+        state = tree.unflatten(found[1], state)
+        log.info("resumed at step %d", found[0])
+    moving = optim.trainable(params, freeze)
+    step = make_train_step(
+        apply_fn=functools.partial(encoder_model.embed, model),
+        loss=loss,
+        tx=tx,
+        miner=miner,
+        trainable=moving,
+    )
+    return state, step, moving
 
 
 # The end ------------------------------------------------------------------------------------
 
 
 def finish(
-    config: ConfigDict,
-    workdir: Path,
+    run: Run,
     state: TrainState,
-    chosen_by: str,
     found: Mapping[str, Evaluated],
-    inputs: Inputs,
-    run: dict[str, Any],
     marked: np.ndarray,
+    chosen_by: str,
 ) -> dict[str, Any]:
-    """Results and report of the chosen state, from its evaluation.
+    """Results and report of the chosen state.
 
-    `marked` is the mark of each image, by its id (see `siamese_jax.data.records.marks`).
+    Args:
+      run: what was trained.
+      state: the one that was chosen.
+      found: its evaluation.
+      marked: uint64, the mark of each image by its id (see `siamese_jax.data.records.marks`).
+      chosen_by: how the state was chosen, in words.
     """
+    config, facts, skipped = run.config, run.facts, run.inputs.skipped
     results: dict[str, Any] = {}
     pictures: list[Any] = []
     for split, (vectors, records, values) in found.items():
         after = evaluation.summary(values, int(records.is_gallery.sum()))
-        results[split] = {"before": run["before"][split], "after": after}
+        results[split] = {"before": facts["before"][split], "after": after}
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
-        path = run_folder.per_query_path(workdir, split)
+        path = run_folder.per_query_path(run.folder, split)
         evaluation.save_per_query(path, values, asked, searched)
         pictures = examples.examples(vectors, records, distance=config.distance, seed=config.seed)
     results |= {
         "checkpoint_step": int(state.step),
         "chosen_by": chosen_by,
-        "trunk": run["trunk"],
-        "data": run["data"],
-        "split": run["split"],
+        **{name: facts[name] for name in ("trunk", "data", "split")},
         "parameters": {
             part: sum(leaf.size for leaf in jax.tree.leaves(state.params[part]))
             for part in ("trunk", "head")
         },
-        "embedding_dim": embedding_width(config, inputs),
-        "warnings": run["warnings"],
-        "skipped": inputs.skipped,
+        "embedding_dim": embedding_width(config, run.inputs),
+        "warnings": facts["warnings"],
+        "skipped": skipped,
     }
-    if inputs.skipped:
-        log.warning("%d images could not be read and were left out:", len(inputs.skipped))
-        for reason in inputs.skipped.values():
+    if skipped:
+        log.warning("%d images could not be read and were left out:", len(skipped))
+        for reason in skipped.values():
             log.warning("  %s", reason)
-    run_folder.write_json(workdir / "run.json", run)
+    run_folder.write_json(run.folder / "run.json", facts)
     write_report(
-        workdir / "report" / "index.html",
-        title=f"{workdir.name}: {config.loss.name} on {config.data.source}",
+        run.folder / "report" / "index.html",
+        title=f"{run.folder.name}: {config.loss.name} on {config.data.source}",
         results=results,
-        run=run | {"config": config.to_dict()},
-        curves=read_curves(workdir / "metrics.jsonl"),
+        run=facts | {"config": config.to_dict()},
+        curves=read_curves(run.folder / "metrics.jsonl"),
         examples=pictures,
-        warnings=run["warnings"],
+        warnings=facts["warnings"],
     )
     return results

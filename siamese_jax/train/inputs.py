@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamese_jax.data.labels import label_codes
-from siamese_jax.data.pipeline import Batches, eval_batches, train_batches
+from siamese_jax.data.pipeline import Batches, Reading, eval_batches, train_batches
 from siamese_jax.data.records import Records
 from siamese_jax.encoder.embedding import Batch, CachedVectors, feature_batches
 from siamese_jax.encoder.head import Head
@@ -48,33 +48,13 @@ class Inputs(NamedTuple):
     skipped: dict[str, str]
 
 
-class Reading(NamedTuple):
-    """How images are read: the options that all batches share."""
-
-    image_size: int
-    fit: str
-    augment: Mapping[str, Any]
-    seed: int
-    batch_size: int
-    strict: bool
-
-
 def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: Reading) -> Inputs:
     """Images all the way: the trunk runs in every step."""
     labels, skipped = train_labels(records), dict[str, str]()
     train = records.where("train")
 
     def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
-        source = train_batches(
-            train,
-            sample,
-            image_size=reading.image_size,
-            fit=reading.fit,
-            augment=reading.augment,
-            seed=reading.seed,
-            start_step=start_step,
-            strict=reading.strict,
-        )
+        source = train_batches(train, sample, reading, start_step=start_step)
         for batch in _noting(source, skipped):
             yield {**batch, "label": labels[batch["id"]]}
 
@@ -111,12 +91,13 @@ def cached_inputs(
     """
     skipped: dict[str, str] = {}
     headless = model._replace(head=Head())  # features do not depend on the head
-    plain = model_fingerprint(headless, trunk_variables, reading.image_size, reading.fit)
-    augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
-    shape = feature_shape(model, trunk_variables, reading.image_size)
-    trunk = functools.partial(
-        run_features, *inference_trunk(model, trunk_variables, reading.image_size)
-    )
+    size, augment = reading.image_size, reading.augment
+    assert isinstance(size, int)
+    assert isinstance(augment, Mapping)
+    plain = model_fingerprint(headless, trunk_variables, size, reading.fit)
+    augmented = fingerprint(plain=plain, augment=dict(augment), seed=reading.seed)
+    shape = feature_shape(model, trunk_variables, size)
+    trunk = functools.partial(run_features, *inference_trunk(model, trunk_variables, size))
     store = VectorStore(folder / plain, shape)
 
     def compute(images: np.ndarray) -> np.ndarray:
@@ -138,23 +119,19 @@ def cached_inputs(
     view_rows = []
     for view in range(1, views + 1):
 
-        def batches_of(rows: np.ndarray, view: int = view) -> Iterable[Batch]:
-            return _noting(_view(train.select(rows), reading, view), skipped)
+        def read(rows: np.ndarray, view: int = view) -> Iterable[Batch]:
+            return _noting(eval_batches(train.select(rows), reading, view=view), skipped)
 
         view_keys = [_view_key(key_of[i], i, view) for i in train.id.tolist()]
-        view_rows.append(
-            CachedVectors(view_store, batches_of, compute).rows(
-                train.id, view_keys, describe=f"trunk on augmented view {view} of {views}"
-            )
-        )
+        said = f"trunk on augmented view {view} of {views}"
+        augmented_views = CachedVectors(view_store, read, compute)
+        view_rows.append(augmented_views.rows(train.id, view_keys, describe=said))
 
     def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
         sources = [(store.vectors(), row_of[train.id])]
         sources += [(view_store.vectors(), rows) for rows in view_rows]
-        labels = train_labels(records)[train.id]
-        return feature_batches(
-            sources, labels, train.id, sample, seed=reading.seed, start_step=start_step
-        )
+        labels, seed = train_labels(records)[train.id], reading.seed
+        return feature_batches(sources, labels, train.id, sample, seed=seed, start_step=start_step)
 
     def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
         rows = row_of[chosen.id]
@@ -169,26 +146,7 @@ def cached_inputs(
 
 
 def _plain(records: Records, reading: Reading) -> Batches:
-    return eval_batches(
-        records,
-        image_size=reading.image_size,
-        fit=reading.fit,
-        batch_size=reading.batch_size,
-        strict=reading.strict,
-    )
-
-
-def _view(records: Records, reading: Reading, view: int) -> Batches:
-    return eval_batches(
-        records,
-        image_size=reading.image_size,
-        fit=reading.fit,
-        batch_size=reading.batch_size,
-        strict=reading.strict,
-        augment=reading.augment,
-        seed=reading.seed,
-        view=view,
-    )
+    return eval_batches(records, reading._replace(augment=None))
 
 
 def _noting(batches: Batches, skipped: dict[str, str]) -> Iterator[Batch]:

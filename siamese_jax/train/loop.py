@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,14 +15,14 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics import evaluation
 from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.storage import checkpoint, tree
-from siamese_jax.train import metrics_log as train_metrics_log
 from siamese_jax.train.collapse import collapse_warning, embedding_statistics
 from siamese_jax.train.inputs import Inputs
+from siamese_jax.train.metrics_log import MetricsLog
 from siamese_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
 
-
+_statistics = jax.jit(embedding_statistics)
 Step = Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -36,78 +36,113 @@ def validation_metric(config: ConfigDict) -> str:
     return f"validation/recall@{config.eval.ks[0]}"
 
 
+class Run(NamedTuple):
+    """One run of training: what every part of it works on.
+
+    Attributes:
+      config: whole.
+      folder: where it is kept.
+      inputs: what it trains on, and is evaluated on.
+      facts: the content of run.json; warnings join it as they come.
+    """
+
+    config: ConfigDict
+    folder: Path
+    inputs: Inputs
+    facts: dict[str, Any]
+
+
+class Taken(NamedTuple):
+    """A step that was taken: its number from 1 on, its batch, and its numbers, on the device."""
+
+    step: int
+    batch: dict[str, np.ndarray]
+    metrics: dict[str, jax.Array]
+
+
 def run_steps(
-    config: ConfigDict,
-    workdir: Path,
-    state: TrainState,
-    step: Step,
-    sampler: Callable[[int], np.ndarray],
-    inputs: Inputs,
-    moving: Any,
-    run: dict[str, Any],
+    run: Run, state: TrainState, step: Step, sampler: Callable[[int], np.ndarray], moving: Any
 ) -> tuple[TrainState, dict[str, Evaluated]]:
     """Runs to the last step, or returns at once where it is done.
+
+    Args:
+      run: what is trained.
+      state: to go on from.
+      step: of `make_train_step`.
+      sampler: step -> rows of the training split.
+      moving: which parameters are trained, as `siamese_jax.train.optim.trainable` gives it.
 
     Returns:
       The state after the last step, and its evaluation if that was done here.
     """
-    options, start, total = config.train, int(state.step), config.train.steps
-    splits = evaluated(inputs.records)
-    checkpoints = checkpoint.Checkpoints(
-        workdir / "checkpoints",
-        frozen=frozen_names(state, moving),
-        max_to_keep=options.max_to_keep,
-        best_metric=validation_metric(config) if "validation" in splits else None,
-        start=start,
-    )
-    metrics_log = train_metrics_log.MetricsLog(workdir, start)
-    statistics = jax.jit(embedding_statistics)
-    batches = inputs.batches(sampler, start)
+    options, start, total = run.config.train, int(state.step), run.config.train.steps
+    splits = evaluated(run.inputs.records)
+    checkpoints = open_checkpoints(run, state, moving)
+    metrics_log = MetricsLog(run.folder, start)
+    batches = run.inputs.batches(sampler, start)
     latest: dict[str, float] = {}
     last: dict[str, Evaluated] = {}
-    pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
+    taken: Taken | None = None
     try:
         if "validation" in splits and not checkpoint.steps(checkpoints.folder):
             # The start is a candidate too.
-            begun = named_means(evaluate_state(config, state, inputs, ["validation"]))
+            begun = named_means(evaluate_state(run, state, ["validation"]))
             metrics_log.write(0, begun)
             checkpoints.save(0, state, begun)
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
-            for i in range(start, total):
+            for now in range(start + 1, total + 1):
                 batch = next(batches)
                 state, metrics = step(state, {k: v for k, v in batch.items() if k != "id"})
                 # Looked at one step late, so that the device is never waited for.
-                check_finite(pending, workdir)
-                pending = (i + 1, batch["id"], metrics)
-                done = i + 1 == total
-                if (i + 1) % options.log_every == 0 or done:
-                    check_finite(pending, workdir)
-                    values = scalars(metrics)
-                    values |= scalars(
-                        statistics(metrics["embeddings"], batch["label"], batch["mask"])
-                    )
-                    warn_of_collapse(values, run, i + 1)
-                    metrics_log.write(i + 1, values)
-                    rate = (bar.format_dict["rate"] or 0) * len(batch["id"])
-                    shown = {k: f"{v:.3f}" for k, v in latest.items() if k.endswith("/recall@1")}
-                    bar.set_postfix_str(
-                        f"{rate:.0f} images/s, loss {values['loss']:.4f}"
-                        + "".join(f", {name} {value}" for name, value in shown.items())
-                    )
-                evaluate_now = (i + 1) % options.eval_every == 0 or done
+                check_finite(taken, run.folder)
+                taken = Taken(now, batch, metrics)
+                if now % options.log_every == 0 or now == total:
+                    check_finite(taken, run.folder)
+                    values = measured(taken, run.facts)
+                    metrics_log.write(now, values)
+                    bar.set_postfix_str(progress(bar, taken, values["loss"], latest))
+                evaluate_now = now % options.eval_every == 0 or now == total
                 if evaluate_now:
-                    last = evaluate_state(config, state, inputs, splits)
+                    last = evaluate_state(run, state, splits)
                     latest = named_means(last)
-                    metrics_log.write(i + 1, latest)
-                if (i + 1) % options.checkpoint_every == 0 or evaluate_now:
-                    check_finite(pending, workdir)
-                    checkpoints.save(i + 1, state, latest if evaluate_now else {})
+                    metrics_log.write(now, latest)
+                if now % options.checkpoint_every == 0 or evaluate_now:
+                    check_finite(taken, run.folder)
+                    checkpoints.save(now, state, latest if evaluate_now else {})
                 bar.update()
         checkpoints.wait()
     finally:
         metrics_log.close()
         checkpoints.close()
     return state, last
+
+
+def open_checkpoints(run: Run, state: TrainState, moving: Any) -> checkpoint.Checkpoints:
+    """The run's checkpoints, to go on from the state's step."""
+    chosen = "validation" in evaluated(run.inputs.records)
+    return checkpoint.Checkpoints(
+        run.folder / "checkpoints",
+        frozen=frozen_names(state, moving),
+        max_to_keep=run.config.train.max_to_keep,
+        best_metric=validation_metric(run.config) if chosen else None,
+        start=int(state.step),
+    )
+
+
+def measured(taken: Taken, facts: dict[str, Any]) -> dict[str, float]:
+    """What the log says of a step; a collapse of the embeddings is told."""
+    metrics, batch = taken.metrics, taken.batch
+    values = scalars(metrics)
+    values |= scalars(_statistics(metrics["embeddings"], batch["label"], batch["mask"]))
+    warn_of_collapse(values, facts, taken.step)
+    return values
+
+
+def progress(bar: Any, taken: Taken, loss: float, latest: Mapping[str, float]) -> str:
+    """What stands behind the bar: speed, loss, and the latest recall of each split."""
+    rate = (bar.format_dict["rate"] or 0) * len(taken.batch["id"])
+    recalls = [f"{n} {v:.3f}" for n, v in latest.items() if n.endswith("/recall@1")]
+    return ", ".join([f"{rate:.0f} images/s", f"loss {loss:.4f}", *recalls])
 
 
 def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
@@ -126,11 +161,11 @@ def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     return {k: float(v) for k, v in jax.device_get(dict(metrics)).items() if np.ndim(v) == 0}
 
 
-def check_finite(pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None, workdir: Path):
+def check_finite(taken: Taken | None, workdir: Path) -> None:
     """Raises UserError where the loss or the gradient of a step is not finite."""
-    if pending is None:
+    if taken is None:
         return
-    step, ids, metrics = pending
+    ids, metrics = taken.batch["id"], taken.metrics
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if np.isfinite(loss) and np.isfinite(norm):
         return
@@ -138,30 +173,28 @@ def check_finite(pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None, w
     where = f"the last good checkpoint is step {good[0]}" if good else "there is no checkpoint yet"
     listed = ", ".join(map(str, ids[:16])) + (", ..." if len(ids) > 16 else "")
     raise UserError(
-        f"step {step}: the loss is {loss} and its gradient's norm {norm}, on the images with ids "
-        f"{listed}; {where} in {workdir / 'checkpoints'}. Lower optim.learning_rate, or set "
+        f"step {taken.step}: the loss is {loss} and its gradient's norm {norm}, on the images with "
+        f"ids {listed}; {where} in {workdir / 'checkpoints'}. Lower optim.learning_rate, or set "
         "optim.clip_norm"
     )
 
 
-def warn_of_collapse(values: Mapping[str, float], run: dict[str, Any], step: int) -> None:
+def warn_of_collapse(values: Mapping[str, float], facts: dict[str, Any], step: int) -> None:
     """Says once that the embeddings have collapsed, with what to try."""
     message = collapse_warning(values)
-    if message and not any("collapse" in w for w in run["warnings"]):
-        run["warnings"].append(f"step {step}: {message}")
+    if message and not any("collapse" in w for w in facts["warnings"]):
+        facts["warnings"].append(f"step {step}: {message}")
         log.warning("step %d: %s", step, message)
 
 
-def evaluate_state(
-    config: ConfigDict, state: TrainState, inputs: Inputs, splits: list[str]
-) -> dict[str, Evaluated]:
+def evaluate_state(run: Run, state: TrainState, splits: list[str]) -> dict[str, Evaluated]:
     """Each split as the state does on it."""
     found = {}
     for split in splits:
-        chosen = inputs.records.where(split)
-        vectors, records = inputs.embed(state.params, state.batch_stats, chosen)
-        sides = evaluation.sides_of(vectors, records, config.distance)
-        values = sides.measure(config.eval.ks, evaluation.METRICS)
+        chosen = run.inputs.records.where(split)
+        vectors, records = run.inputs.embed(state.params, state.batch_stats, chosen)
+        sides = evaluation.sides_of(vectors, records, run.config.distance)
+        values = sides.measure(run.config.eval.ks, evaluation.METRICS)
         found[split] = Evaluated(vectors, records, values)
     return found
 

@@ -17,7 +17,7 @@ from siamese_jax.data.augment import (
     make_augment,
     uniforms,
 )
-from siamese_jax.data.pipeline import eval_batches, train_batches
+from siamese_jax.data.pipeline import Reading, eval_batches, train_batches
 from siamese_jax.data.sources import load_images
 from siamese_jax.errors import UserError
 
@@ -40,9 +40,9 @@ def images(records, augment, **options):
     def sample(step):
         return np.arange(6)
 
-    return next(train_batches(records, sample, image_size=32, augment=augment, steps=1, **options))[
-        "image"
-    ]
+    return next(
+        train_batches(records, sample, Reading(image_size=32, augment=augment, **options), steps=1)
+    )["image"]
 
 
 CHANGES = {
@@ -218,7 +218,7 @@ def test_a_view_depends_on_the_image_alone(records):
 
     def view(part, batch_size, view):
         batches = eval_batches(
-            part, image_size=32, batch_size=batch_size, augment=augment, seed=1, view=view
+            part, Reading(image_size=32, batch_size=batch_size, augment=augment, seed=1), view=view
         )
         found = [(b["id"][i], b["image"][i]) for b in batches for i in np.flatnonzero(b["mask"])]
         return {int(i): image for i, image in found}

@@ -9,7 +9,7 @@ import pytest
 from picture_files import TURNS, tiff
 from PIL import Image
 
-from siamese_jax.data.pipeline import eval_batches, train_batches
+from siamese_jax.data.pipeline import Reading, eval_batches, train_batches
 from siamese_jax.data.preprocess import read_image
 from siamese_jax.data.samplers import classes
 from siamese_jax.data.sources import load_records
@@ -53,7 +53,7 @@ def sampler(records, size=6):
 
 
 def test_evaluation_gives_every_image_once_in_order(records):
-    batches = eval_batches(records, image_size=(12, 16), batch_size=5)
+    batches = eval_batches(records, Reading(image_size=(12, 16), batch_size=5))
     assert batches.steps == 5
     seen = list(batches)
     assert len(seen) == 5
@@ -78,7 +78,7 @@ def test_evaluation_gives_every_image_once_in_order(records):
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
 def test_the_fit_reaches_the_reader(records, fit):
-    batch = next(eval_batches(records, image_size=10, batch_size=2, fit=fit))
+    batch = next(eval_batches(records, Reading(image_size=10, batch_size=2, fit=fit)))
     np.testing.assert_array_equal(batch["image"][1], read_image(records.path[1], 10, fit=fit))
 
 
@@ -86,7 +86,7 @@ def test_multi_hot_labels(records):
     from dataclasses import replace
 
     hot = replace(records, label=np.eye(8, dtype=bool)[records.label])
-    seen = list(eval_batches(hot, image_size=8, batch_size=15))
+    seen = list(eval_batches(hot, Reading(image_size=8, batch_size=15)))
     assert seen[1]["label"].dtype == bool
     assert seen[1]["label"].shape == (15, 8)
     np.testing.assert_array_equal(seen[0]["label"], hot.label[:15])
@@ -98,11 +98,8 @@ def test_a_resumed_run_sees_the_same_batches(records):
         return train_batches(
             records,
             sampler(records),
-            image_size=16,
-            augment=AUGMENT,
-            seed=7,
+            Reading(image_size=16, augment=AUGMENT, seed=7, workers=workers),
             start_step=start,
-            workers=workers,
         )
 
     whole, resumed = batches(0, 1), batches(4, 3)
@@ -116,13 +113,13 @@ def test_a_resumed_run_sees_the_same_batches(records):
 
 
 def test_steps_bound_the_batches(records):
-    batches = train_batches(records, sampler(records), image_size=8, start_step=3, steps=2)
+    batches = train_batches(records, sampler(records), Reading(image_size=8), start_step=3, steps=2)
     expected = [sampler(records)(3), sampler(records)(4)]
     np.testing.assert_array_equal([b["id"] for b in batches], expected)
 
 
 def test_a_closed_iterator_has_ended(records):
-    batches = train_batches(records, sampler(records), image_size=8)
+    batches = train_batches(records, sampler(records), Reading(image_size=8))
     next(batches)
     batches.close()
     assert list(batches) == []
@@ -131,14 +128,16 @@ def test_a_closed_iterator_has_ended(records):
 
 def test_one_image_twice_in_a_batch_is_augmented_twice(records):
     batch = next(
-        train_batches(records, lambda step: np.zeros(4, np.int32), image_size=16, augment=AUGMENT)
+        train_batches(
+            records, lambda step: np.zeros(4, np.int32), Reading(image_size=16, augment=AUGMENT)
+        )
     )
     assert len({image.tobytes() for image in batch["image"]}) == 4
 
 
 def test_broken_images_are_skipped_listed_and_told_once(damaged, caplog):
     bad = {str(damaged.path[4]), str(damaged.path[17])}
-    batches = eval_batches(damaged, image_size=8, batch_size=10)
+    batches = eval_batches(damaged, Reading(image_size=8, batch_size=10))
     with caplog.at_level(logging.WARNING):
         seen = list(batches)
     mask = np.concatenate([b["mask"] for b in seen])
@@ -152,7 +151,10 @@ def test_broken_images_are_skipped_listed_and_told_once(damaged, caplog):
 
 def test_broken_images_in_training_keep_the_shape(damaged, caplog):
     batches = train_batches(
-        damaged, lambda step: np.arange(23, dtype=np.int32), image_size=8, augment=AUGMENT, steps=3
+        damaged,
+        lambda step: np.arange(23, dtype=np.int32),
+        Reading(image_size=8, augment=AUGMENT),
+        steps=3,
     )
     for batch in batches:
         assert batch["image"].shape == (23, 8, 8, 3)
@@ -179,9 +181,7 @@ def test_turned_files_give_the_batches_of_upright_ones(tmp_path):
             train_batches(
                 load_records("folder", root, fractions=None),
                 lambda step: np.arange(8, dtype=np.int32),
-                image_size=16,
-                fit="crop",
-                augment=AUGMENT,
+                Reading(image_size=16, fit="crop", augment=AUGMENT),
                 steps=1,
             )
         )
@@ -198,7 +198,7 @@ def test_a_picture_that_cannot_be_decoded_rightly_is_listed(tmp_path, caplog):
     planes = tiff(x, bits=16, photometric=2, planar=2)
     (tmp_path / "one" / "b.tif").write_bytes(planes)
     batches = eval_batches(
-        load_records("folder", tmp_path, fractions=None), image_size=8, batch_size=2
+        load_records("folder", tmp_path, fractions=None), Reading(image_size=8, batch_size=2)
     )
     assert next(batches)["mask"].tolist() == [True, False]
     (line,) = batches.broken.values()
@@ -207,13 +207,13 @@ def test_a_picture_that_cannot_be_decoded_rightly_is_listed(tmp_path, caplog):
 
 
 def test_strict_stops_at_the_first_broken_image(damaged):
-    batches = eval_batches(damaged, image_size=8, batch_size=10, strict=True)
+    batches = eval_batches(damaged, Reading(image_size=8, batch_size=10, strict=True))
     with pytest.raises(UserError, match=r"04.png: not an image.*mend or remove"):
         list(batches)
 
 
 def test_a_batch_without_any_good_image_stops_training(damaged):
-    batches = train_batches(damaged, lambda step: np.array([4, 17, 4]), image_size=8)
+    batches = train_batches(damaged, lambda step: np.array([4, 17, 4]), Reading(image_size=8))
     with pytest.raises(UserError, match="not one image of a batch of 3 can be read"):
         next(batches)
 
@@ -226,17 +226,17 @@ def test_wrong_options(records):
         ({"augment": {"blur": 1}}, "no field 'blur'"),
     ]:
         with pytest.raises(UserError, match=message):
-            eval_batches(records, **{"image_size": 8, "batch_size": 2, **options})
+            eval_batches(records, Reading(**{"image_size": 8, "batch_size": 2, **options}))
 
 
 def test_tensorflow_is_blind_to_gpus_and_quiet(records, tmp_path):
     """In a process of its own: the first import, and an end with a pipeline still running."""
     code = f"""
 import numpy as np
-from siamese_jax.data.pipeline import train_batches
+from siamese_jax.data.pipeline import Reading, train_batches
 from siamese_jax.data.sources import load_images
 records = load_images({str(records.root)!r})
-batches = train_batches(records, lambda step: np.arange(8), image_size=8)
+batches = train_batches(records, lambda step: np.arange(8), Reading(image_size=8))
 next(batches)
 import tensorflow as tf
 print(tf.config.get_visible_devices("GPU"))

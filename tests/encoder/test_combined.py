@@ -154,12 +154,12 @@ def test_combinations_combine_and_agree_with_a_folder(world, encoder, larger, ot
     """embed_folder reads every part's images in its own size; without scales it is the same."""
     made = combined.fused([combined.augmented(encoder), other], [2, 1])
     found = embed_folder(made, world / "shop")
-    from siamese_jax.data.pipeline import eval_batches
+    from siamese_jax.data.pipeline import Reading, eval_batches
 
-    (batch,) = eval_batches(found.records, image_size=SIZE, batch_size=20)
+    (batch,) = eval_batches(found.records, Reading(image_size=SIZE, batch_size=20))
     np.testing.assert_allclose(found.vectors, made(batch["image"]), atol=1e-5)
     # The larger view is read larger, not blown up.
-    (batch,) = eval_batches(found.records, image_size=48, batch_size=20)
+    (batch,) = eval_batches(found.records, Reading(image_size=48, batch_size=20))
     direct = embed_folder(larger, world / "shop").vectors
     np.testing.assert_allclose(direct, larger(batch["image"]), rtol=1e-4, atol=1e-4)
 
