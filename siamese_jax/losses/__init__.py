@@ -28,7 +28,7 @@ from siamese_jax.losses.softmax import (
 )
 from siamese_jax.losses.triplet import triplet
 
-__all__ = ["LOSSES", "Loss", "mean", "reduce"]
+__all__ = ["LOSSES", "ON_DISTANCE", "Loss", "mean", "reduce"]
 
 LOSSES: dict[str, Callable[..., Loss]] = {
     "softmax": softmax,
@@ -51,3 +51,6 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "cosface": cosface,
     "soft_triple": soft_triple,
 }
+# These are on any of `siamese_jax.distances`: training gives them its own. The others are on a
+# similarity, whose scale (temperature, base, alpha) goes with it.
+ON_DISTANCE = frozenset({"contrastive", "triplet", "lifted_structure", "margin"})

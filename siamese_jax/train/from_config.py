@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from siamese_jax.data.records import Records
 from siamese_jax.data.samplers import SAMPLERS
 from siamese_jax.errors import UserError
-from siamese_jax.losses import LOSSES, Loss
+from siamese_jax.losses import LOSSES, ON_DISTANCE, Loss
 from siamese_jax.losses import memory as memory_bank
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.train import optim
@@ -49,10 +49,7 @@ def _from_table(
 
 def make_loss(config: ConfigDict) -> Loss:
     """The loss, on the config's distance if it is one of distances; similarities keep their own."""
-    factory = LOSSES.get(config.loss.get("name"), LOSSES["triplet"])
-    default = inspect.signature(factory).parameters.get("distance")
-    on_distance = default is not None and default.default == "euclidean"
-    given = {"distance": config.distance} if on_distance else {}
+    given = {"distance": config.distance} if config.loss.get("name") in ON_DISTANCE else {}
     return _from_table(LOSSES, "loss", config.loss, **given)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from siamese_jax import losses
+from siamese_jax.distances import DISTANCES
 from siamese_jax.errors import UserError
-from siamese_jax.losses import LOSSES, memory
+from siamese_jax.losses import LOSSES, ON_DISTANCE, memory
 from siamese_jax.losses.miners import Pairs, Triplets
 
 # More classes than the integer labels use: one is absent from the batch.
@@ -176,6 +177,18 @@ def test_every_loss_and_every_option_is_tested():
     for name, factory in LOSSES.items():
         tried = set().union(*(options for other, options in CASES if other == name))
         assert tried == set(inspect.signature(factory).parameters), name
+
+
+def test_the_losses_on_a_distance_are_those_that_take_any():
+    def takes(factory, distance):
+        try:
+            factory(distance=distance)
+        except (TypeError, UserError):
+            return False
+        return True
+
+    on_any = {n for n, factory in LOSSES.items() if all(takes(factory, d) for d in DISTANCES)}
+    assert on_any == ON_DISTANCE
 
 
 def with_references(rng, multi_hot=False):
