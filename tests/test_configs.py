@@ -8,7 +8,7 @@ import jax
 import pytest
 import tiny
 
-from siamese_jax.storage.compilation_cache import enable_compilation_cache
+from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train.experiment import train
 from siamese_jax.trunks.table import TRUNKS
 

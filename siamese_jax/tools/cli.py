@@ -135,7 +135,7 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
     from pathlib import Path
 
     from siamese_jax.encoder.load import load_encoder
-    from siamese_jax.storage.compilation_cache import enable_compilation_cache
+    from siamese_jax.storage.cache import enable_compilation_cache
 
     enable_compilation_cache()
     of_file = reading(args)

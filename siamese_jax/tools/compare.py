@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(cell.name for cell in chosen))
         return
 
-    from siamese_jax.storage.compilation_cache import enable_compilation_cache
+    from siamese_jax.storage.cache import enable_compilation_cache
 
     enable_compilation_cache()
     workdir = args.workdir or Path("runs") / Path(args.config).stem

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise UserError("give an experiment: --config=configs/resnet_triplet.py")
     from siamese_jax.report.tables import text_table
-    from siamese_jax.storage.compilation_cache import enable_compilation_cache
+    from siamese_jax.storage.cache import enable_compilation_cache
     from siamese_jax.train.experiment import train
 
     enable_compilation_cache()

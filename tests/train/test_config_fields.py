@@ -7,7 +7,7 @@ from PIL import Image
 
 from configs import common
 from siamese_jax.report.page import flatten
-from siamese_jax.storage.compilation_cache import enable_compilation_cache
+from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train.experiment import train
 
 pytestmark = pytest.mark.slow
