@@ -90,19 +90,10 @@ def cached_inputs(
     all four are in its key.
     """
     skipped: dict[str, str] = {}
-    headless = model._replace(head=Head())  # features do not depend on the head
-    size, augment = reading.image_size, reading.augment
-    assert isinstance(size, int)
-    assert isinstance(augment, Mapping)
-    plain = model_fingerprint(headless, trunk_variables, size, reading.fit)
-    augmented = fingerprint(plain=plain, augment=dict(augment), seed=reading.seed)
-    shape = feature_shape(model, trunk_variables, size)
-    trunk = functools.partial(run_features, *inference_trunk(model, trunk_variables, size))
+    plain, shape, compute = _frozen(model, trunk_variables, reading)
+    assert isinstance(reading.augment, Mapping)
+    augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
     store = VectorStore(folder / plain, shape)
-
-    def compute(images: np.ndarray) -> np.ndarray:
-        return in_blocks(trunk, images, block_size(images.shape))
-
     cached = CachedVectors(
         store, lambda rows: _noting(_plain(records.select(rows), reading), skipped), compute
     )
@@ -143,6 +134,24 @@ def cached_inputs(
         return in_blocks(embed_block, vectors, 512), chosen
 
     return Inputs(records, batches, features_of, embed_all, skipped)
+
+
+def _frozen(
+    model: Model, trunk_variables: Any, reading: Reading
+) -> tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]:
+    """A trunk that never changes: its fingerprint, the shape of its features, and what makes them.
+
+    The head has no part in it.
+    """
+    size, headless = reading.image_size, model._replace(head=Head())
+    assert isinstance(size, int)
+    trunk = functools.partial(run_features, *inference_trunk(model, trunk_variables, size))
+
+    def compute(images: np.ndarray) -> np.ndarray:
+        return in_blocks(trunk, images, block_size(images.shape))
+
+    name = model_fingerprint(headless, trunk_variables, size, reading.fit)
+    return name, feature_shape(model, trunk_variables, size), compute
 
 
 def _plain(records: Records, reading: Reading) -> Batches:
