@@ -27,7 +27,7 @@ from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.metrics.retrieval import PerQuery, of_ranking
 from siamese_jax.search import rerank
 from siamese_jax.search.ranking import Ranking, rank
-from siamese_jax.tools.images import run_records
+from siamese_jax.tools.images import own_records
 
 
 class Side(NamedTuple):
@@ -152,7 +152,7 @@ def measure(found: Ranking, side: Side) -> PerQuery:
 def sides(encoder: str, other: str, image_size: int | None, limit: int | None) -> list[Side]:
     """The training and the test classes: the run's own split, or that of seed 0."""
     run = Path(encoder)
-    records = run_records(run) if run.is_dir() else load_records("emoji")
+    records = own_records([encoder])[1] if run.is_dir() else load_records("emoji")
     main, second = (load_encoder(name, image_size=image_size) for name in (encoder, other))
     encoders = (
         main,

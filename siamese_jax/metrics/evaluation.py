@@ -30,7 +30,7 @@ class Sides(NamedTuple):
     distance: str
 
     @property
-    def named_ids(self) -> dict[str, np.ndarray]:
+    def named_ids(self) -> dict[str, Any]:
         """The ids, as arguments of the functions that search and measure."""
         return {"query_ids": self.ids[0], "gallery_ids": self.ids[1]}
 
@@ -60,8 +60,8 @@ class Evaluated(NamedTuple):
 def sides_of(vectors: np.ndarray, records: Records, distance: str) -> Sides:
     """The queries and the gallery that n records are marked as, of their vectors [n, d]."""
     asked, searched = records.is_query, records.is_gallery
-    both = [(of[asked], of[searched]) for of in (vectors, records.label, records.id)]
-    return Sides(*both, distance)
+    found, labels, ids = ((of[asked], of[searched]) for of in (vectors, records.label, records.id))
+    return Sides(found, labels, ids, distance)
 
 
 def summary(values: PerQuery, gallery: int) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def initial_parameters(
 
 
 def start(
-    run: Run, model: Model, trunk: TrunkWeights, found: tuple[int, Mapping[str, Any]] | None
+    run: Run, model: Model, trunk: TrunkWeights, found: tuple[int, dict[str, Any]] | None
 ) -> tuple[TrainState, Step, Any]:
     """The state to go on from, the step, and which parameters it moves."""
     config = run.config
