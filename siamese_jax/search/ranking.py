@@ -112,15 +112,15 @@ def rank(
         np.full((len(wanted), columns), -1, np.int32),
         np.full((len(wanted), columns), np.inf, np.float32),
     )
-    precision = chosen_precision(precision, search)
+    precision, adaptive = chosen_precision(precision, search)
     if devices is None and jax.default_backend() != "cpu":
         devices = jax.devices()
     if approximate is not None:
-        parts = about.nearest(search, approximate, wanted, columns)
+        parts = about.nearest_proposed(search, approximate, wanted, columns)
     elif devices is None:
-        parts = cpu.nearest(search, wanted, columns, precision)
+        parts = cpu.nearest(search, wanted, columns, precision, adaptive)
     else:
-        parts = split.nearest(search, devices, wanted, columns, precision)
+        parts = split.nearest_on_devices(search, devices, wanted, columns, precision)
     for i, place, j, away in parts:
         at = i.astype(np.int64) * columns + place
         found.indices.reshape(-1)[at] = j
@@ -159,7 +159,7 @@ def range_search(
     reach = np.broadcast_to(reach, (q,))
     count = np.zeros(q + 1, np.int64)
     parts = []
-    for i, j, away in cpu.within(search, reach, chosen_precision(precision, search)):
+    for i, j, away in cpu.within(search, reach, chosen_precision(precision, search)[0]):
         count[1:] += np.bincount(i, minlength=q)
         parts.append((j, away))
     indices = [j for j, _ in parts] or [np.empty(0, np.int32)]

@@ -67,14 +67,14 @@ def test_a_large_share_of_the_gallery(distance, monkeypatch):
     """Many answers come from one product in float64, unless too many of its pairs are uncertain."""
     rng = np.random.default_rng(3)
     searched = []
-    kept = all_distances.nearest
+    kept = all_distances.nearest_of_all
 
     def watched(*arguments, **options):
         parts = list(kept(*arguments, **options))
         searched.append(kind)
         return parts
 
-    monkeypatch.setattr(all_distances, "nearest", watched)
+    monkeypatch.setattr(all_distances, "nearest_of_all", watched)
     for n in range(12 * len(KINDS)):
         kind = KINDS[n % len(KINDS)]
         q, g, d = int(rng.choice([9, 70])), int(rng.choice([40, 700])), int(rng.choice([1, 24]))

@@ -10,10 +10,10 @@ from siamese_jax.search.engine import blocks, cpu, device_program, operands, ord
 from siamese_jax.search.engine.request import Search
 
 
-def nearest(
+def nearest_on_devices(
     search: Search, devices: Sequence[jax.Device], wanted: np.ndarray, k: int, precision: str
 ) -> Iterator[tuple]:
-    """As `nearest`, the gallery split over devices, a slab of rows at a time."""
+    """As `ways.nearest`, the gallery split over devices, a slab of rows at a time."""
     q, (g, d) = len(search.queries), (len(search.gallery.rows), search.rows.width)
     k = min(k, g)
     if not q or not k:
@@ -60,7 +60,7 @@ def nearest(
         # A zero query's distances are all 1 under cosine, whatever the scores said.
         lost = np.asarray(side.zero)
         i, j, away = (v[~lost[i]] for v in (i, j, away))
-        more = search.with_zeros(at, count, side, zeros, k, i[:0], j[:0])
+        more = search.with_zeros(at, lost[:count], zeros, k)
         i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
         away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
         sure[at : at + count] |= lost[:count]
@@ -70,7 +70,7 @@ def nearest(
     again = np.flatnonzero(~sure)
     if len(again):
         rest = search.only(again)
-        for i, place, j, away in cpu.nearest(rest, wanted[again], k, "float32"):
+        for i, place, j, away in cpu.nearest(rest, wanted[again], k, "float32", False):
             yield again[i], place, j, away
 
 

@@ -53,7 +53,7 @@ def plan(q: int, g: int, d: int, k: int, memory_limit: int) -> Plan | None:
     return Plan(even(q, chunk, 256), block, 8 * (g + block) * d <= share)
 
 
-class Side(NamedTuple):
+class Doubles(NamedTuple):
     """Rows of one side of the product.
 
     Attributes:
@@ -76,17 +76,17 @@ def _side(
     there: np.ndarray | None,
     code: np.ndarray | None,
     spare_code: int,
-) -> Side:
+) -> Doubles:
     count, d = min(size, len(rows) - start), rows.width
     values = np.zeros((size, operands.padded_width(d)))
     values[:count, :d] = check_rows(rows, start, count)
     rows.release()
     here, codes = padded(start, size, count, there, code, spare_code)
-    return Side(*map(jnp.asarray, (values, np.sqrt(np.vecdot(values, values)), here, codes)))
+    return Doubles(*map(jnp.asarray, (values, np.sqrt(np.vecdot(values, values)), here, codes)))
 
 
 @partial(jax.jit, static_argnames=("distance", "exclude"))
-def _distances(x: Side, y: Side, c: Array, *, distance: str, exclude: bool) -> Array:
+def _distances(x: Doubles, y: Doubles, c: Array, *, distance: str, exclude: bool) -> Array:
     """float32 [n, m]: distances, +inf where there is no pair, -inf where they are not certain.
 
     One array, as XLA goes through the product anew for each.
@@ -101,7 +101,7 @@ def _distances(x: Side, y: Side, c: Array, *, distance: str, exclude: bool) -> A
     return jnp.where(pair, jnp.where(unsure, -jnp.inf, found), jnp.inf)
 
 
-def nearest(
+def nearest_of_all(
     queries: np.ndarray,
     rows: Rows,
     wanted: np.ndarray,
@@ -130,9 +130,9 @@ def nearest(
     own, code = (None, None) if codes is None else codes
     asked = Rows([queries], "queries")
     program = partial(_distances, distance=distance, exclude=codes is not None)
-    kept: dict[int, Side] = {}
+    kept: dict[int, Doubles] = {}
 
-    def item(start: int) -> Side:
+    def item(start: int) -> Doubles:
         if start in kept:
             return kept[start]
         side = _side(rows, start, sizes.block, there, code, -1)

@@ -9,8 +9,8 @@ from siamese_jax.search.engine import approximate_index, order
 from siamese_jax.search.engine.request import Search
 
 
-def nearest(search: Search, library: str, wanted: np.ndarray, k: int) -> Iterator[tuple]:
-    """As `nearest`, among what a graph index proposes."""
+def nearest_proposed(search: Search, library: str, wanted: np.ndarray, k: int) -> Iterator[tuple]:
+    """As `ways.nearest`, among what a graph index proposes."""
     q, g = len(search.queries), len(search.gallery.rows)
     if library not in approximate_index.INDEXES:
         raise UserError(

@@ -9,11 +9,8 @@ import numpy as np
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine import operands, reused_memory
 from siamese_jax.search.engine.operands import Frame, Side
-from siamese_jax.search.engine.parallel import in_threads
+from siamese_jax.search.engine.parallel import THREADS, in_threads, rows_at_once
 from siamese_jax.search.engine.rows import Rows
-
-# Numbers that a thread prepares at a time: few enough for its cache.
-_PIECE = 1 << 19
 
 
 class Item(NamedTuple):
@@ -77,11 +74,11 @@ def prepare_rows(
     length, residual = np.empty(size, np.float32), np.empty(size, np.float32)
     zero, fine = np.zeros(size, bool), np.empty(size, bool)
     side = Side(values, length, residual, codes, zero, fine)
-    step = max(1, _PIECE // wide)
+    step = min(rows_at_once(wide), -(-size // THREADS))
     starts = iter(range(0, size, step))
 
     def work() -> None:
-        buffer = np.zeros((min(step, size), wide), np.float32)
+        buffer = np.zeros((step, wide), np.float32)
         for at in starts:
             part = slice(at, min(at + step, size))
             block = _padded_rows(rows, start + at, count - at, buffer[: part.stop - at])

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from siamese_jax.search.engine import exact
 from siamese_jax.search.engine.operands import TINY, Frame, Side, U, room
 
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
@@ -123,10 +124,10 @@ def true_square(queries: np.ndarray, frame: Frame) -> np.ndarray:
     if frame.distance == "dot":
         return x @ origin
     if frame.distance == "cosine":
-        norm = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
-        x = x / np.where(norm > 0, norm, 1)
-    x = x - origin
-    return np.einsum("nd,nd->n", x, x)
+        exact.unit(x)
+    if origin.any():
+        x -= origin
+    return np.vecdot(x, x)
 
 
 def score_of(radius: np.ndarray, square: np.ndarray, distance: str) -> np.ndarray:

@@ -6,7 +6,7 @@ end must reach, so most groups are never looked at again. What does reach it is 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,11 @@ from siamese_jax.search.engine.operands import Frame, Side
 from siamese_jax.search.engine.order import by_query
 from siamese_jax.search.engine.parallel import THREADS, in_threads
 
-# Groups that are worth threads.
-_GROUPS = 1 << 17
+Settle = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+# Groups that are worth threads, and answers that a thread puts in order together.
+_GROUPS = 1 << 15
+_ANSWERS = 1 << 14
 # Scores that a thread copies in one go: few enough for its cache.
 _COPIED = 1 << 18
 # Below every score, by more than the widest interval.
@@ -107,79 +110,80 @@ class Chunk:
       side: their side of the product.
       k: how many answers each wants at most; None to take all above the floor.
       floor: float32 [padded n], the score that an answer's upper end must reach.
-      settle: scores pairs exactly and keeps each query's k first.
+      settle: as for `Slice`.
       limit: how many pairs may wait.
     """
 
     def __init__(
-        self,
-        at: int,
-        side: Side,
-        k: int | None,
-        floor: np.ndarray,
-        settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-        limit: int,
+        self, at: int, side: Side, k: int | None, floor: np.ndarray, settle: Settle, limit: int
     ):
-        self.at, self.side, self.k = at, side, k
-        self.size = len(floor)
-        step = -(-self.size // (2 * THREADS))
+        self.at, self.side, self.size = at, side, len(floor)
+        # As many queries as have a cache full of answers, but something for every thread.
+        step = min(max(_ANSWERS // (k or 1), 32), -(-self.size // (2 * THREADS)))
         starts = range(0, self.size, step)
         self.slices = [
-            Slice(start, floor[start : start + step], k, settle, limit // len(starts))
+            Slice(
+                at,
+                slice(start, start + step),
+                floor[start : start + step],
+                k,
+                settle,
+                limit // len(starts),
+            )
             for start in starts
         ]
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """Takes the candidates out of some blocks' (s, low, high)."""
-        self._each(
+        self.each(
             lambda part: part.feed(starts, [tuple(v[part.rows] for v in block) for block in held]),
             sum(low.size for _, low, _ in held) >= _GROUPS,
         )
-
-    @property
-    def floor(self) -> np.ndarray:
-        """float32 [padded n], what an answer's upper end must reach by now."""
-        return np.concatenate([part.floor for part in self.slices])
 
     @property
     def taken(self) -> int:
         """How many pairs have been candidates so far."""
         return sum(part.taken for part in self.slices)
 
-    def pairs(self) -> Pairs:
-        """All candidates, in the order of i."""
-        self._each(Slice.close, sum(part.waiting for part in self.slices) >= _GROUPS)
-        return Pairs(*map(np.concatenate, zip(*(p.pairs for p in self.slices), strict=True)))
-
-    def _each(self, work: Callable[["Slice"], None], worthwhile: bool) -> None:
-        parts = iter(self.slices)
+    def each(self, work: Callable[["Slice"], Any], worthwhile: bool = True) -> list[Any]:
+        """What `work` makes of each slice."""
+        found: list[Any] = [None] * len(self.slices)
+        places = iter(range(len(found)))
 
         def some() -> None:
-            for part in parts:
-                work(part)
+            for n in places:
+                found[n] = work(self.slices[n])
 
         in_threads(some, worthwhile)
+        return found
 
 
 class Slice:
-    """Some queries of a chunk: their floors, and the candidates that wait."""
+    """Some queries of a chunk: their floors, and the candidates that wait.
+
+    Args:
+      at: the first query of the chunk.
+      rows: which of the chunk's queries these are.
+      floor: float32 [n], what an answer's upper end must reach by now.
+      k, limit: as for `Chunk`.
+      settle: given (first query, i, j), scores pairs exactly and keeps each query's k first.
+    """
 
     def __init__(
-        self,
-        first: int,
-        floor: np.ndarray,
-        k: int | None,
-        settle: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-        limit: int,
+        self, at: int, rows: slice, floor: np.ndarray, k: int | None, settle: Settle, limit: int
     ):
-        self.first, self.floor, self.k, self.settle = first, floor, k, settle
+        self.at, self.rows, self.floor, self.k, self.settle = (
+            at + rows.start,
+            rows,
+            floor,
+            k,
+            settle,
+        )
         self.limit = max(1, limit)
-        self.rows = slice(first, first + len(floor))
         self.best = np.empty((len(floor), 0), np.float32)
         # Candidates, i counted from the slice's first query.
         self.found: list[Pairs] = []
         self.waiting = self.taken = 0
-        self.pairs: Pairs
 
     def feed(self, starts: Sequence[int], held: Sequence[tuple[np.ndarray, ...]]) -> None:
         """As `Chunk.feed`, with these queries' rows alone."""
@@ -228,29 +232,22 @@ class Slice:
 
     def _thin(self) -> None:
         """Drops what the floor has passed; if that is not enough, settles what is left."""
-        left = self._reaching()
+        left = self.reaching()
         if len(left.i) > self.limit // 2 and self.k is not None:
-            i, j = self.settle(left.i + np.int32(self.first), left.j)
+            i, j = self.settle(self.at, left.i, left.j)
             high, low = (np.full(len(i), np.inf, np.float32) for _ in range(2))
-            left = Pairs(i - np.int32(self.first), j, high, low)
+            left = Pairs(i, j, high, low)
         self.found, self.waiting = [left], len(left.i)
         # Where few can be dropped, wait longer before trying again.
         self.limit = max(self.limit, 2 * self.waiting)
 
-    def _reaching(self) -> Pairs:
-        """The candidates that the floor has not passed."""
+    def reaching(self) -> Pairs:
+        """The candidates that the floor has not passed, in the order of i."""
         nothing = [np.empty(0, t) for t in (np.int32, np.int32, np.float32, np.float32)]
         all_ = Pairs(*map(np.concatenate, zip(nothing, *self.found, strict=True)))
         reach = np.flatnonzero(all_.high >= self.floor[all_.i])
+        reach = reach[by_query(all_.i[reach], len(self.floor))]
         return Pairs(*(v[reach] for v in all_))
-
-    def close(self) -> None:
-        """Puts the candidates into `pairs`, in the order of the chunk's queries."""
-        left = self._reaching()
-        order = by_query(left.i, len(self.floor))
-        i, j, high, low = (v[order] for v in left)
-        self.pairs = Pairs(i + np.int32(self.first), j, high, low)
-        self.found = []
 
 
 def run(

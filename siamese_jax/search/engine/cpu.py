@@ -1,8 +1,8 @@
 """The ways to answer a search on the CPU, and which is taken when.
 
-few    very few queries: no copies, no preparation
-dense  k is a large share of the gallery: all distances
-scan   otherwise: candidates from one cheap product
+one_pass       very few queries: no copies, no preparation
+all_distances  k is a large share of the gallery: all distances
+candidates     otherwise: candidates from one cheap product
 """
 
 import functools
@@ -16,23 +16,27 @@ from siamese_jax.search.engine.operands import Frame
 from siamese_jax.search.engine.request import Search
 
 
-def nearest(search: Search, wanted: np.ndarray, k: int, precision: str) -> Iterator[tuple]:
-    """Yields (i, place, j, distance) arrays, in parts that are whole queries."""
+def nearest(
+    search: Search, wanted: np.ndarray, k: int, precision: str, adaptive: bool
+) -> Iterator[tuple]:
+    """The k first of every query, in another precision where that is adaptive.
+
+    Yields (i, place, j, distance) arrays, in parts that are whole queries."""
     euclidean = search.distance in ("euclidean", "sqeuclidean")
     some = 0 < len(search.queries) <= one_pass.MOST and len(search.gallery.rows) > 0
-    if some and euclidean and search.adaptive and search.gallery.resident is False:
+    if some and euclidean and adaptive and search.gallery.resident is False:
         yield from _nearest_few(search, wanted, k)
         return
     g = len(search.gallery.rows)
     sizes = all_distances.plan(len(search.queries), g, search.rows.width, k, search.memory_limit)
     # A product in float64 does more than "float32" asks for.
-    if (search.adaptive or precision == "float32") and g and sizes is not None:
+    if (adaptive or precision == "float32") and g and sizes is not None:
         try:
             yield from _nearest_dense(search, wanted, sizes)
             return
         except candidates.TooManyError:
             pass  # Raised before anything was yielded, here as below.
-    if search.adaptive and precision == "bfloat16":
+    if adaptive and precision == "bfloat16":
         try:
             yield from _nearest_scan(search, wanted, k, precision, patience=8 * k)
             return
@@ -57,7 +61,7 @@ def _nearest_few(search: Search, wanted: np.ndarray, k: int) -> Iterator[tuple]:
 def _nearest_dense(
     search: Search, wanted: np.ndarray, sizes: all_distances.Plan
 ) -> Iterator[tuple]:
-    return all_distances.nearest(
+    return all_distances.nearest_of_all(
         search.queries,
         search.gallery.rows,
         wanted,
@@ -77,48 +81,54 @@ def _nearest_scan(
         return
     frame, sizes, blocks = _prepare(search, precision, k)
 
+    def settle(at: int, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return search.settle(at, wanted[at:], i, j)
+
     def chunks(start: int) -> Iterator[candidates.Chunk]:
         for at, count, side in search.sides(frame, sizes.chunk, start, start + sizes.state):
-            settle = functools.partial(search.settle, at, wanted[at : at + count])
             floor = candidates.lowest(side, count)
             floor[np.asarray(side.zero)] = np.inf
             yield candidates.Chunk(at, side, k, floor, settle, sizes.pairs)
+
+    def answers(part: candidates.Slice) -> tuple:
+        own = wanted[part.at : part.at + len(part.floor)]
+        i, j, away = _measured(search, part, len(own), frame)
+        zero = np.asarray(chunk.side.zero)[part.rows][: len(own)]
+        more = search.with_zeros(part.at, zero, blocks.zeros, k)
+        i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
+        away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
+        i, place, j, away = order.first(i, j, away, own)
+        return i + part.at, place, j, away
 
     for start in range(0, q, sizes.state):
         for chunk in candidates.run(
             chunks(start), blocks, frame, sizes, exclude=search.codes is not None, patience=patience
         ):
-            own = wanted[chunk.at : chunk.at + sizes.chunk]
-            i, j, away = _measured(search, chunk, len(own), frame)
-            more = search.with_zeros(chunk.at, len(own), chunk.side, blocks.zeros, k, i[:0], j[:0])
-            i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
-            away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
-            i, place, j, away = order.first(i, j, away, own)
-            yield i + chunk.at, place, j, away
+            yield from chunk.each(answers)
         patience = np.inf
 
 
 def _measured(
-    search: Search, chunk: candidates.Chunk, count: int, frame: Frame
+    search: Search, part: candidates.Slice, count: int, frame: Frame
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(i, j, distance) of pairs with all of each query's k first.
 
     The k best lower ends belong to pairs that are measured at once. The k-th of these distances
     is exact, and so a sharper limit for the other candidates than the floor.
     """
-    pairs, k = chunk.pairs(), chunk.k
-    first = pairs.low >= chunk.floor[pairs.i]
+    pairs, k = part.reaching(), part.k
+    first = pairs.low >= part.floor[pairs.i]
     away = np.full(len(first), np.inf, np.float32)
     i = pairs.i[first]
-    away[first] = near = search.away(chunk.at, i, pairs.j[first])
+    away[first] = near = search.away(part.at, i, pairs.j[first])
     starts = np.flatnonzero(np.diff(i, prepend=-1))
     limit = np.full(count, np.inf)
     enough = np.diff(starts, append=len(i)) >= k
     limit[i[starts][enough]] = np.maximum.reduceat(near, starts)[enough] if len(i) else []
-    square = bounds.true_square(search.queries[chunk.at : chunk.at + count], frame)
+    square = bounds.true_square(search.queries[part.at : part.at + count], frame)
     least = bounds.score_of(limit, square, search.distance)
     rest = np.flatnonzero(~first & (pairs.high >= bounds.below(least)[pairs.i]))
-    away[rest] = search.away(chunk.at, pairs.i[rest], pairs.j[rest])
+    away[rest] = search.away(part.at, pairs.i[rest], pairs.j[rest])
     measured = np.flatnonzero(away < np.inf)
     return pairs.i[measured], pairs.j[measured], away[measured]
 
@@ -138,17 +148,29 @@ def within(search: Search, reach: np.ndarray, precision: str) -> Iterator[tuple]
             floor[:count][reach[here] < 0] = np.inf
         floor[:count] = np.maximum(floor[:count], np.finfo(np.float32).min)
         floor[np.asarray(side.zero)] = np.inf
-        chunk = candidates.Chunk(at, side, None, floor, lambda i, j: (i, j), sizes.pairs)
+        chunk = candidates.Chunk(at, side, None, floor, lambda _, i, j: (i, j), sizes.pairs)
         list(candidates.run([chunk], blocks, frame, sizes, exclude=search.codes is not None))
-        i, j = search.with_zeros(
-            at, count, side, blocks.zeros, len(search.gallery.rows), *chunk.pairs()[:2]
-        )
-        away = search.away(at, i, j)
-        near = away <= reach[here][i]
-        i, j, away = i[near], j[near], away[near]
-        whole = np.full(count, len(search.gallery.rows))
-        i, _, j, away = order.first(i, j, away, whole)
-        yield i + at, j, away
+        yield from chunk.each(functools.partial(_reached, search, reach, chunk, blocks.zeros))
+
+
+def _reached(
+    search: Search,
+    reach: np.ndarray,
+    chunk: candidates.Chunk,
+    zeros: list[np.ndarray],
+    part: candidates.Slice,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(i, j, distance) of the items within the reach of a slice's queries."""
+    reach, g = reach[part.at : part.at + len(part.floor)], len(search.gallery.rows)
+    zero = np.asarray(chunk.side.zero)[part.rows][: len(reach)]
+    i, j = (
+        np.concatenate(v)
+        for v in zip(part.reaching()[:2], search.with_zeros(part.at, zero, zeros, g), strict=True)
+    )
+    away = search.away(part.at, i, j)
+    near = away <= reach[i]
+    i, _, j, away = order.first(i[near], j[near], away[near], np.full(len(reach), g))
+    return i + part.at, j, away
 
 
 def _prepare(search: Search, precision: str, k: int) -> tuple[Frame, candidates.Plan, Blocks]:

@@ -1,5 +1,7 @@
 """The order of the answers: by distance, then by the gallery's row."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -22,15 +24,52 @@ def first(
     if (i[1:] < i[:-1]).any():
         order = by_query(i, len(k))
         i, key = i[order], key[order]
-    count = np.bincount(i, minlength=len(k))
-    start = np.cumsum(count) - count
-    for at, n in zip(start.tolist(), count.tolist(), strict=True):
-        if n > 1:
-            key[at : at + n].sort()
-    place = np.arange(len(i)) - np.repeat(start, count)
+    # The last one fills rows up.
+    key = np.append(key, np.uint64(2**64 - 1))
+    for pairs in of_equal_length(i):
+        some = key[pairs]
+        some.sort(axis=1)
+        key[pairs] = some
+    place = np.arange(len(i)) - _starts(i)
     keep = place < k[i]
-    i, place, key = i[keep], place[keep], key[keep]
+    i, place, key = i[keep], place[keep], key[:-1][keep]
     return i, place, (key & np.uint64(0xFFFFFFFF)).astype(j.dtype), _unsortable(key)
+
+
+def of_equal_length(
+    i: np.ndarray, longest: int | None = None, size: int = 1 << 16
+) -> Iterator[np.ndarray]:
+    """Pairs in the order of their query, as matrices with a query's pairs in a row.
+
+    Queries with about equally many are together, so that little of a matrix is padding.
+
+    Args:
+      i: int [n], ascending, the pair's query.
+      longest: the most columns; a query of more pairs then has several rows.
+      size: pairs in a matrix, unless one query has more in a row.
+
+    Yields:
+      pairs int [m, l]; rows of fewer end in n.
+    """
+    first = np.flatnonzero(np.diff(i, prepend=-1))
+    count = np.diff(first, append=len(i))
+    if longest is not None and count.max(initial=0) > longest:
+        first = np.flatnonzero((np.arange(len(i)) - _starts(i)) % longest == 0)
+        count = np.diff(first, append=len(i))
+    order = np.argsort(-count, kind="stable")
+    at = 0
+    while at < len(order):
+        columns = count[order[at]]
+        rows = order[at : at + max(1, size // columns)]
+        column = np.arange(columns)
+        yield np.where(column < count[rows, None], first[rows, None] + column, len(i))
+        at += len(rows)
+
+
+def _starts(i: np.ndarray) -> np.ndarray:
+    """For each pair the place of its query's first, for ascending i."""
+    first = np.flatnonzero(np.diff(i, prepend=-1))
+    return np.repeat(first, np.diff(first, append=len(i)))
 
 
 def by_query(i: np.ndarray, q: int) -> np.ndarray:

@@ -9,7 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+# Numbers that a thread looks at together: few enough for its cache, and so many rows that NumPy
+# lets other threads run meanwhile, which it does for more than 500 products of rows.
+_NUMBERS = 1 << 18
+_MOST = 1 << 19
+_ROWS = 640
+
 _here = threading.local()
+
+
+def rows_at_once(d: int) -> int:
+    """How many rows of d columns a thread works on."""
+    d = max(1, d)
+    return max(1, min(_MOST // d, max(_ROWS, _NUMBERS // d)))
 
 
 def in_threads(work: Callable[[], None], worthwhile: bool = True) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.distances import check
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine import blocks, bounds, exact, order
-from siamese_jax.search.engine.operands import Frame, Side
+from siamese_jax.search.engine.operands import Frame
 from siamese_jax.search.engine.rows import Rows, as_rows
 
 Predicate = Callable[[np.ndarray], ArrayLike]  # a gallery's ids -> bool [g], which to search
@@ -41,20 +41,10 @@ class Search:
         if memory_limit < 1 << 20:
             raise UserError(f"memory_limit={memory_limit} is less than 1 MiB (2**20 bytes)")
         self.memory_limit = memory_limit
-        # Whether another precision may be taken than the one asked for.
-        self.adaptive = False
+        # float32 [q, d].
+        self.queries = _whole(self.rows)
         self.codes = self.gallery.codes(query_ids, len(self.rows))
         self.there = _kept(keep, self.gallery)
-
-    @functools.cached_property
-    def queries(self) -> np.ndarray:
-        """float32 [q, d]."""
-        whole = self.rows.view(0, len(self.rows)) if len(self.rows) else None
-        if whole is None:
-            whole = np.zeros((len(self.rows), self.rows.width), np.float32)
-            with np.errstate(over="ignore"):
-                self.rows.read(0, whole)
-        return whole
 
     def frame(self, precision: str) -> Frame:
         return self.gallery.frame(self.distance, precision)
@@ -74,14 +64,13 @@ class Search:
     def only(self, which: np.ndarray) -> "Search":
         """The same search for some of the queries."""
         rest = copy.copy(self)
-        rest.__dict__["queries"] = self.queries[which]
+        rest.queries = self.queries[which]
         rest.codes = None if self.codes is None else (self.codes[0][which], self.codes[1])
         return rest
 
     def away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         own = self.queries[at : at + int(i.max(initial=0)) + 1]
-        memory = self.memory_limit // 16
-        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance, memory)
+        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance)
         self.gallery.rows.release()
         return away
 
@@ -89,43 +78,46 @@ class Search:
         self, at: int, wanted: np.ndarray, i: np.ndarray, j: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Each query's first pairs among (i, j)."""
-        i, _, j, _ = order.first(i, j, self.away(at, i, j), wanted)
+        i, _, j, _ = order.first(i, j, self.away(at, i, j), wanted[: i.max(initial=0) + 1])
         return i.astype(np.int32), j
 
     def with_zeros(
-        self,
-        at: int,
-        count: int,
-        side: Side,
-        zeros: Sequence[np.ndarray],
-        k: int,
-        i: np.ndarray,
-        j: np.ndarray,
+        self, at: int, zero: np.ndarray, items: Sequence[np.ndarray], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Adds the pairs of zero rows under cosine, which are all at distance 1 and so in the
-        order of their rows: a zero item's with every query, a zero query's with every item."""
-        if self.distance != "cosine":
-            return i, j
-        zero = np.concatenate([np.empty(0, np.int64), *zeros])
-        lost = np.flatnonzero(np.asarray(side.zero)[:count])
-        for who, items in (
-            (np.setdiff1d(np.arange(count), lost), zero),
-            (lost, None),
-        ):
-            if not len(who):
-                continue
-            if items is None:
-                items = np.arange(len(self.gallery.rows))
-                items = items if self.there is None else items[self.there]
-            for one in who if len(items) else ():
-                mine = items
+        """The pairs of zero rows under cosine, which are all at distance 1 and so in the order of
+        their rows: a zero item's with every query, a zero query's with every item.
+
+        Args:
+          at: the first query.
+          zero: bool [n], which queries are zero, from that on.
+          items: the zero items.
+          k: of how many items a query is to have at most.
+
+        Returns:
+          (i, counted from `at`, and j), int32 [m] twice.
+        """
+        found = [(np.empty(0, np.int32), np.empty(0, np.int32))]
+        some = np.concatenate([np.empty(0, np.int64), *items])
+        if self.distance == "cosine" and (len(some) or zero.any()):
+            every = np.arange(len(self.gallery.rows))
+            every = every if self.there is None else every[self.there]
+            for one, lost in enumerate(zero):
+                mine = every if lost else some
                 if self.codes is not None:
-                    # Enough for k that are not the query's own.
-                    mine = items[self.codes[1][items] != self.codes[0][at + one]]
-                mine = mine[:k]
-                i = np.concatenate([i, np.full(len(mine), one, i.dtype)])
-                j = np.concatenate([j, mine.astype(j.dtype)])
+                    mine = mine[self.codes[1][mine] != self.codes[0][at + one]]
+                mine = mine[:k].astype(np.int32)
+                found.append((np.full(len(mine), one, np.int32), mine))
+        i, j = (np.concatenate(v) for v in zip(*found, strict=True))
         return i, j
+
+
+def _whole(rows: Rows) -> np.ndarray:
+    """All rows as one array, float32 [n, d]."""
+    whole = rows.view(0, len(rows)) if len(rows) else None
+    if whole is None:
+        whole = np.zeros((len(rows), rows.width), np.float32)
+        rows.read(0, whole)
+    return whole
 
 
 def _kept(keep: ArrayLike | Predicate | None, gallery: Any) -> np.ndarray | None:
@@ -139,14 +131,14 @@ def _kept(keep: ArrayLike | Predicate | None, gallery: Any) -> np.ndarray | None
     return kept if gallery.there is None else kept & gallery.there
 
 
-def chosen_precision(precision: str, search: Search) -> str:
+def chosen_precision(precision: str, search: Search) -> tuple[str, bool]:
+    """The precision of the product, and whether another may be taken in its place."""
     if precision not in bounds.PRECISIONS:
         raise UserError(f"precision={precision!r} is unknown: use one of {bounds.PRECISIONS}")
     if precision != "auto":
-        return precision
-    search.adaptive = True
+        return precision, False
     large = len(search.queries) >= 64 and search.rows.width >= 64
-    return "bfloat16" if large and _has_bfloat16() else "float32"
+    return "bfloat16" if large and _has_bfloat16() else "float32", True
 
 
 @functools.cache

@@ -1,10 +1,9 @@
-"""When sums in float64, added up in any order, tell a distance as it is defined to the last bit.
+"""When products in float64, added up in any order, tell a distance as defined to the last bit.
 
 With v = 2^-53, A = |x|, B = |y| and c = (2d + 64) v, computed
 
-    |x - y|^2             is within c of its own size,
-    <x, y>                within c A B / 2,
-    A^2 + B^2 - 2<x, y>   within c (A + B)^2
+    <x, y>                is within c A B / 2,
+    A^2 + B^2 - 2<x, y>   is within c (A + B)^2
 
 of the true one (Higham 2002, section 3.1), whichever the order of summation, and so is the
 definition in `exact`, with room for both. Both ends of that interval are rounded to float32 as the
@@ -15,38 +14,13 @@ from typing import Any
 
 import numpy as np
 
-# A jitted program takes numbers below 2^-126 for zero. Squares and lengths above these do not
-# change by that.
-_SQUARE = 2.0**-120
-_LENGTH = 2.0**-60
+# A jitted program takes numbers below 2^-126 for zero.
+_SMALLEST = 2.0**-120
 
 
 def rounding(d: int) -> float:
     """c for rows of d columns."""
     return (2 * d + 64) * 2.0**-53
-
-
-def of_square(square: np.ndarray, c: float, distance: str) -> tuple[np.ndarray, np.ndarray]:
-    """Euclidean distances, or their squares, and where they are not certain.
-
-    Args:
-      square: float64 [n], |x - y|^2 from differences, by a jitted program.
-      c: of `rounding`.
-      distance: "euclidean" or "sqeuclidean".
-
-    Returns:
-      (float32 [n], bool [n]).
-    """
-    found, unsure = _between(square * (1 - c), square * (1 + c), distance, np)
-    return found, unsure | (square < _SQUARE)
-
-
-def of_product(
-    product: Any, a: Any, b: Any, c: float, distance: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `from_product`, for a product that a jitted program made of float32 rows."""
-    found, unsure = from_product(product, a, b, c, distance)
-    return found, unsure | (a < _LENGTH) | (b < _LENGTH)
 
 
 def from_product(
@@ -79,7 +53,7 @@ def from_product(
         low, high = xp.maximum(low, 0), xp.maximum(high, 0)
     found, unsure = _between(low, high, distance, xp)
     # Numbers too small for float32's full precision may be taken for zero by a jitted program.
-    unsure |= xp.abs(found) < np.float32(_SQUARE)
+    unsure |= xp.abs(found) < np.float32(_SMALLEST)
     if distance == "cosine":
         found, unsure = xp.where(zero, np.float32(1), found), unsure & ~zero
     return found, unsure

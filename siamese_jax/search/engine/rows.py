@@ -1,5 +1,6 @@
 """Rows of arrays, memory maps, device arrays and lists of them, read as one gallery."""
 
+import functools
 import mmap
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search.engine.parallel import THREADS
+from siamese_jax.search.engine import reused_memory
+from siamese_jax.search.engine.parallel import THREADS, in_threads, rows_at_once
 
 # Rows of a memory map that a thread reads before its pages are given back. With each, the system
 # may map 2 MiB around it: 64 MiB of all threads together.
@@ -66,6 +68,27 @@ class Rows:
         plain = shard.dtype == np.float32 and shard.flags.c_contiguous
         whole = plain and low + size <= len(shard)
         return np.asarray(shard[low : low + size]) if whole else None
+
+    @functools.cached_property
+    def squares(self) -> np.ndarray:
+        """float64 [n], |row|^2."""
+        found = np.empty(len(self))
+        shape = rows_at_once(self.width), self.width
+        starts = iter(range(0, len(self), max(1, shape[0])))
+
+        def work() -> None:
+            with (
+                reused_memory.borrowed(shape, np.float32) as single,
+                reused_memory.borrowed(shape, float) as double,
+            ):
+                for at in starts:
+                    n = self.read(at, single)
+                    double[:n] = single[:n]
+                    np.vecdot(double[:n], double[:n], out=found[at : at + n])
+
+        in_threads(work)
+        self.release()
+        return found
 
     def release(self) -> None:
         """Gives the pages of memory maps that were read back to the system.
