@@ -63,8 +63,14 @@ def choose(
 
 def find_fits(leaves: Leaves, trunk: str, form: str | None = None) -> list[Fit]:
     """The file's leaves in every naming of the trunk, below every prefix that may be one."""
+    known = schemes(trunk)
+    likely = {
+        naming: scheme
+        for naming, scheme in known.items()
+        if any(name.endswith("/kernel" if scheme.keras else ".weight") for name in leaves)
+    }
     fits = []
-    for naming, scheme in schemes(trunk).items():
+    for naming, scheme in (likely or known).items():
         wanted = names(trunk, form or scheme.form, scheme)
         for prefix in [""] if scheme.keras else _prefixes(leaves, wanted):
             full = {ours: prefix + theirs for ours, theirs in wanted.items()}
@@ -87,12 +93,18 @@ def _prefixes(leaves: Leaves, wanted: Mapping[str, str]) -> list[str]:
 
 def _order(fit: Fit, copies: list[Fit], leaves: Leaves, trunk: str) -> tuple[bool, bool, int]:
     """First by the trunk's own shapes, then by having nothing foreign, then by name."""
-    sizes = shapes(trunk, fit.form)
-    fits = all(leaves[name].size == math.prod(sizes[ours]) for ours, name in fit.wanted.items())
     others = [other for other in copies if other is not fit]
     words = set(re.split(r"[./_]", fit.prefix))
     rank = 0 if words & _FIRST else 2 if words & _LAST else 1
-    return not fits, bool(_unknown(leaves, fit, others)[0]), rank
+    return not _whole(fit, leaves, trunk), bool(_unknown(leaves, fit, others)[0]), rank
+
+
+def _whole(fit: Fit, leaves: Leaves, trunk: str) -> bool:
+    """Whether all leaves are there, and of the trunk's sizes."""
+    sizes = shapes(trunk, fit.form)
+    return not fit.missing and all(
+        leaves[name].size == math.prod(sizes[ours]) for ours, name in fit.wanted.items()
+    )
 
 
 def _branch(name: str, scheme: Scheme) -> str:
@@ -165,7 +177,7 @@ def _shown(lines: list[str]) -> str:
 def _advice(fit: Fit, unknown: set[str], ignored: set[str], leaves: Leaves, trunk: str) -> str:
     if ignored & fit.missing:
         return f"--ignore leaves out what {trunk} needs"
-    whole = complete(leaves, trunk)
+    whole = complete(leaves, trunk) if len(fit.missing) < 0.9 * len(fit.wanted) else []
     if fit.missing and trunk in whole:
         return f"its leaves are not those of the {fit.form} form: leave out --form"
     if whole and whole[0] != trunk:
@@ -189,7 +201,8 @@ def complete(leaves: Leaves, like: str | None = None) -> list[str]:
     family = re.match(r"[a-z]+", like).group() if like else ""  # type: ignore
     counts = {
         trunk: max(
-            (len(fit.wanted) for fit in find_fits(leaves, trunk) if not fit.missing), default=0
+            (len(fit.wanted) for fit in find_fits(leaves, trunk) if _whole(fit, leaves, trunk)),
+            default=0,
         )
         for trunk in table.TRUNKS
         if trunk.startswith(family)

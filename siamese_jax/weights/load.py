@@ -30,7 +30,6 @@ from siamese_jax.trunks.table import (
     as_preprocessing,
     find,
 )
-from siamese_jax.trunks.table import as_preprocessing as as_scaling
 from siamese_jax.weights import formats, origin
 from siamese_jax.weights.download import Unavailable, obtain
 from siamese_jax.weights.fit import first
@@ -111,7 +110,7 @@ def load(
       UserError: weights that can't be had, read, or that do not fit. If leaves are missing or
         unknown it has all their names in `lines`.
     """
-    scaling = None if preprocessing is None else as_scaling(preprocessing)
+    scaling = None if preprocessing is None else as_preprocessing(preprocessing)
     name = os.fspath(weights)
     row = find(trunk)
     if form is not None and form not in row.forms:

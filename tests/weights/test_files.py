@@ -623,6 +623,19 @@ def test_another_trunks_leaves_name_that_trunk(resnet18, tmp_path):
     assert "leave out --form" in str(refusal("resnet50", wide, form="keras"))
 
 
+def test_trunks_whose_leaves_differ_in_size_alone_are_told_apart(tmp_path, capsys):
+    """EfficientNet-B1 and B2 name the same leaves."""
+    for trunk, other in (("efficientnet_b1", "efficientnet_b2"), ("efficientnet_b2", None)):
+        state = state_of(trunk, "timm") | {"extra": np.ones(3, np.float16)}
+        path = write(tmp_path / "a.safetensors", prefixed("net.", state))
+        assert "--ignore='^net\\.extra$'" in str(refusal(trunk, path))
+        if other:
+            with pytest.raises(UserError, match="another trunk"):
+                weights.load(other, path, ignore="extra")
+        assert main(["weights", "verify", str(path), "--ignore=extra"]) == 0
+        assert f"is sound: {trunk}" in capsys.readouterr().out
+
+
 def test_a_sequence_of_a_resnets_children(resnet18, tmp_path):
     """nn.Sequential(*list(resnet.children())[:-1]), as many keep a trunk."""
     places = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}

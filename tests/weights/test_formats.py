@@ -139,6 +139,7 @@ HOSTILE_PICKLES = {
     "a wrong call of the right name": _one(tf.call(REBUILD, tf.items())),
     "a tensor without a storage": _one(tf.call(REBUILD, tf.items(b"N", b"N", b"N", b"N"))),
     "an empty pickle": b"",
+    "an escape that Python does not know": b"S'\\e'\n.",
 }
 
 

@@ -96,7 +96,9 @@ class Search:
         Returns:
           (i, counted from `at`, and j), int32 [m] twice.
         """
-        found = [(np.empty(0, np.int32), np.empty(0, np.int32))]
+        found: list[tuple[np.ndarray, np.ndarray]] = [
+            (np.empty(0, np.int32), np.empty(0, np.int32))
+        ]
         some = np.concatenate([np.empty(0, np.int64), *items])
         if self.distance == "cosine" and (len(some) or zero.any()):
             every = np.arange(len(self.gallery.rows))
