@@ -197,7 +197,8 @@ def locate(
     Raises:
       UserError: some are not there.
     """
-    bases = [base] if fixed or base in ("", os.curdir) else [base, ""]
+    base = "" if base == os.curdir else base
+    bases = [base] if fixed or not base else [base, ""]
     absent = []
     for start in bases:
         paths = [os.path.join(start, name) for name in names]

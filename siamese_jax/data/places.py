@@ -93,7 +93,8 @@ def _read(
             start = file.read(4096)
             if b"\0" in start:
                 raise UserError(f"{path} is neither a picture that Pillow can open nor {PLACES}")
-            return _listed(*_lines(start + file.read(), path), base=os.path.dirname(path))
+            base = os.path.dirname(path) if os.path.isfile(path) else ""
+            return _listed(*_lines(start + file.read(), path), base=base)
     if glob.has_magic(path):
         return _matched(path)
     raise UserError(f"{path} does not exist; give {PLACES}")

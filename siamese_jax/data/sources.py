@@ -95,9 +95,9 @@ def load_records(
         records = replace(records, split=np.full_like(records.split, ""))
     if (records.label < 0).any():  # bool labels are never below zero
         return _told(records)
-    brought = {str(split) for split in np.unique(records.split)} - {""}
-    if fractions is not None and len(brought) < 2:
-        if len(brought) == 1:
+    brought = {str(part) for part in np.unique(records.split)} - {""}
+    if fractions is not None and (not brought or (len(brought) == 1 and split is None)):
+        if brought:
             note = f"only the split '{min(brought)}' is there: its classes are divided again"
             records = replace(records, notes=(*records.notes, note))
         records = split_by_class(records, seed=seed, fractions=fractions)

@@ -8,6 +8,7 @@ the paths beside them in .npy.csv; .csv path, label and d columns.
 """
 
 import csv
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("embed", __doc__)
     cli.add_encoder(parser)
     cli.add_combination(parser)
-    parser.add_argument("--images", required=True, help=cli.PLACES)
+    parser.add_argument("--images", type=os.path.expanduser, required=True, help=cli.PLACES)
     images.add_split(parser)
     cli.add_outputs(parser, SUFFIXES)
     args = parser.parse_args(argv)

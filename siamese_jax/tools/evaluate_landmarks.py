@@ -1,6 +1,7 @@
 """The options of the Oxford and Paris protocol: graded answers, from the data set's own file."""
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,11 @@ def find_images(folder: str, names: list[str], boxes: np.ndarray | None = None) 
     from siamese_jax.data.records import make_records
     from siamese_jax.data.sources import load_images
 
-    paths = [str(path) for path in load_images(folder, labels="none").path]
-    there = {Path(path).relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    found = load_images(folder, labels="none")
+    there = {
+        Path(os.path.relpath(path, found.root)).with_suffix("").as_posix(): str(path)
+        for path in found.path
+    }
     absent = [name for name in names if name not in there]
     if absent:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, images, stored
+from siamese_jax.tools import classes, cli, images, stored
 from siamese_jax.tools.images import Side
 
 if TYPE_CHECKING:
@@ -62,11 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
         "--query",
+        type=os.path.expanduser,
         help=f"{cli.PLACES}, or an .npz file that `embed` wrote, with the same encoder; where both "
         "sides are, no --encoder is needed. Default, for a run: the test split that it was trained "
         "beside",
     )
-    group.add_argument("--gallery", help="likewise. Default: the gallery of --query, or itself")
+    group.add_argument(
+        "--gallery",
+        type=os.path.expanduser,
+        help="likewise. Default: the gallery of --query, or itself",
+    )
     images.add_split(parser)
     parser.add_argument(
         "--distance", help="euclidean, sqeuclidean, cosine or dot; default: the encoder's own"
@@ -86,8 +92,12 @@ def open_pair(args: argparse.Namespace, *, needed: bool = False) -> Pair:
         distances.check(args.distance)
     cli.check_combination(args)
     places = [args.query, args.gallery or args.query]
-    if not args.encoder and not all(place and stored.is_stored(place) for place in places):
-        raise UserError(images.NO_ENCODER)
+    if not args.encoder:
+        if not all(place and stored.is_stored(place) for place in places):
+            raise UserError(images.NO_ENCODER)
+        for name in ("image_size", "stage", "mirror", "scales", "fuse_weights"):
+            if getattr(args, name):
+                raise UserError(f"--{name.replace('_', '-')} is of an encoder: give --encoder too")
     asked, searched, where, split = _records(args, images.wanted(args, needed=needed))
     return embed_pair(args, asked, searched, where, split, needed=needed)
 
@@ -111,7 +121,7 @@ def embed_pair(
     options: dict[str, Any] = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
     query = images.embed_side(encoder, asked, where[0], **options)
     gallery = images.embed_side(encoder, searched, where[1], **options)
-    query, gallery = images.match_classes(query, gallery, needed=needed)
+    query, gallery = classes.match_classes(query, gallery, needed=needed)
     distance = args.distance or (encoder.distance if encoder else made.get("distance"))
     if distance is None:
         raise UserError(f"{files[0]} does not say what to compare by: give --distance=cosine")

@@ -8,6 +8,7 @@ that were cached before stay of use, and --no-whitening leaves it out. Fit it on
 not be tested on.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser("whiten", __doc__)
     cli.add_encoder(parser)
     parser.add_argument(
-        "--images", help=f"{cli.PLACES}. Default, for a run: the split that it was trained on"
+        "--images",
+        type=os.path.expanduser,
+        help=f"{cli.PLACES}. Default, for a run: the split that it was trained on",
     )
     images.add_split(parser)
     parser.add_argument(

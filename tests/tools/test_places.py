@@ -69,6 +69,12 @@ def test_a_list_is_taken_wherever_a_folder_is(world, tmp_path, monkeypatch, capl
     places = [tmp_path / "list.txt", tmp_path / "alone.csv", tmp_path / "some.csv"]
     for place in (*places, f"{world}/photos/*.png"):
         assert rank(world, f"--query={place}", gallery, "-k3") == want
+    monkeypatch.chdir(world / "photos")
+    (world / "near.csv").write_text("path\n" + "".join(f"photos/{i}.png\n" for i in range(5)))
+    near = rank(world, "--query=../near.csv", gallery, "-k3")
+    assert [(Path(q).name, *rest) for q, *rest in near] == [
+        (Path(q).name, *rest) for q, *rest in want
+    ]
     stdin = io.TextIOWrapper(io.BytesIO("\n".join(paths).encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert rank(world, "--query=-", gallery, "-k3") == want
@@ -198,6 +204,51 @@ def test_layouts_are_said(world, tmp_path, capsys):
     assert counts == [2, 4]
     assert main(["rank", *ENCODER, f"--query={world}/photos/0.png", "--layout=leaves"]) == 2
     assert "is said of a folder" in capsys.readouterr().err
+
+
+def test_a_lone_picture_does_not_stop_the_main_job(tmp_path):
+    """train/ and Test/ as they come: a class of one picture, a system's folder, an odd name."""
+    source, root = tiny.make_folder(tmp_path / "source", classes=7), tmp_path / "data"
+    for i, folder in enumerate(sorted(source.iterdir())):
+        shutil.copytree(folder, root / ("train" if i < 4 else "Test") / folder.name)
+    for image in sorted((root / "train" / "class0").iterdir())[1:]:
+        image.unlink()
+    (root / "__MACOSX").mkdir()
+    (root / "train" / "class1" / "0.png").rename(root / "train" / "class1" / "\udcff.png")
+    done = tiny.run(
+        tmp_path / "cache",
+        *tiny.TINY,
+        f"--config.data.root={root}",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.train.steps=3",
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["split"]["train"] == {"images": 13, "classes": 4, "queries": 12, "gallery": 13}
+    assert results["split"]["test"] == {"images": 12, "classes": 3, "queries": 12, "gallery": 12}
+    assert "1 of 4 training classes are in no batch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (["a/1.png", "b/1.png"], ["--config.data.source=images"], "no labels to train on"),
+        (
+            ["train/a/1.png", "train/a/2.png", "test/b/1.png", "test/c/1.png"],
+            [],
+            "no image of the test split has another of its class to find",
+        ),
+    ],
+)
+def test_data_that_can_teach_or_measure_nothing(tmp_path, names, options, said):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    where = [f"--config.data.root={tmp_path}", f"--workdir={tmp_path / 'run'}"]
+    done = tiny.run(tmp_path / "cache", *tiny.TINY, *where, *options)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 STEADY = """
