@@ -623,6 +623,7 @@ def test_another_trunks_leaves_name_that_trunk(resnet18, tmp_path):
     assert "leave out --form" in str(refusal("resnet50", wide, form="keras"))
 
 
+@pytest.mark.slow
 def test_trunks_whose_leaves_differ_in_size_alone_are_told_apart(tmp_path, capsys):
     """EfficientNet-B1 and B2 name the same leaves."""
     for trunk, other in (("efficientnet_b1", "efficientnet_b2"), ("efficientnet_b2", None)):
