@@ -36,6 +36,7 @@ TOOLS = {
 
 
 def usage() -> str:
+    """The help of the command line: every tool and what it does, a line each."""
     lines = [f"  {name:<10}{what}" for name, (_, what) in TOOLS.items()]
     return "\n".join(["usage: siamese-jax TOOL [options], or TOOL --help", "", *lines])
 

@@ -58,10 +58,12 @@ class Augment:
 
     @property
     def crops(self) -> bool:
+        """Whether images are cropped at random."""
         return tuple(self.crop_scale) != (1.0, 1.0)
 
     @property
     def recolours(self) -> bool:
+        """Whether any colour is changed at random."""
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.greyscale))
 
 

@@ -355,12 +355,14 @@ class Groups:
 
     @classmethod
     def of(cls, keys: np.ndarray, count: int) -> "Groups":
+        """The groups of keys int [n], of which `count` is one more than the largest possible."""
         there = np.flatnonzero(keys >= 0)
         sizes = np.bincount(keys[there], minlength=max(count, 1))
         order = there[np.argsort(keys[there], kind="stable")]
         return cls(order, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
 
     def sizes(self, keys: np.ndarray) -> np.ndarray:
+        """How many members each key has, int64 [q]; 0 for a key below 0."""
         held = np.maximum(keys, 0)
         return np.where(keys >= 0, self.starts[held + 1] - self.starts[held], 0)
 

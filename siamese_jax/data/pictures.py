@@ -130,6 +130,7 @@ def scan(root: str | os.PathLike[str]) -> Tree:
 
 
 def is_hidden(name: str) -> bool:
+    """Whether a name is passed over: it begins with a dot, or is a system's own folder."""
     return name.startswith(".") or name.casefold() in SYSTEM_FOLDERS
 
 

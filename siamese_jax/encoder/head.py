@@ -1,5 +1,6 @@
 """The head: dense layers on the pooled features, and how a linear one starts from a PCA."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -157,7 +158,9 @@ def _stored_mean(head: Head, variables: dict[str, Any]) -> np.ndarray | float:
     return np.asarray(variables["batch_stats"]["mean"], np.float64) if head.centre else 0.0
 
 
-def _moments(transform, features, block: int, *, second: bool) -> tuple[np.ndarray, np.ndarray]:
+def _moments(
+    transform: Callable[[np.ndarray], Any], features: np.ndarray, block: int, *, second: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean [c] and covariance [c, c] (zeros unless asked for) of the transformed features."""
     total: Any = 0.0
     products: Any = 0.0

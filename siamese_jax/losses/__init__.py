@@ -28,7 +28,32 @@ from siamese_jax.losses.softmax import (
 )
 from siamese_jax.losses.triplet import triplet
 
-__all__ = ["LOSSES", "ON_DISTANCE", "Loss", "mean", "reduce"]
+__all__ = [
+    "LOSSES",
+    "ON_DISTANCE",
+    "Loss",
+    "arcface",
+    "circle",
+    "contrastive",
+    "cosface",
+    "fast_ap",
+    "lifted_structure",
+    "margin",
+    "mean",
+    "multi_similarity",
+    "n_pairs",
+    "normalized_softmax",
+    "nt_xent",
+    "proxy_anchor",
+    "proxy_nca",
+    "reduce",
+    "smooth_ap",
+    "soft_triple",
+    "softmax",
+    "sub_center_arcface",
+    "sup_con",
+    "triplet",
+]
 
 LOSSES: dict[str, Callable[..., Loss]] = {
     "softmax": softmax,

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from siamese_jax import distances
 from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
+    Params,
+    Terms,
     as_weights,
     check_positive,
     no_params,
@@ -15,6 +18,7 @@ from siamese_jax.losses.core import (
     sum_over_positives,
     view,
 )
+from siamese_jax.losses.miners import Mined, References
 
 
 def fast_ap(bins: int = 10) -> Loss:
@@ -31,7 +35,15 @@ def fast_ap(bins: int = 10) -> Loss:
     """
     check_positive("fast_ap", bins=bins)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=True)
         d = distances.pairwise(v.x, v.y, "sqeuclidean")
         width = 4 / bins
@@ -61,7 +73,7 @@ def smooth_ap(temperature: float = 0.01) -> Loss:
     """
     check_positive("smooth_ap", temperature=temperature)
 
-    def precision(p, has, s, pairs):
+    def precision(p: Array, has: Array, s: Array, pairs: miners.Pairs) -> Array:
         """The smooth precision of each anchor at its positive p: [n]."""
         here = jax.nn.one_hot(p, s.shape[1], dtype=bool)
         s_p = jnp.take_along_axis(s, p[:, None], axis=1)
@@ -70,7 +82,15 @@ def smooth_ap(temperature: float = 0.01) -> Loss:
         r_n = jnp.sum(jnp.where(pairs.negative, above, 0), axis=1)
         return jnp.where(has, r_p / (r_p + r_n), 0)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=True)
         s = similarity(v.x, v.y, "cosine")
         pairs = miners.Pairs(v.positive, v.negative)

@@ -2,11 +2,23 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from siamese_jax import distances
 from siamese_jax.errors import UserError
 from siamese_jax.losses import miners
-from siamese_jax.losses.core import Loss, as_weights, check_choice, no_params, ratio, refuse, view
+from siamese_jax.losses.core import (
+    Loss,
+    Params,
+    Terms,
+    as_weights,
+    check_choice,
+    no_params,
+    ratio,
+    refuse,
+    view,
+)
+from siamese_jax.losses.miners import Mined, References
 
 
 def contrastive(
@@ -39,12 +51,12 @@ def contrastive(
     distances.check(distance)
     check_choice("contrastive", "pairs", pairs, ("batch", "explicit"))
 
-    def terms(d):
+    def terms(d: Array) -> tuple[Array, Array]:
         attract = jnp.maximum(d - positive_margin, 0)
         repel = jnp.maximum(negative_margin - d, 0)
         return (attract**2, repel**2) if squared else (attract, repel)
 
-    def explicit(embeddings, labels, mask):
+    def explicit(embeddings: Array, labels: Array, mask: Array | None) -> Terms:
         if embeddings.shape[0] % 2:
             raise UserError(
                 f"loss contrastive: explicit pairs are rows x, y, x, y, ..., but "
@@ -59,7 +71,15 @@ def contrastive(
         values = jnp.where(match, attract, repel)
         return values, as_weights(present[0::2] & present[1::2], values)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         if pairs == "explicit":
             refuse("contrastive", "pairs are explicit", mined=mined, references=references)
             return explicit(embeddings, labels, mask)

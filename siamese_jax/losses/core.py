@@ -11,9 +11,10 @@ from jax import Array, lax
 from siamese_jax import distances
 from siamese_jax.errors import UserError
 from siamese_jax.losses import miners
-from siamese_jax.losses.miners import Pairs, References, Triplets
+from siamese_jax.losses.miners import Mined, Pairs, References
 
 Params = dict[str, Array]
+Terms = tuple[Array, Array]  # values and weights, [m] each
 
 
 class Loss(NamedTuple):
@@ -32,7 +33,7 @@ class Loss(NamedTuple):
     """
 
     init: Callable[..., Params]
-    apply: Callable[..., tuple[Array, Array]]
+    apply: Callable[..., Terms]
 
 
 def reduce(values: Array, weights: Array) -> Array:
@@ -51,7 +52,7 @@ def mean(
     labels: Array,
     mask: Array | None = None,
     *,
-    mined: Pairs | Triplets | None = None,
+    mined: Mined | None = None,
     references: References | None = None,
 ) -> Array:
     """The scalar, reduced as the loss's paper reduces it; 0 where no term is defined."""
@@ -78,7 +79,7 @@ def view(
     embeddings: Array,
     labels: Array,
     mask: Array | None,
-    mined: Pairs | Triplets | None,
+    mined: Mined | None,
     references: References | None,
     *,
     normalize: bool,
@@ -95,7 +96,7 @@ def view(
     return Views(y[:n], y, *pairs, present)
 
 
-def pair_counts(mined: Pairs | Triplets, shape: tuple[int, ...]) -> tuple[Array, Array]:
+def pair_counts(mined: Mined, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """How often each pair was mined, as positive and as negative: float32 [n, m] each."""
     if isinstance(mined, Pairs):
         counts = mined.positive.astype(jnp.float32), mined.negative.astype(jnp.float32)
@@ -130,20 +131,22 @@ def sum_over_positives(term: Callable[..., Any], positive: Array, floats: Any, f
     shapes = jax.eval_shape(term, *start, floats, fixed)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add(p, has, total):
+    def add(p: Array, has: Array, total: Any) -> Any:
         return jax.tree.map(jnp.add, total, term(p, has, floats, fixed))
 
     return miners.in_turn(add, positive, zeros)
 
 
-def _sum_forward(term, positive, floats, fixed):
+def _sum_forward(
+    term: Callable[..., Any], positive: Array, floats: Any, fixed: Any
+) -> tuple[Any, Any]:
     return sum_over_positives(term, positive, floats, fixed), (positive, floats, fixed)
 
 
-def _sum_backward(term, kept, cotangent):
+def _sum_backward(term: Callable[..., Any], kept: Any, cotangent: Any) -> tuple[None, Any, None]:
     positive, floats, fixed = kept
 
-    def add(p, has, gradient):
+    def add(p: Array, has: Array, gradient: Any) -> Any:
         _, pull = jax.vjp(lambda floats: term(p, has, floats, fixed), floats)
         return jax.tree.map(jnp.add, gradient, pull(cotangent)[0])
 

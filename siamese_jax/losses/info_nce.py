@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from siamese_jax.errors import UserError
 from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
+    Params,
+    Terms,
     as_weights,
     check_choice,
     check_positive,
@@ -17,6 +20,7 @@ from siamese_jax.losses.core import (
     similarity,
     view,
 )
+from siamese_jax.losses.miners import Mined, References
 
 
 def n_pairs(*, l2: float = 0.0, distance: str = "dot") -> Loss:
@@ -39,7 +43,15 @@ def n_pairs(*, l2: float = 0.0, distance: str = "dot") -> Loss:
     """
     check_choice("n_pairs", "distance", distance, ("dot", "cosine"))
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         refuse("n_pairs", "the order of the rows says which pairs to use", mined=mined)
         n = embeddings.shape[0]
         if n % 2:
@@ -77,7 +89,15 @@ def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
     check_choice("nt_xent", "distance", distance, ("cosine", "dot"))
     check_positive("nt_xent", temperature=temperature)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=distance == "cosine")
         s = similarity(v.x, v.y, distance) / temperature
         negatives = log_sum_exp(s, v.negative)
@@ -101,7 +121,15 @@ def sup_con(temperature: float = 0.1, *, distance: str = "cosine") -> Loss:
     check_choice("sup_con", "distance", distance, ("cosine", "dot"))
     check_positive("sup_con", temperature=temperature)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=distance == "cosine")
         s = similarity(v.x, v.y, distance) / temperature
         everyone = log_sum_exp(s, v.positive | v.negative)

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from siamese_jax import distances
 from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
+    Params,
+    Terms,
     as_weights,
     check_choice,
     class_targets,
@@ -14,6 +17,7 @@ from siamese_jax.losses.core import (
     ratio,
     view,
 )
+from siamese_jax.losses.miners import Mined, References
 
 
 def margin(
@@ -48,11 +52,11 @@ def margin(
     distances.check(distance)
     check_choice("margin", "beta_by", beta_by, ("global", "class"))
 
-    def init(key, embedding_dim, num_classes):
+    def init(key: Array, embedding_dim: int, num_classes: int) -> Params:
         shape = (num_classes,) if beta_by == "class" else ()
         return {"beta": jnp.full(shape, beta, jnp.float32)}
 
-    def boundary(params, labels, like):
+    def boundary(params: Params, labels: Array, like: Array) -> Array:
         """beta of each anchor [n, 1]."""
         value = params["beta"].astype(like.dtype)
         if beta_by == "global":
@@ -61,7 +65,15 @@ def margin(
         total = jnp.sum(jnp.where(targets, value[None, :], 0), axis=1, keepdims=True)
         return ratio(total, as_weights(jnp.sum(targets, axis=1, keepdims=True), like))
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, None, references, normalize=normalize)
         pairs = miners.Pairs(v.positive, v.negative)
         often = pair_counts(pairs if mined is None else mined, v.positive.shape)

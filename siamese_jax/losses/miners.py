@@ -36,11 +36,16 @@ class References(Protocol):
     """Extra candidates from outside the batch; they never receive a gradient."""
 
     @property
-    def embeddings(self) -> Array: ...  # [r, d]
+    def embeddings(self) -> Array:
+        """The candidates, [r, d]."""
+
     @property
-    def labels(self) -> Array: ...  # int [r] or bool [r, c]
+    def labels(self) -> Array:
+        """Their labels, int [r] or bool [r, c]."""
+
     @property
-    def mask(self) -> Array: ...  # bool [r]
+    def mask(self) -> Array:
+        """Which of them count, bool [r]."""
 
 
 class Pairs(NamedTuple):
@@ -59,7 +64,12 @@ class Triplets(NamedTuple):
     mask: Array
 
 
+Mined = Pairs | Triplets
+
+
 class Miner(Protocol):
+    """What chooses pairs or triplets in a batch; the module's text says of what shapes."""
+
     def __call__(
         self,
         embeddings: Array,
@@ -68,7 +78,7 @@ class Miner(Protocol):
         key: Array | None = None,
         *,
         references: References | None = None,
-    ) -> Pairs | Triplets: ...
+    ) -> Mined: ...
 
 
 # --- relevance -------------------------------------------------------------------------------
@@ -148,7 +158,14 @@ def _measure(
 def every() -> Miner:
     """All positive and all negative pairs."""
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Pairs:
         return relations(labels, mask, references)
 
     return jax.jit(mine)
@@ -173,10 +190,17 @@ def semi_hard(margin: float = 0.2, *, distance: str = "euclidean", normalize: bo
     """
     distances.check(distance)
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Triplets:
         d, pairs = _measure(embeddings, labels, mask, references, distance, normalize)
 
-        def nearest_farther(p, has):
+        def nearest_farther(p: Array, has: Array) -> tuple[Array, Array]:
             d_ap = _at(d, p)
             allowed = pairs.negative & (d > d_ap) & (d < d_ap + margin) & has[:, None]
             return jnp.argmin(jnp.where(allowed, d, jnp.inf), axis=1), jnp.any(allowed, axis=1)
@@ -220,7 +244,14 @@ def easy_hard(
     if positive == negative == "semi_hard":
         raise UserError('easy_hard: "semi_hard" needs "easy" or "hard" on the other side')
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Mined:
         d, (pos, neg) = _measure(embeddings, labels, mask, references, distance, normalize)
         if positive == "semi_hard":
             n, neg = _choose(d, neg, nearest=negative == "hard")
@@ -252,7 +283,14 @@ def distance_weighted(cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> 
     not a positive one or the anchor has no negative within reach.
     """
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Triplets:
         if key is None:
             raise UserError("distance_weighted draws at random: call the miner with a key")
         d, pairs = _measure(embeddings, labels, mask, references, "euclidean", True)
@@ -269,7 +307,7 @@ def distance_weighted(cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> 
         cumulative = jnp.cumsum(weight, axis=1)
         draws = jax.random.uniform(key, d.shape, d.dtype) * cumulative[:, -1:]
 
-        def drawn(p, has):
+        def drawn(p: Array, has: Array) -> tuple[Array, Array]:
             n = jnp.sum(cumulative <= _at(draws, p), axis=1)
             n = jnp.minimum(n, d.shape[1] - 1)
             return n, has & _at(allowed, n)[:, 0]
@@ -287,7 +325,14 @@ def multi_similarity(epsilon: float = 0.1) -> Miner:
     Wang et al.: Multi-Similarity Loss with General Pair Weighting (2019).
     """
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Pairs:
         d, (pos, neg) = _measure(embeddings, labels, mask, references, "cosine", True)
         s = 1 - d
         hardest_positive = jnp.min(jnp.where(pos, s, jnp.inf), axis=1, keepdims=True)
@@ -307,7 +352,14 @@ def pair_margin(
     """Positive pairs farther than one margin and negative pairs nearer than another."""
     distances.check(distance)
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Pairs:
         d, (pos, neg) = _measure(embeddings, labels, mask, references, distance, normalize)
         return Pairs(pos & (d > positive_margin), neg & (d < negative_margin))
 
@@ -329,14 +381,21 @@ def angular(angle: float = 20.0) -> Miner:
     """
     tangent = math.tan(math.radians(angle))
 
-    def mine(embeddings, labels, mask=None, key=None, *, references=None):
+    def mine(
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        key: Array | None = None,
+        *,
+        references: References | None = None,
+    ) -> Triplets:
         y = distances.unit(lax.stop_gradient(candidates(embeddings, mask, references)))
         pairs = relations(labels, mask, references)
         squared = distances.pairwise(y, y, "sqeuclidean")
 
         rows = embeddings.shape[0]
 
-        def widest(p, has):
+        def widest(p: Array, has: Array) -> tuple[Array, Array]:
             from_anchor, apart = squared[:rows], _at(squared[:rows], p)
             four_centre = 2 * from_anchor + 2 * squared[p] - apart
             four_centre = jnp.where(pairs.negative, four_centre, jnp.inf)
@@ -372,7 +431,7 @@ def _one_negative_each(choose: Callable[..., tuple[Array, Array]], positive: Arr
     rows, columns = positive.shape
     anchor = jnp.arange(rows)
 
-    def fill(p, has, found):
+    def fill(p: Array, has: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
         n, valid = choose(p, has)
         # Anchors that have had all their positives write beyond the end, where it is lost.
         p = jnp.where(has, p, columns)
@@ -411,7 +470,7 @@ def in_turn(body: Callable[..., Any], positive: Array, carry: Any) -> Any:
     """
     rows = jnp.arange(positive.shape[0])
 
-    def turn(state):
+    def turn(state: tuple[Array, Any]) -> tuple[Array, Any]:
         left, carry = state
         p, has = jnp.argmax(left, axis=1), jnp.any(left, axis=1)
         return left.at[rows, p].set(False), body(p, has, carry)

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from siamese_jax import distances
 from siamese_jax.losses.core import (
     Loss,
+    Params,
+    Terms,
     as_weights,
     check_choice,
     check_positive,
@@ -16,6 +18,7 @@ from siamese_jax.losses.core import (
     similarity,
     view,
 )
+from siamese_jax.losses.miners import Mined, References
 
 
 def multi_similarity(
@@ -35,7 +38,15 @@ def multi_similarity(
     check_choice("multi_similarity", "distance", distance, ("cosine", "dot"))
     check_positive("multi_similarity", alpha=alpha, beta=beta)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=distance == "cosine")
         s = similarity(v.x, v.y, distance)
         values = log_one_plus_sum_exp(alpha * (base - s), v.positive) / alpha
@@ -58,7 +69,15 @@ def circle(margin: float = 0.4, scale: float = 80.0) -> Loss:
     """
     check_positive("circle", scale=scale)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=True)
         s = similarity(v.x, v.y, "cosine")
         fixed = lax.stop_gradient(s)
@@ -89,7 +108,15 @@ def lifted_structure(
     """
     distances.check(distance)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=normalize)
         d = distances.pairwise(v.x, v.y, distance)
         values = log_sum_exp(d, v.positive) + log_sum_exp(margin - d, v.negative)

@@ -9,6 +9,7 @@ from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
     Params,
+    Terms,
     as_weights,
     check_positive,
     class_targets,
@@ -19,6 +20,7 @@ from siamese_jax.losses.core import (
     refuse,
     similarity,
 )
+from siamese_jax.losses.miners import Mined, References
 
 _WHY = "it compares embeddings with its own proxies, not with each other"
 
@@ -46,7 +48,15 @@ def proxy_nca(scale: float = 1.0, *, own_in_denominator: bool = True) -> Loss:
     """
     check_positive("proxy_nca", scale=scale)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         refuse("proxy_nca", _WHY, mined=mined, references=references)
         x = distances.unit(miners.candidates(embeddings, mask, None))
         proxies = distances.unit(params["proxies"].astype(x.dtype))
@@ -78,7 +88,15 @@ def proxy_anchor(margin: float = 0.1, alpha: float = 32.0) -> Loss:
     """
     check_positive("proxy_anchor", alpha=alpha)
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         refuse("proxy_anchor", _WHY, mined=mined, references=references)
         x = distances.unit(miners.candidates(embeddings, mask, None))
         proxies = distances.unit(params["proxies"].astype(x.dtype))

@@ -11,6 +11,8 @@ from siamese_jax import distances
 from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
+    Params,
+    Terms,
     as_weights,
     check_positive,
     class_targets,
@@ -18,6 +20,7 @@ from siamese_jax.losses.core import (
     refuse,
     similarity,
 )
+from siamese_jax.losses.miners import Mined, References
 from siamese_jax.losses.proxies import init_proxies
 
 _WHY = "it compares embeddings with its own class weights, not with each other"
@@ -33,12 +36,20 @@ def softmax() -> Loss:
     label of 0 .. classes - 1 has weight 0.
     """
 
-    def init(key, embedding_dim, num_classes):
+    def init(key: Array, embedding_dim: int, num_classes: int) -> Params:
         kernel = jax.random.normal(key, (embedding_dim, num_classes), jnp.float32)
         bias = jnp.zeros(num_classes, jnp.float32)
         return {"kernel": kernel * embedding_dim**-0.5, "bias": bias}
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         refuse("softmax", _WHY, mined=mined, references=references)
         x = miners.candidates(embeddings, mask, None)
         kernel, bias = params["kernel"].astype(x.dtype), params["bias"].astype(x.dtype)
@@ -126,7 +137,7 @@ def soft_triple(
     """
     check_positive("soft_triple", scale=scale, gamma=gamma, centers=centers)
 
-    def spread(w):
+    def spread(w: Array) -> Array:
         if centers == 1:
             return jnp.zeros((), w.dtype)
         # About the class's mean: centres that have met must not cancel.
@@ -150,7 +161,7 @@ def soft_triple(
 def _angular_margin(margin_degrees: float, scale: float) -> Callable[[Array, Array], Array]:
     m = math.radians(margin_degrees)
 
-    def logits(s, targets):
+    def logits(s: Array, targets: Array) -> Array:
         sine = distances.safe_sqrt(jnp.maximum(1 - s * s, 0))
         further = jnp.where(
             s >= -math.cos(m),  # theta <= pi - m
@@ -176,7 +187,7 @@ def _on_sphere(
     [n, classes]; penalty(unit proxies) is added to each value.
     """
 
-    def init(key, embedding_dim, num_classes):
+    def init(key: Array, embedding_dim: int, num_classes: int) -> Params:
         proxies = init_proxies(key, embedding_dim, num_classes * (centers or 1))["proxies"]
         return {
             "proxies": proxies
@@ -184,7 +195,15 @@ def _on_sphere(
             else proxies.reshape(num_classes, centers, embedding_dim)
         }
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         refuse(name, _WHY, mined=mined, references=references)
         x = distances.unit(miners.candidates(embeddings, mask, None))
         proxies = params["proxies"].astype(x.dtype)

@@ -2,12 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from siamese_jax import distances
 from siamese_jax.errors import UserError
 from siamese_jax.losses import miners
 from siamese_jax.losses.core import (
     Loss,
+    Params,
+    Terms,
+    Views,
     as_weights,
     check_choice,
     no_params,
@@ -16,7 +20,7 @@ from siamese_jax.losses.core import (
     sum_over_positives,
     view,
 )
-from siamese_jax.losses.miners import Triplets
+from siamese_jax.losses.miners import Mined, References, Triplets
 
 _MINING = ("explicit", "all", "hard", "semi_hard")
 
@@ -71,14 +75,14 @@ def triplet(
     else:
         own_miner = miners.hard(distance=distance, normalize=normalize)
 
-    def term(positive, negative):
+    def term(positive: Array, negative: Array) -> Array:
         x = positive - negative + margin
         return jax.nn.softplus(x) if soft else jnp.maximum(x, 0)
 
-    def weigh(values, valid):
+    def weigh(values: Array, valid: Array) -> Terms:
         return values, as_weights(valid & (values > 0) if average == "active" else valid, values)
 
-    def explicit(embeddings, mask):
+    def explicit(embeddings: Array, mask: Array | None) -> Terms:
         if embeddings.shape[0] % 3:
             raise UserError(
                 f"loss triplet: explicit triplets are rows a, p, n, a, p, n, ..., but "
@@ -94,7 +98,7 @@ def triplet(
         valid = present[0::3] & present[1::3] & present[2::3]
         return weigh(term(distances.aligned(a, p, distance), negative), valid)
 
-    def listed(v, mined):
+    def listed(v: Views, mined: Triplets) -> Terms:
         d = distances.pairwise(v.x, v.y, distance)
         negative = d[mined.anchor, mined.negative]
         if swap:
@@ -102,7 +106,9 @@ def triplet(
             negative = jnp.minimum(negative, among[mined.positive, mined.negative])
         return weigh(term(d[mined.anchor, mined.positive], negative), mined.mask)
 
-    def of_positive(p, has, floats, negative):
+    def of_positive(
+        p: Array, has: Array, floats: tuple[Array, Array | None], negative: Array
+    ) -> Terms:
         """The sum, and number above 0, of each anchor's terms with its positive p: [n] each."""
         d, among = floats
         d_an = d if among is None else jnp.minimum(d, among[p])
@@ -110,7 +116,7 @@ def triplet(
         values = jnp.where(has[:, None] & negative, term(d_ap, d_an), 0)
         return jnp.sum(values, axis=1), jnp.sum(values > 0, axis=1).astype(d.dtype)
 
-    def every(v):
+    def every(v: Views) -> Terms:
         d = distances.pairwise(v.x, v.y, distance)
         triplets = jnp.sum(v.positive, axis=1) * jnp.sum(v.negative, axis=1)
         among = distances.pairwise(v.y, v.y, distance) if swap else None
@@ -119,7 +125,15 @@ def triplet(
         count = as_weights(count, d)
         return ratio(total, count), count
 
-    def apply(params, embeddings, labels, mask=None, *, mined=None, references=None):
+    def apply(
+        params: Params,
+        embeddings: Array,
+        labels: Array,
+        mask: Array | None = None,
+        *,
+        mined: Mined | None = None,
+        references: References | None = None,
+    ) -> Terms:
         if mining == "explicit":
             refuse("triplet", "mining is explicit", mined=mined, references=references)
             return explicit(embeddings, mask)

@@ -40,6 +40,7 @@ class Space:
 
     @classmethod
     def of(cls, queries: np.ndarray, gallery: np.ndarray, distance: str) -> "Space":
+        """The space of [n, d] and [m, d]; Euclidean distances are taken from near the mean."""
         origin = np.zeros(gallery.shape[1])
         if distance in ("euclidean", "sqeuclidean") and len(gallery):
             origin = np.asarray(gallery[:: -(-len(gallery) // 4096)], np.float64).mean(0)

@@ -70,6 +70,7 @@ def facts(tree: Mapping[str, Any]) -> str:
 
 
 def section(heading: str, body: str) -> str:
+    """One section of HTML: a heading, which is escaped, and a body, which is HTML already."""
     return f"<section><h2>{escape(heading)}</h2>{body}</section>"
 
 

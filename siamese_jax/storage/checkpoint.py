@@ -101,6 +101,7 @@ class Checkpoints:
         self.manager.wait_until_finished()
 
     def close(self) -> None:
+        """Waits until all is written, and closes the folder."""
         self.wait()
         self.manager.close()
 

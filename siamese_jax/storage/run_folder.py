@@ -56,6 +56,7 @@ class RunFolder(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
+    """Whether the folder is a training run's: it holds a run.json."""
     return (folder / "run.json").is_file()
 
 

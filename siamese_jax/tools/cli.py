@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raises `UserError` with the message, where argparse would end the process."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
@@ -69,6 +70,7 @@ def share(text: str) -> float:
 
 
 def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the options that say which encoders to load."""
     group = parser.add_argument_group("encoder")
     group.add_argument(
         "--encoder",
@@ -115,6 +117,7 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_combination(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of views and fusion of several encoders."""
     group = parser.add_argument_group("views and fusion (compared by cosine)")
     group.add_argument(
         "--mirror", action="store_true", help="embed each image as the mean with its mirror image"
@@ -177,6 +180,7 @@ def combine_encoders(args: argparse.Namespace) -> "Part":
 
 
 def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> None:
+    """Adds --out, for files that end in one of the suffixes."""
     parser.add_argument(
         "--out",
         action="append",

@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's options, checked; raises `UserError` for those that do not go together."""
     parser = cli.Parser("evaluate", __doc__)
     search.add_arguments(parser)
     reranking.add_arguments(parser)
@@ -199,6 +200,7 @@ def write_metrics_csv(path: str, blocks: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def write_csv(path: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table as CSV, and makes its folder if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)

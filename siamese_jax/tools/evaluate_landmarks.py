@@ -31,6 +31,7 @@ OTHERS: dict[str, Any] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of graded answers."""
     group = parser.add_argument_group("graded answers (easy, medium and hard; junk is ignored)")
     group.add_argument(
         "--landmarks",

@@ -12,6 +12,7 @@ FMRS = (0.1, 0.01, 0.001)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of what is measured beyond rankings."""
     group = parser.add_argument_group("beyond rankings (of the embeddings, before --rerank)")
     group.add_argument(
         "--verification",
@@ -42,6 +43,7 @@ def measure(pair: search.Pair, args: argparse.Namespace) -> dict[str, dict[str, 
 
 
 def verify(pair: search.Pair, fmrs: tuple[float, ...]) -> dict[str, float]:
+    """Names and values of `siamese_jax.metrics.verification`, over the labelled rows."""
     from siamese_jax.metrics import verification
 
     known, there = pair.query.labelled, pair.gallery.labelled

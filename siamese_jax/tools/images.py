@@ -50,6 +50,7 @@ class Side:
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that choose a split and say where labels come from."""
     parser.add_argument(
         "--split", help="only this split of a data set that has splits: train, validation, test"
     )

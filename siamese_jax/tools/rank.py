@@ -59,6 +59,7 @@ class Found:
                 yield c + 1, int(j), float(self.distances[row, c]), correct[c]
 
     def as_dict(self, row: int) -> dict[str, Any]:
+        """One query with its label and neighbours, as JSON holds it."""
         return {
             "query": str(self.pair.query.records.path[row]),
             "label": self.query_labels[row] if self.pair.query.labelled[row] else None,
@@ -117,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def print_some(found: Found) -> None:
+    """Prints the neighbours of the first queries, and how many queries are not shown."""
     for row in range(min(SHOWN, len(found))):
         print(found.pair.query.records.path[row])
         for place, j, distance, correct in found.neighbours(row):

@@ -41,6 +41,7 @@ class Method(NamedTuple):
 
     @property
     def function(self) -> Callable[..., "Ranking"]:
+        """What re-ranks, imported when it is asked for."""
         from siamese_jax.search import rerank
         from siamese_jax.search.rerank import fusion
 
@@ -82,6 +83,7 @@ def method(text: str, table: Mapping[str, Mapping[str, Callable[[str], Any]]] = 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of re-ranking."""
     group = parser.add_argument_group("re-ranking (all by cosine; see siamese_jax.search.rerank)")
     group.add_argument(
         "--expand", type=cli.count, metavar="K", help="add to each query its K nearest items"

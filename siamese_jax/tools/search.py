@@ -58,6 +58,7 @@ class Pair:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what to search with, for what and where."""
     cli.add_encoder(parser, required=False)
     cli.add_combination(parser)
     group = parser.add_argument_group("images")
@@ -159,6 +160,7 @@ def _records(
 
 
 def write_json(path: str, value: Any) -> None:
+    """Writes a value as indented JSON, and makes its folder if need be."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")

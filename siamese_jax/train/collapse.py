@@ -48,7 +48,7 @@ def embedding_statistics(
     d = distances.pairwise(u, u, "euclidean")
     pairs = positive | negative
 
-    def count_active(p, has, total):
+    def count_active(p: Array, has: Array, total: Array) -> Array:
         reach = jnp.take_along_axis(d, p[:, None], axis=1) + MARGIN
         return total + jnp.sum(has[:, None] & negative & (d < reach), axis=1, dtype=jnp.int32)
 

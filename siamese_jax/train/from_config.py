@@ -54,12 +54,14 @@ def make_loss(config: ConfigDict) -> Loss:
 
 
 def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
+    """The config's miner with its distance, or None for the name "none"."""
     if config.miner.get("name") == "none":
         return None
     return _from_table(MINERS, "miner", config.miner, distance=config.distance)
 
 
 def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
+    """The config's sampler over the training rows: a step's number to the rows of its batch."""
     train = inputs.records.where("train")
     side = train.side if train.side is not None and np.ptp(train.side) else None
     if side is not None and not len(_usable(train.label, side)):
@@ -141,6 +143,7 @@ def fit_batch(
 
 
 def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
+    """The config's optimiser and learning rates; what `freeze` names stays as it is."""
     options = config.optim
     schedule = optim.warmup_schedule(
         options.learning_rate,
@@ -160,6 +163,7 @@ def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
 
 
 def make_memory(config: ConfigDict, inputs: Inputs) -> Any:
+    """The config's cross-batch memory, empty; an empty tuple where its size is 0."""
     if not config.memory.size:
         return ()
     shape = inputs.records.label.shape[1:]
@@ -167,6 +171,7 @@ def make_memory(config: ConfigDict, inputs: Inputs) -> Any:
 
 
 def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
+    """How many numbers an embedding has: the head's last layer, or else the features themselves."""
     if config.head.layers:
         return config.head.layers[-1]
     return inputs.features(inputs.records.select(np.arange(1)))[0].shape[-1]

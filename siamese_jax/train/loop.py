@@ -158,6 +158,7 @@ def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
 
 
 def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    """The metrics that are single numbers, as floats of Python; arrays are left out."""
     return {k: float(v) for k, v in jax.device_get(dict(metrics)).items() if np.ndim(v) == 0}
 
 

@@ -52,6 +52,7 @@ class MetricsLog:
         self._events = tf.summary.create_file_writer(str(workdir / "events"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a step's values to metrics.jsonl and to TensorBoard's events."""
         import tensorflow as tf
 
         # Python writes the shortest decimal that reads back as the same float: nothing is lost.
@@ -63,6 +64,7 @@ class MetricsLog:
         self._events.flush()
 
     def close(self) -> None:
+        """Closes both files."""
         self._file.close()
         self._events.close()
 

@@ -72,7 +72,7 @@ def make_train_step(
       `siamese_jax.train.collapse`.
     """
 
-    def compute_loss(moving: Tree, state: TrainState, batch: Batch):
+    def compute_loss(moving: Tree, state: TrainState, batch: Batch) -> tuple[Array, Tree]:
         params = merge(moving, state.params, full_mask(state.params))
         dropout_key, miner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         embeddings, batch_stats = apply_fn(

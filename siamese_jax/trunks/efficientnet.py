@@ -20,6 +20,8 @@ _NORMS = {"keras": Norm(1e-3, 0.99), "torch": Norm(1e-5, 0.9)}
 
 
 class StagePlan(NamedTuple):
+    """A stage's kernel size, stride, widening, channels out and number of blocks."""
+
     size: int
     stride: int
     expand: int
@@ -59,6 +61,7 @@ def plan(width: float, depth: float, lite: bool) -> tuple[StagePlan, ...]:
 
 
 def relu6(x: Array) -> Array:
+    """x cut to 0 .. 6."""
     return jnp.clip(x, 0, 6)
 
 
@@ -101,6 +104,8 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
+    """The blocks of one stage, of which the first has its stride."""
+
     stage: StagePlan
     squeeze: bool
     act: Activation
@@ -142,6 +147,7 @@ class EfficientNet(nn.Module):
 
     @property
     def norm_epsilon(self) -> float:
+        """What batch normalisation adds to the variance; it goes with the form."""
         return _NORMS[self.form].epsilon
 
     @nn.compact

@@ -44,6 +44,8 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
+    """The first layers: a 7 x 7 convolution and a maximum over 3 x 3, stride 2 each."""
+
     conv: dict[str, Any]
 
     @nn.compact
@@ -87,6 +89,7 @@ class ResNet(nn.Module):
 
     @property
     def norm_epsilon(self) -> float:
+        """What batch normalisation adds to the variance; it goes with the form."""
         return _NORMS[self.form].epsilon
 
     @nn.compact

@@ -42,6 +42,7 @@ class VGG(nn.Module):
 
     @property
     def norm_epsilon(self) -> float:
+        """What batch normalisation adds to the variance."""
         return _NORM.epsilon
 
     @nn.compact

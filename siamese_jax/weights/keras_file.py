@@ -30,6 +30,7 @@ class Budget:
         self.check, self.numbers, self.claimed, self.objects = check, numbers, 0, 0
 
     def take(self, name: str, dataset: Any) -> np.ndarray:
+        """A data set as an array; ValueError if it is no plain one, or beyond the budget."""
         import h5py
 
         if not isinstance(dataset, h5py.Dataset):

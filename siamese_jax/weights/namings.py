@@ -28,6 +28,7 @@ def shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
 
 
 def walk(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every leaf of a nested mapping: (path of keys, leaf)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from walk(value, *above, key)

@@ -31,6 +31,7 @@ class Source(NamedTuple):
 
     @property
     def address(self) -> str:
+        """Where the weights come from, as text: an address, a hub's file or a package."""
         return self.url or self.hub or "package " + self.package[0].replace("_", "-")
 
 

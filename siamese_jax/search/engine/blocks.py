@@ -40,6 +40,7 @@ class Blocks:
         return -(-len(self.rows) // self.size)
 
     def keep(self) -> "Blocks":
+        """Makes all blocks once and holds them, so that later passes do not make them anew."""
         if self.kept is None:
             self.kept = list(self)
         return self

@@ -47,6 +47,7 @@ class Search:
         self.there = _kept(keep, self.gallery)
 
     def frame(self, precision: str) -> Frame:
+        """The frame of the gallery's rows for this search's distance, at a precision."""
         return self.gallery.frame(self.distance, precision)
 
     def sides(self, frame: Frame, size: int, start: int = 0, stop: int | None = None) -> Iterator:
@@ -69,6 +70,7 @@ class Search:
         return rest
 
     def away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Exact distances of the pairs (query at + i, item j), both int [m]: float [m]."""
         own = self.queries[at : at + int(i.max(initial=0)) + 1]
         away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance)
         self.gallery.rows.release()
