@@ -328,6 +328,7 @@ def _ask(tree: Tree, seen: str, ways: dict[str, str]) -> str:
 
 
 def empty(tree: Tree) -> str:
+    """Why there is no picture: a line."""
     if not tree.folders and not tree.notes:
         return f"{tree.root} has neither images nor folders"
     return f"{tree.root} holds no image that Pillow can open; {'; '.join(tree.notes)}".rstrip("; ")
