@@ -26,7 +26,12 @@ _PAIRS = 1 << 14
 
 
 def pair_distances(
-    queries: np.ndarray, rows: Rows, i: np.ndarray, j: np.ndarray, distance: str
+    queries: np.ndarray,
+    rows: Rows,
+    i: np.ndarray,
+    j: np.ndarray,
+    distance: str,
+    memory: int = 1 << 26,
 ) -> np.ndarray:
     """The distances of queries[i] from gallery rows j, elementwise.
 
@@ -36,6 +41,7 @@ def pair_distances(
       i: int [n], faster in ascending order.
       j: int [n].
       distance: one of `siamese_jax.distances.DISTANCES`.
+      memory: bytes that the rows which all threads look at may take.
 
     Returns:
       float32 [n]. A value depends on its own two rows alone, so not on how the work is cut.
@@ -45,14 +51,14 @@ def pair_distances(
     if (i[1:] < i[:-1]).any():
         found = np.empty(len(i), np.float32)
         order = by_query(i, len(queries))
-        found[order] = pair_distances(queries, rows, i[order], j[order], distance)
+        found[order] = pair_distances(queries, rows, i[order], j[order], distance, memory)
         return found
     d = queries.shape[1]
     # The items' own squares are worth a pass where there are more pairs than items.
     squares = rows.squares if len(j) >= len(rows) else None
     asked = Rows([queries], "queries").squares
     # One shape for all searches of this width, for memory that was used before.
-    shape = rows_at_once(d), d
+    shape = max(1, min(rows_at_once(d), memory // (12 * max(1, d) * THREADS))), d
     matrices = iter(list(of_equal_length(i, shape[0], min(_PAIRS, -(-len(i) // THREADS)))))
     # The last one is for what fills the matrices up.
     found = np.empty(len(i) + 1, np.float32)

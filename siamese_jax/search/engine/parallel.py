@@ -12,7 +12,8 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 # Numbers that a thread looks at together: few enough for its cache, and so many rows that NumPy
 # lets other threads run meanwhile, which it does for more than 500 products of rows.
 _NUMBERS = 1 << 18
-_MOST = 1 << 19
+# But those of all threads together have at most 48 MiB, as float32 and as float64.
+_MOST = max(1 << 16, min(1 << 19, (1 << 22) // THREADS))
 _ROWS = 640
 
 _here = threading.local()

@@ -72,7 +72,8 @@ class Search:
     def away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Exact distances of the pairs (query at + i, item j), both int [m]: float [m]."""
         own = self.queries[at : at + int(i.max(initial=0)) + 1]
-        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance)
+        memory = self.memory_limit // 8
+        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance, memory)
         self.gallery.rows.release()
         return away
 
