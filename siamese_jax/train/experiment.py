@@ -228,7 +228,7 @@ def class_count(records: Records) -> int:
     """How many classes have an image here."""
     if records.label.ndim == 2:
         return int(records.label.any(axis=0).sum())
-    return len(np.unique(records.label))
+    return len(np.unique(records.label[records.label >= 0]))
 
 
 def log_summary(records: Records, trunk: TrunkWeights) -> None:
