@@ -15,10 +15,6 @@ from siamese_jax.errors import UserError, print_anything
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 TOOLS = {
-    "train": (
-        "siamese_jax.tools.train",
-        "one experiment: train or resume, evaluate, report",
-    ),
     "embed": ("siamese_jax.tools.embed", "the embeddings of a folder of images, as a file"),
     "rank": ("siamese_jax.tools.rank", "for every query, its nearest images of a gallery"),
     "evaluate": (
@@ -26,6 +22,10 @@ TOOLS = {
         "retrieval metrics of an encoder on labelled images",
     ),
     "whiten": ("siamese_jax.tools.whiten", "fit a whitening, and save it with the encoder"),
+    "train": (
+        "siamese_jax.tools.train",
+        "one experiment: train or resume, evaluate, report",
+    ),
     "compare": (
         "siamese_jax.tools.compare",
         "trunks x heads x losses, trained and put in one table",
