@@ -2,18 +2,14 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from siamese_jax.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-from collections.abc import Mapping
-
-import jax.numpy as jnp
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from siamese_jax.data.folders import LAYOUTS
+from siamese_jax.data.labels import Codebook, joined, missing
 from siamese_jax.errors import UserError
 from siamese_jax.tools import stored
 
@@ -189,7 +190,6 @@ def embed_side(
 
     Where the place is a file of embeddings, these are taken.
     """
-    from siamese_jax.data.labels import missing
     from siamese_jax.data.records import content_keys, fingerprint, marks
     from siamese_jax.encoder.embedding import embed_records, item_ids, label_names
 
@@ -221,8 +221,8 @@ def embed_side(
 
 def integer_ids(query: Side, gallery: Side) -> tuple[np.ndarray, np.ndarray]:
     """The ids of both sides as int64 [q], [g], equal where the strings are."""
-    codes = np.unique(np.concatenate([query.ids, gallery.ids]), return_inverse=True)[1]
-    first, second = np.split(codes.astype(np.int64), [len(query.ids)])
+    numbers = Codebook(joined(query.ids, gallery.ids)).own.astype(np.int64)
+    first, second = np.split(numbers, [len(query.ids)])
     return first, second
 
 

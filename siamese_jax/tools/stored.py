@@ -82,5 +82,5 @@ def check_encoder(places: Sequence[str], fingerprint: str | None) -> None:
             raise UserError(
                 f"{where} holds embeddings of another encoder ({own[:8]}) than "
                 f"{'the one in use' if fingerprint else places[0]} ({wanted[:8]}): embed both with "
-                "one encoder, with the same options and on the same kind of device"
+                "one encoder, with the same options"
             )

@@ -80,11 +80,6 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def log_plainly() -> None:
-    """This package's messages as lines of text; of the libraries', only warnings."""
+    """What this package says, by the handler of all tools; of the libraries, only warnings."""
     absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    ours = logging.getLogger("siamese_jax")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    logging.getLogger("siamese_jax").setLevel(logging.INFO)
