@@ -1,5 +1,7 @@
 """The triplet margin loss, over explicit, all, batch-hard, semi-hard or mined triplets."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -70,60 +72,11 @@ def triplet(
     distances.check(distance)
     check_choice("triplet", "mining", mining, _MINING)
     check_choice("triplet", "average", average, ("active", "all"))
+    options = _Options(margin, distance, normalize, soft, swap, average)
     if mining == "semi_hard":
         own_miner = miners.semi_hard(margin, distance=distance, normalize=normalize)
     else:
         own_miner = miners.hard(distance=distance, normalize=normalize)
-
-    def term(positive: Array, negative: Array) -> Array:
-        x = positive - negative + margin
-        return jax.nn.softplus(x) if soft else jnp.maximum(x, 0)
-
-    def weigh(values: Array, valid: Array) -> Terms:
-        return values, as_weights(valid & (values > 0) if average == "active" else valid, values)
-
-    def explicit(embeddings: Array, mask: Array | None) -> Terms:
-        if embeddings.shape[0] % 3:
-            raise UserError(
-                f"loss triplet: explicit triplets are rows a, p, n, a, p, n, ..., but "
-                f"{embeddings.shape[0]} rows is not a multiple of 3"
-            )
-        x = miners.candidates(embeddings, mask, None)
-        x = distances.unit(x) if normalize else x
-        a, p, n = x[0::3], x[1::3], x[2::3]
-        negative = distances.aligned(a, n, distance)
-        if swap:
-            negative = jnp.minimum(negative, distances.aligned(p, n, distance))
-        present = jnp.ones(len(x), bool) if mask is None else mask.astype(bool)
-        valid = present[0::3] & present[1::3] & present[2::3]
-        return weigh(term(distances.aligned(a, p, distance), negative), valid)
-
-    def listed(v: Views, mined: Triplets) -> Terms:
-        d = distances.pairwise(v.x, v.y, distance)
-        negative = d[mined.anchor, mined.negative]
-        if swap:
-            among = distances.pairwise(v.y, v.y, distance)
-            negative = jnp.minimum(negative, among[mined.positive, mined.negative])
-        return weigh(term(d[mined.anchor, mined.positive], negative), mined.mask)
-
-    def of_positive(
-        p: Array, has: Array, floats: tuple[Array, Array | None], negative: Array
-    ) -> Terms:
-        """The sum, and number above 0, of each anchor's terms with its positive p: [n] each."""
-        d, among = floats
-        d_an = d if among is None else jnp.minimum(d, among[p])
-        d_ap = jnp.take_along_axis(d, p[:, None], axis=1)
-        values = jnp.where(has[:, None] & negative, term(d_ap, d_an), 0)
-        return jnp.sum(values, axis=1), jnp.sum(values > 0, axis=1).astype(d.dtype)
-
-    def every(v: Views) -> Terms:
-        d = distances.pairwise(v.x, v.y, distance)
-        triplets = jnp.sum(v.positive, axis=1) * jnp.sum(v.negative, axis=1)
-        among = distances.pairwise(v.y, v.y, distance) if swap else None
-        total, active = sum_over_positives(of_positive, v.positive, (d, among), v.negative)
-        count = active if average == "active" else triplets
-        count = as_weights(count, d)
-        return ratio(total, count), count
 
     def apply(
         params: Params,
@@ -136,12 +89,86 @@ def triplet(
     ) -> Terms:
         if mining == "explicit":
             refuse("triplet", "mining is explicit", mined=mined, references=references)
-            return explicit(embeddings, mask)
+            return _explicit(options, embeddings, mask)
         if mining != "all":
             refuse("triplet", f"it mines by itself (mining={mining!r})", mined=mined)
             mined = own_miner(embeddings, labels, mask, references=references)
         restrict = None if isinstance(mined, Triplets) else mined
         v = view(embeddings, labels, mask, restrict, references, normalize=normalize)
-        return listed(v, mined) if isinstance(mined, Triplets) else every(v)
+        return _listed(options, v, mined) if isinstance(mined, Triplets) else _every(options, v)
 
     return Loss(no_params, jax.jit(apply))
+
+
+class _Options(NamedTuple):
+    """What `triplet` was asked for."""
+
+    margin: float
+    distance: str
+    normalize: bool
+    soft: bool
+    swap: bool
+    average: str
+
+
+def _term(options: _Options, positive: Array, negative: Array) -> Array:
+    """l(a, p, n) of distances to the positives and the negatives."""
+    x = positive - negative + options.margin
+    return jax.nn.softplus(x) if options.soft else jnp.maximum(x, 0)
+
+
+def _weighed(options: _Options, values: Array, valid: Array) -> Terms:
+    """The values, and what each counts in the mean."""
+    counts = valid & (values > 0) if options.average == "active" else valid
+    return values, as_weights(counts, values)
+
+
+def _explicit(options: _Options, embeddings: Array, mask: Array | None) -> Terms:
+    """Of rows a0, p0, n0, a1, p1, n1, ..."""
+    if embeddings.shape[0] % 3:
+        raise UserError(
+            f"loss triplet: explicit triplets are rows a, p, n, a, p, n, ..., but "
+            f"{embeddings.shape[0]} rows is not a multiple of 3"
+        )
+    x = miners.candidates(embeddings, mask, None)
+    x = distances.unit(x) if options.normalize else x
+    a, p, n = x[0::3], x[1::3], x[2::3]
+    negative = distances.aligned(a, n, options.distance)
+    if options.swap:
+        negative = jnp.minimum(negative, distances.aligned(p, n, options.distance))
+    present = jnp.ones(len(x), bool) if mask is None else mask.astype(bool)
+    valid = present[0::3] & present[1::3] & present[2::3]
+    positive = distances.aligned(a, p, options.distance)
+    return _weighed(options, _term(options, positive, negative), valid)
+
+
+def _listed(options: _Options, v: Views, mined: Triplets) -> Terms:
+    """Of the triplets that were mined."""
+    d = distances.pairwise(v.x, v.y, options.distance)
+    negative = d[mined.anchor, mined.negative]
+    if options.swap:
+        among = distances.pairwise(v.y, v.y, options.distance)
+        negative = jnp.minimum(negative, among[mined.positive, mined.negative])
+    positive = d[mined.anchor, mined.positive]
+    return _weighed(options, _term(options, positive, negative), mined.mask)
+
+
+def _every(options: _Options, v: Views) -> Terms:
+    """Of all triplets of the batch: one value an anchor, the mean over its triplets."""
+
+    def of_positive(
+        p: Array, has: Array, floats: tuple[Array, Array | None], negative: Array
+    ) -> Terms:
+        """The sum, and number above 0, of each anchor's terms with its positive p: [n] each."""
+        d, among = floats
+        d_an = d if among is None else jnp.minimum(d, among[p])
+        d_ap = jnp.take_along_axis(d, p[:, None], axis=1)
+        values = jnp.where(has[:, None] & negative, _term(options, d_ap, d_an), 0)
+        return jnp.sum(values, axis=1), jnp.sum(values > 0, axis=1).astype(d.dtype)
+
+    d = distances.pairwise(v.x, v.y, options.distance)
+    triplets = jnp.sum(v.positive, axis=1) * jnp.sum(v.negative, axis=1)
+    among = distances.pairwise(v.y, v.y, options.distance) if options.swap else None
+    total, active = sum_over_positives(of_positive, v.positive, (d, among), v.negative)
+    count = as_weights(active if options.average == "active" else triplets, d)
+    return ratio(total, count), count
