@@ -9,7 +9,7 @@ The file is short because there is nothing to decide here: the config says what 
 
 import sys
 
-from siamese_jax.__main__ import main
+from siamese_jax.__main__ import process
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    process(["train", *sys.argv[1:]])

@@ -3,13 +3,19 @@
 A tool is a module with `main(argv)`; only the one that is asked for is imported.
 """
 
+import contextlib
 import importlib
 import logging
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
-from siamese_jax.errors import UserError, print_anything
+from siamese_jax import stopping
+from siamese_jax.errors import UserError, naming, os_error_line, print_anything
 
 # TensorFlow only reads images here; its start-up messages would bury ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -53,22 +59,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else 2
     logging.basicConfig(format="%(levelname)s: %(message)s")
     print_anything()
-    name, *rest = argv
     try:
-        if name not in TOOLS:
-            raise UserError(f"there is no tool {name!r}; choose from {', '.join(TOOLS)}")
-        importlib.import_module(TOOLS[name][0]).main(rest)
+        with stopping.heeding(), naming():
+            run(*argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _end(f"error: {error}", 2)
+    except stopping.Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        return _end(f"stopped by {name}: {stopped}; go on: {command(argv)}", 128 + stopped.number)
     except BrokenPipeError:  # `... | head` has seen enough.
-        sys.stderr.close()
         return 1
+    except OSError as error:
+        return _end(f"error: {os_error_line(error)}", 2)
     return 0
 
 
+def run(name: str, *rest: str) -> None:
+    """Runs a tool to its end, with all that it prints."""
+    if name not in TOOLS:
+        raise UserError(f"there is no tool {name!r}; choose from {', '.join(TOOLS)}")
+    tool = importlib.import_module(TOOLS[name][0])
+    stopping.check("nothing was begun")
+    tool.main(rest)
+    with naming("standard output", "what was to be written to files is written"):
+        sys.stdout.flush()
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line that was given, to be given again."""
+    program = Path(sys.argv[0]).name
+    if program == "main.py":
+        return shlex.join(["python", sys.argv[0], *argv[1:]])
+    start = ["python", "-m", "siamese_jax"] if program == "__main__.py" else ["siamese-jax"]
+    return shlex.join([*start, *argv])
+
+
+def _end(line: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # a terminal that has hung up
+        print(line, file=sys.stderr)
+    return code
+
+
+def process(argv: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which ends without a traceback whenever it is told to."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # before `main` heeds it, and after
+    code = main(argv)
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already; Python would say it again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -13,7 +13,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from siamese_jax.errors import UserError
+from siamese_jax import stopping
+from siamese_jax.errors import UserError, naming
 from siamese_jax.storage.cache import build_once, cache_root
 
 # Twice Twemoji's side: fine enough for 128 to 224 pixel trunks, and drawn in seconds.
@@ -100,9 +101,11 @@ def _draw_with_all_cores(openmoji: Path, twemoji: Path, out: Path) -> None:
         for i in range(shares)
     ]
     errors = [worker.communicate()[1] for worker in workers]
+    stopping.check("the emoji are drawn again")  # a terminal's Ctrl-C reaches the workers too
     for worker, error in zip(workers, errors, strict=True):
         if worker.returncode:
-            raise RuntimeError(f"drawing the emoji failed:\n{error}")
+            with naming(out):
+                raise RuntimeError(f"drawing the emoji failed:\n{error}")
 
 
 def _draw_share(twemoji: Path, openmoji: Path, out: Path, share: int, shares: int) -> None:

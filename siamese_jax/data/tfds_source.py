@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from siamese_jax import stopping
 from siamese_jax.data.csv_file import from_csv
 from siamese_jax.data.records import Records
 from siamese_jax.data.tf import tensorflow
@@ -114,6 +115,7 @@ def _write(
             (draft / split).mkdir()
             data = builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
             for i, example in enumerate(data.as_numpy_iterator()):
+                stopping.check(f"tfds:{name} is prepared, and is read again")
                 image = bytes(example[image_key])
                 suffix = next((s for magic, s in _MAGIC.items() if image.startswith(magic)), ".img")
                 path = f"{split}/{i:08d}{suffix}"

@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from siamese_jax import stopping
 from siamese_jax.data.embedded import Embedded
-from siamese_jax.errors import UserError
+from siamese_jax.errors import UserError, naming
 from siamese_jax.storage.vectors import VectorStore
 
 if TYPE_CHECKING:
@@ -69,9 +70,12 @@ class CachedVectors:
                 tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
             ):
                 for batch in self.batches(todo):
+                    kept = f"{known + bar.n} of {len(ids)} images are in {self.store.folder}"
+                    stopping.check(kept)
                     good = np.asarray(batch["mask"])
                     vectors = np.asarray(self.compute(batch["image"]))[good]
-                    self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
+                    with naming(self.store.folder, kept):
+                        self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
                     bar.update(min(len(good), len(todo) - bar.n))
         return self.store.rows(keys)
 

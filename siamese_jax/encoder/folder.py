@@ -96,14 +96,11 @@ def save(
         arguments = {}
     elif folder.is_file() or run_folder.is_run(folder):
         raise UserError(f"{folder} is a file or another run; choose a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
     if arguments:
         if own.is_dir():
             arguments["name"] = str(own.resolve())
         run_folder.write_json(folder / POINTER, arguments)
-    draft = folder / f".{WHITENING}"
-    whitening.save(draft)
-    os.replace(draft, folder / WHITENING)
+    whitening.save(folder / WHITENING)
 
 
 def load_arguments(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from siamese_jax.trunks.table import TRUNKS, Preprocessing, normalise
 from siamese_jax.weights.load import TrunkWeights
 
 Array = jax.Array
+log = logging.getLogger(__name__)
 
 
 class Model(NamedTuple):
@@ -195,12 +197,30 @@ def block_size(shape: Sequence[int]) -> int:
     return max(1, round(900 / math.sqrt(shape[1] * shape[2])))
 
 
+# Rows that the device has had room for, by the shape of one: set when it had none for more.
+_room: dict[tuple[int, ...], int] = {}
+
+
 def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: int) -> np.ndarray:
     """compute() over blocks of `size` rows, the last one padded: [n, ...] -> [n, ...], n >= 1.
 
     Blocks run side by side, one on each core of a CPU: XLA's own threads leave a third of a second
-    core idle in a trunk. An accelerator copies one block in while it computes another.
+    core idle in a trunk. An accelerator copies one block in while it computes another. Where its
+    memory does not suffice for a block, that is told, and blocks are half as large from then on.
     """
+    shape = inputs.shape[1:]
+    size = min(size, _room.get(shape, size))
+    while True:
+        try:
+            return _in_blocks(compute, inputs, size)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:
+                raise
+        size = _room[shape] = size // 2
+        log.warning("the device is out of memory: going on with blocks of %d at a time", size)
+
+
+def _in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: int) -> np.ndarray:
 
     def run(start: int) -> np.ndarray:
         block = inputs[start : start + size]

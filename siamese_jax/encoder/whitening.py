@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.data.labels import label_codes, missing
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine.checked_rows import finite, unit_rows
+from siamese_jax.storage.writing import written
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Whitening:
     def save(self, path: str | Path) -> None:
         """Writes the map to `path`, an .npz file that `Whitening.load` reads."""
         about = np.array(json.dumps(dict(self.about)))
-        with open(path, "wb") as file:
+        with written(path, "wb") as file:
             np.savez(file, mean=self.mean, projection=self.projection, about=about)
 
     @classmethod

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from siamese_jax import stopping
 from siamese_jax.metrics.relevance import Relevance
 from siamese_jax.metrics.scores import Space
 
@@ -121,6 +122,7 @@ def _tallied(
     done = 0
     with ThreadPoolExecutor(2) as pool:  # one counts while the device is busy with the other's
         while done < len(rounds):
+            stopping.check("the metrics begin again, and embeddings are kept")
             now = rounds[done : max(1, 2 * done)]
             before, seen = [np.zeros_like(limit.before) for limit in limits], [0] * len(limits)
             for counts in pool.map(partial(tile, limits), [task for one in now for task in one]):

@@ -8,6 +8,7 @@ import numpy as np
 
 from siamese_jax.data.records import Records
 from siamese_jax.metrics.retrieval import DEFAULT, PerQuery, per_query
+from siamese_jax.storage.writing import written
 
 # Of training: what choosing a checkpoint and comparing runs need.
 METRICS = ("recall@k", "map@r", "r_precision", "mrr")
@@ -81,7 +82,7 @@ def save_per_query(path: Path, values: PerQuery, queries: np.ndarray, gallery: n
       values: of the q queries.
       queries, gallery: uint64 [q], [g] of `siamese_jax.data.records.marks`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {"query": queries, "gallery": np.sort(gallery)}
     columns |= {"relevant": values.relevant, **values.values}
-    np.savez_compressed(path, **columns)
+    with written(path, "wb") as file:
+        np.savez_compressed(file, **columns)

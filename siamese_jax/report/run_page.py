@@ -12,6 +12,7 @@ from siamese_jax.report.page import escape, facts, page, section
 from siamese_jax.report.plots import line_chart
 from siamese_jax.report.tables import is_metrics, metrics_table
 from siamese_jax.report.tiles import SELECTION, Example, Tile, choose_examples, explorer
+from siamese_jax.storage.writing import written
 
 __all__ = ["Example", "Tile", "choose_examples", "write_report"]
 
@@ -95,8 +96,5 @@ def write_report(
         parts.append(section(heading, explorer(examples, note)))
     if run or results:
         parts.append(section("Where these numbers come from", _provenance(run, results)))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(
-        page(title, parts, warnings=warnings), encoding="utf-8", errors="backslashreplace"
-    )
+    with written(path, errors="backslashreplace") as file:
+        file.write(page(title, parts, warnings=warnings))

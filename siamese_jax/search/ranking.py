@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax import stopping
 from siamese_jax.data.embedded import Asked, unpack
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine import accelerators as split
@@ -122,6 +123,7 @@ def rank(
     else:
         parts = split.nearest_on_devices(search, devices, wanted, columns, precision)
     for i, place, j, away in parts:
+        stopping.check("the search begins again, and embeddings are kept")
         at = i.astype(np.int64) * columns + place
         found.indices.reshape(-1)[at] = j
         found.distances.reshape(-1)[at] = away

@@ -10,7 +10,6 @@ results.json    written last: a run that has it is finished
 """
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 
 PACKAGES = ("siamese-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # The fields of each file that its readers rely on.
@@ -97,10 +97,8 @@ def _holds(tree: Any, field: str) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes to a temporary file and renames it: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value, indent=2, default=_plain) + "\n")
-    os.replace(draft, path)
+    with written(path) as file:
+        file.write(json.dumps(value, indent=2, default=_plain) + "\n")
 
 
 def read_json(path: Path) -> Any:

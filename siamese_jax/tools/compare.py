@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax import stopping
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, compare_table
 from siamese_jax.tools.compare_grid import Cell, cells, override, read_grid
@@ -66,6 +67,7 @@ def run_all(
     outcomes: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     for i, cell in enumerate(chosen, start=1):
+        stopping.check(f"{i - 1} of {len(chosen)} cells are done")
         print(f"[{i}/{len(chosen)}] {cell.name}", flush=True)
         try:
             outcomes[cell.name] = train(cell.config, workdir / cell.name)
@@ -92,6 +94,7 @@ def measure_speeds(workdir: Path, finished: Sequence[Cell]) -> dict[str, float]:
     measured: dict[str, float] = kept.get(device, {})
     speeds = {}
     for cell in finished:
+        stopping.check("all cells are trained")
         encoder = None
         key = _speed_key(cell.config)
         if key not in measured:

@@ -10,6 +10,7 @@ from typing import Any
 from siamese_jax.report.page import escape, number, page, section
 from siamese_jax.report.page import table as html_table
 from siamese_jax.report.plots import pareto_plot
+from siamese_jax.storage.writing import written
 from siamese_jax.tools.compare_grid import Cell
 
 SEED = "seed"
@@ -107,9 +108,10 @@ def write(
     lines.append("|" + " --- |" * len(names) + " ---: |" * len(columns))
     lines += ["| " + " | ".join(row) + " |" for row in texts]
     lines += [f"\nNot run: {cells}: {why}" for cells, why in _by_reason(failures)]
-    (workdir / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with written(workdir / "compare.md") as file:
+        file.write("\n".join(lines) + "\n")
 
-    with open(workdir / "compare.csv", "w", newline="", encoding="utf-8") as file:
+    with written(workdir / "compare.csv", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*names, *columns, "trunk used", "runs"])
         for row in rows:
@@ -147,4 +149,5 @@ def write(
         "parameters of both.</p>",
     ]
     text = page(title, body, subtitle=f"{len(rows)} combinations", warnings=warnings)
-    (workdir / "index.html").write_text(text, encoding="utf-8")
+    with written(workdir / "index.html") as file:
+        file.write(text)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, images, search, stored
 
 SUFFIXES = (".npz", ".npy", ".csv")
@@ -45,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
         encoder, side.facts, split=args.split, labels=args.labels, distance=encoder.distance
     )
     for path in args.out:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, side, facts)
         n, d = side.vectors.shape
         print(f"wrote {path}: {n} vectors of {d}")
@@ -71,7 +71,8 @@ def _write_npz(path: str, side: images.Side, facts: dict[str, Any]) -> None:
 
 
 def _write_npy(path: str, side: images.Side, facts: dict[str, Any]) -> None:
-    np.save(path, side.vectors)
+    with written(path, "wb") as file:
+        np.save(file, side.vectors)
     _write_table(f"{path}.csv", side, ["path", "label"], [[]] * len(side.vectors))
     search.write_provenance(path, facts)
 
@@ -84,7 +85,7 @@ def _write_csv(path: str, side: images.Side, facts: dict[str, Any]) -> None:
 
 
 def _write_table(path: str, side: images.Side, names: Sequence[str], rows: Any) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with written(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         for image, label, row in zip(side.records.path, _labels(side), rows, strict=True):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, evaluate_landmarks, evaluate_structure, reranking, search
 
 if TYPE_CHECKING:
@@ -201,8 +202,7 @@ def write_metrics_csv(path: str, blocks: Mapping[str, Mapping[str, Any]]) -> Non
 
 def write_csv(path: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a table as CSV, and makes its folder if need be."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with written(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

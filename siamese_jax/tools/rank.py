@@ -16,6 +16,7 @@ import numpy as np
 
 from siamese_jax.data.labels import label_codes, share
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, images, reranking, search
 
 if TYPE_CHECKING:
@@ -106,7 +107,6 @@ def main(argv: Sequence[str]) -> None:
         except UserError as error:  # The ranking stands: what is missing is an answer to look for.
             print(f"nothing is measured: {error}")
     for path in args.out:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         WRITERS[Path(path).suffix.lower()](path, found, metrics, args)
         print(f"wrote {path}")
     if not args.out:
@@ -129,7 +129,7 @@ def print_some(found: Found) -> None:
 
 
 def _write_csv(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with written(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for row in range(len(found)):
@@ -149,7 +149,7 @@ def _write_json(path: str, found: Found, metrics: dict[str, Any], args: Any) -> 
 
 
 def _write_lines(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with written(path) as file:
         for row in range(len(found)):
             file.write(json.dumps(found.as_dict(row)) + "\n")
     search.write_provenance(path, {**found.pair.provenance, "metrics": metrics})

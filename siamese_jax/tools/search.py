@@ -4,12 +4,12 @@ import argparse
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 from siamese_jax.tools import classes, cli, images, stored
 from siamese_jax.tools.images import Side
 
@@ -161,9 +161,8 @@ def _records(
 
 def write_json(path: str, value: Any) -> None:
     """Writes a value as indented JSON, and makes its folder if need be."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    with written(path) as file:
+        file.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def write_provenance(path: str, facts: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
@@ -28,7 +29,8 @@ def is_stored(where: str) -> bool:
 
 def write(path: str, columns: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes vectors, paths, labels and what else there is, with where they came from."""
-    np.savez(path, **columns, provenance=np.array(json.dumps(facts, default=str)))
+    with written(path, "wb") as file:
+        np.savez(file, **columns, provenance=np.array(json.dumps(facts, default=str)))
 
 
 def _read(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:

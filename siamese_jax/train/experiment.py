@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from siamese_jax import distances, weights
+from siamese_jax import distances, stopping, weights
 from siamese_jax.data.pipeline import Reading
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.encoder.head import fit_head
 from siamese_jax.encoder.model import Model
-from siamese_jax.errors import UserError
+from siamese_jax.errors import UserError, naming
 from siamese_jax.losses import Loss
 from siamese_jax.metrics import evaluation
 from siamese_jax.metrics.evaluation import Evaluated
@@ -78,6 +78,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     facts = before.facts if before and found else {"warnings": []}
 
     records, keys = load_data(config, facts)
+    stopping.check("no step was taken")
     trunk = load_trunk(config, facts, found)
     model = encoder_model.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
     log_summary(records, trunk)
@@ -88,10 +89,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     run = Run(config, workdir, inputs, facts)
     sampler = make_sampler(config, inputs)
     state, step, moving = start(run, model, trunk, found)
+    stopping.check("no step was taken")
     # From here on the folder is this run's.
     run_folder.write_json(workdir / "config.json", config.to_dict())
     run_folder.write_json(workdir / "run.json", facts)
-    state, last = run_steps(run, state, step, sampler, moving)
+    with naming(workdir, "checkpoints that were saved are kept"):
+        state, last = run_steps(run, state, step, sampler, moving)
     best = checkpoint.load_first(
         workdir / "checkpoints",
         checkpoint.best_steps(workdir / "checkpoints", validation_metric(config)),

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from siamese_jax import stopping
 from siamese_jax.data.labels import label_codes
 from siamese_jax.data.pipeline import Batches, Reading, eval_batches, train_batches
 from siamese_jax.data.records import Records
@@ -58,10 +60,14 @@ def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: 
         for batch in _noting(source, skipped):
             yield {**batch, "label": labels[batch["id"]]}
 
-    def run(compute: Callable[[Any], Any], chosen: Records) -> tuple[np.ndarray, Records]:
+    def run(compute: Callable[[Any], jax.Array], chosen: Records) -> tuple[np.ndarray, Records]:
         rows, good = [], []
         for batch in _noting(_plain(chosen, reading), skipped):
-            rows.append(np.asarray(compute(batch["image"]))[batch["mask"]])
+            stopping.check(
+                "this pass over the images begins again; what came before is kept"
+            )
+            images = batch["image"]
+            rows.append(in_blocks(compute, images, len(images))[batch["mask"]])
             good.append(batch["id"][batch["mask"]])
         return np.concatenate(rows), chosen.select(np.isin(chosen.id, np.concatenate(good)))
 

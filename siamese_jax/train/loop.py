@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from siamese_jax import stopping
 from siamese_jax.data.records import Records
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import evaluation
@@ -74,6 +75,9 @@ def run_steps(
 
     Returns:
       The state after the last step, and its evaluation if that was done here.
+
+    Raises:
+      Stopped: a signal came (`siamese_jax.stopping`). Its step is done and saved.
     """
     options, start, total = run.config.train, int(state.step), run.config.train.steps
     splits = evaluated(run.inputs.records)
@@ -103,14 +107,19 @@ def run_steps(
                     bar.set_postfix_str(progress(bar, taken, values["loss"], latest))
                 evaluate_now = now % options.eval_every == 0 or now == total
                 if evaluate_now:
-                    last = evaluate_state(run, state, splits)
+                    with stopping.held():  # it is part of the step that is saved
+                        last = evaluate_state(run, state, splits)
                     latest = named_means(last)
                     metrics_log.write(now, latest)
-                if now % options.checkpoint_every == 0 or evaluate_now:
+                stop = stopping.asked()
+                if now % options.checkpoint_every == 0 or evaluate_now or stop:
                     check_finite(taken, run.folder)
                     checkpoints.save(now, state, latest if evaluate_now else {})
                 bar.update()
+                if stop:
+                    break
         checkpoints.wait()
+        stopping.check(f"{run.folder} holds step {int(state.step)} of {total}")
     finally:
         metrics_log.close()
         checkpoints.close()

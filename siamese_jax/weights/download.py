@@ -12,7 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from siamese_jax.errors import UserError
+from siamese_jax import stopping
+from siamese_jax.errors import REMEDIES, UserError, naming
 from siamese_jax.weights.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -143,7 +144,9 @@ def fetch(url: str, target: Path, digest: str) -> Path:
             try:
                 _transfer(url, part)
                 break
-            except (OSError, urllib.error.URLError) as e:
+            except OSError as e:  # a URLError is one
+                if e.errno in REMEDIES:  # of the file, not of the network
+                    raise
                 permanent = isinstance(e, urllib.error.HTTPError) and e.code in (401, 403, 404, 410)
                 if permanent or attempt == _ATTEMPTS - 1 or not _promising(e):
                     raise Unavailable(f"{url} was not downloaded: {_line(e)}") from None
@@ -175,7 +178,7 @@ def _transfer(url: str, part: Path) -> None:
         continued = response.status == 206
         length = int(response.headers.get("Content-Length") or -1)
         start = have if continued else 0
-        with part.open("ab" if continued else "wb") as file:
+        with naming(part), part.open("ab" if continued else "wb") as file:
             got = _copy(response, file)
     if length >= 0 and got != length:
         raise ConnectionError(f"it ended after {start + got:,} of {start + length:,} bytes")
@@ -186,6 +189,7 @@ def _copy(response: object, file: object) -> int:
     while chunk := response.read(_CHUNK):  # type: ignore[attr-defined]
         file.write(chunk)  # type: ignore[attr-defined]
         got += len(chunk)
+        stopping.check("the part that was downloaded is kept")
     return got
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.writing import written
 from siamese_jax.weights import keras_file, torch_pickle
 
 Leaves = dict[str, np.ndarray]
@@ -192,13 +193,9 @@ def _read_npy(name: str, content: bytes) -> np.ndarray:
 
 def write_npz(path: str | Path, leaves: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Arrays and a JSON description, written whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with written(path, "wb") as file:
         arrays: dict[str, Any] = {META: np.array(json.dumps(dict(meta))), **leaves}
         np.savez(file, **arrays)
-    part.replace(path)
 
 
 _READERS: dict[str, Callable[[Path], Leaves | Contents]] = {
