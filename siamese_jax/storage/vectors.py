@@ -2,21 +2,30 @@
 
     <folder>/keys.bin      16 bytes a row
     <folder>/vectors.bin   the row's float32 values
+    <folder>/sums.bin      8 bytes a row, a checksum of both
 
-Vectors are written and flushed before their keys, and a row counts only when both are whole: a
-process may be killed at any time and loses at most the block in flight.
+Vectors are written and flushed before their sums, and these before their keys; a row counts only
+when all three are whole: a process may be killed at any time and loses at most the block in flight.
+
+    sum = c + w . (key, vector)  mod 2^64, over the 32-bit words of both   (Lemire and Kaser 2014)
+
+with odd random weights w. It misses no single bit, and one other change in 2^32; the key is in it,
+so rows and keys that were exchanged are noticed as well. A row whose sum is wrong is as good as
+missing: it is said, and computed again.
 """
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-KEY_BYTES = 16
-KEY = np.dtype(f"V{KEY_BYTES}")
+log = logging.getLogger(__name__)
+KEY_BYTES, SUM_BYTES = 16, 8
+_BLOCK = 2**22  # bytes of vectors that are checked at a time
 
 
 class VectorStore:
@@ -32,7 +41,9 @@ class VectorStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shape = tuple(shape)
         self.row_bytes = 4 * int(np.prod(shape))
-        self._rows: dict[bytes, int] = {}
+        words = KEY_BYTES // 4 + int(np.prod(shape))
+        self._weights = np.random.PCG64(0).random_raw(words + 1) | np.uint64(1)
+        self._forget()
         with self._locked():
             self._repair()
         self._read_keys()
@@ -41,15 +52,27 @@ class VectorStore:
         return len(self._rows)
 
     def rows(self, keys: list[bytes]) -> np.ndarray:
-        """int64 [n]: the row of each key, -1 where it is missing."""
-        return np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        """int64 [n]: the row of each key, -1 where it is missing or damaged.
+
+        Each row is checked the first time that it is asked for.
+        """
+        found = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        rows, first = np.unique(found[found >= 0], return_index=True)
+        new = ~self._sound[rows]
+        asked = [keys[i] for i in np.flatnonzero(found >= 0)[first[new]]]
+        damaged = self._check(asked, rows[new])
+        if not damaged:
+            return found
+        said = "%s: %d of %d rows are damaged; they are computed again"
+        log.warning(said, self.folder, len(damaged), len(rows))
+        self._rows = {key: row for key, row in self._rows.items() if row not in damaged}
+        return np.where(np.isin(found, list(damaged)), -1, found)
 
     def vectors(self) -> np.ndarray:
         """float32 [rows, *shape]: a read-only memory map."""
-        if not self._rows:
+        if not self._count:
             return np.zeros((0, *self.shape), np.float32)
-        count = max(self._rows.values()) + 1
-        return np.memmap(self._path("vectors"), np.float32, "r", shape=(count, *self.shape))
+        return np.memmap(self._path("vectors"), np.float32, "r", shape=(self._count, *self.shape))
 
     def append(self, keys: list[bytes], vectors: np.ndarray) -> None:
         """Adds rows; a key that is there already is skipped.
@@ -64,8 +87,30 @@ class VectorStore:
             fresh = {key: i for i, key in enumerate(keys) if key not in self._rows}
             rows = np.ascontiguousarray(vectors[list(fresh.values())], np.float32)
             self._write("vectors", rows.tobytes())
+            self._write("sums", self._sums([*fresh], rows).tobytes())
             self._write("keys", b"".join(fresh))
         self._read_keys()
+
+    def _sums(self, keys: list[bytes], vectors: np.ndarray) -> np.ndarray:
+        """uint64 [n], the checksums of n keys and their vectors float32 [n, *shape]."""
+        key = np.frombuffer(b"".join(keys), "<u4").reshape(len(keys), KEY_BYTES // 4)
+        row = np.ascontiguousarray(vectors).reshape(len(keys), self.row_bytes // 4).view("<u4")
+        c, of_key, of_row = np.split(self._weights, [1, 1 + key.shape[1]])
+        return c + np.einsum("nd,d->n", key, of_key) + np.einsum("nd,d->n", row, of_row)
+
+    def _check(self, keys: list[bytes], rows: np.ndarray) -> set[int]:
+        """The damaged ones of n rows with these keys; the others are known as sound from now on."""
+        if not len(rows):
+            return set()
+        vectors, damaged = self.vectors(), set[int]()
+        sums = np.memmap(self._path("sums"), "<u8", "r", shape=(self._count,))
+        step = max(1, _BLOCK // self.row_bytes)
+        for at in range(0, len(rows), step):
+            part = rows[at : at + step]
+            good = self._sums(keys[at : at + step], vectors[part]) == sums[part]
+            self._sound[part[good]] = True
+            damaged.update(part[~good].tolist())
+        return damaged
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
@@ -77,23 +122,53 @@ class VectorStore:
             os.fsync(file.fileno())
 
     def _repair(self) -> None:
-        """Cuts both files back to whole rows that both of them have."""
-        sizes = {"keys": KEY_BYTES, "vectors": self.row_bytes}
-        for name in sizes:
+        """Cuts the files back to whole rows that all of them have."""
+        sizes = {"keys": KEY_BYTES, "vectors": self.row_bytes, "sums": SUM_BYTES}
+        for name in ("keys", "vectors"):
             self._path(name).touch()
+        if not self._path("sums").exists():
+            self._add_sums()
         count = min(self._path(name).stat().st_size // size for name, size in sizes.items())
         for name, size in sizes.items():
             if self._path(name).stat().st_size != count * size:
                 os.truncate(self._path(name), count * size)
 
+    def _add_sums(self) -> None:
+        """Gives their sums to rows of version 0.1.0, which are taken as they are."""
+        keys = self._path("keys").read_bytes()
+        count = min(len(keys) // KEY_BYTES, self._path("vectors").stat().st_size // self.row_bytes)
+        if count:
+            log.warning("%s: %d rows have no checksums, and get them now", self.folder, count)
+        draft = self._path("sums.part")
+        draft.unlink(missing_ok=True)
+        draft.touch()
+        step = max(1, _BLOCK // self.row_bytes)
+        for at in range(0, count, step):
+            own = [keys[KEY_BYTES * i :][:KEY_BYTES] for i in range(at, min(at + step, count))]
+            vectors = np.fromfile(
+                self._path("vectors"), np.float32, len(own) * self.row_bytes // 4,
+                offset=at * self.row_bytes,
+            )  # fmt: skip
+            self._write("sums.part", self._sums(own, vectors).tobytes())
+        os.replace(draft, self._path("sums"))
+
+    def _forget(self) -> None:
+        self._rows: dict[bytes, int] = {}
+        self._count = 0
+        self._sound = np.zeros(0, bool)  # by row: whether it was checked
+
     def _read_keys(self) -> None:
-        """Reads the keys added since the last look."""
+        """Reads the keys added since the last look; of two rows with one key the later counts."""
+        if self._path("keys").stat().st_size < KEY_BYTES * self._count:
+            self._forget()  # Cut back since then, by whatever damaged it.
         with open(self._path("keys"), "rb") as file:
-            file.seek(KEY_BYTES * len(self._rows))
+            file.seek(KEY_BYTES * self._count)
             data = file.read()
-        start = len(self._rows)
-        for i in range(len(data) // KEY_BYTES):
-            self._rows[data[KEY_BYTES * i : KEY_BYTES * (i + 1)]] = start + i
+        fresh = len(data) // KEY_BYTES
+        for i in range(fresh):
+            self._rows[data[KEY_BYTES * i : KEY_BYTES * (i + 1)]] = self._count + i
+        self._count += fresh
+        self._sound = np.concatenate([self._sound, np.zeros(fresh, bool)])
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

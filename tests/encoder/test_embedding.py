@@ -51,6 +51,56 @@ def test_a_store_cut_off_anywhere_keeps_its_whole_rows(tmp_path_factory, keep_ke
     np.testing.assert_array_equal(store.vectors()[store.rows(keys_of(range(4)))], values)
 
 
+DAMAGE = {
+    "flipped": lambda data, rng: (
+        data[: (i := rng.integers(len(data)))]
+        + bytes([data[i] ^ (1 << rng.integers(8))])
+        + data[i + 1 :]
+    ),
+    "exchanged": lambda data, rng: data[len(data) // 2 :] + data[: len(data) // 2],
+    "zeroed tail": lambda data, rng: data[: rng.integers(len(data))].ljust(len(data), b"\0"),
+    "negated": lambda data, rng: bytes(b ^ 0x80 if i % 4 == 3 else b for i, b in enumerate(data)),
+}
+
+
+@pytest.mark.parametrize("name", ["keys", "vectors", "sums"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_row_is_missing_and_is_said(damage, name, tmp_path, rng, caplog):
+    """What a store gives was put in, whatever befell its files; put in again, all is there."""
+    keys = [rng.bytes(16) for _ in range(8)]
+    values = rng.normal(size=(8, 3)).astype(np.float32)
+    for trial in range(3):
+        folder = tmp_path / str(trial)
+        VectorStore(folder, (3,)).append(keys, values)
+        file = folder / f"{name}.bin"
+        before = file.read_bytes()
+        file.write_bytes(DAMAGE[damage](before, rng))
+        caplog.clear()
+        store = VectorStore(folder, (3,))
+        rows = store.rows(keys)
+        assert (rows < 0).any() == (file.read_bytes() != before)
+        np.testing.assert_array_equal(store.vectors()[rows[rows >= 0]], values[rows >= 0])
+        said = [r.getMessage() for r in caplog.records]
+        assert len(said) <= 1
+        if name != "keys" and (rows < 0).any():
+            assert f"{folder}: {(rows < 0).sum()} of 8 rows are damaged" in said[0]
+        store.append(keys, values)
+        for again in (store, VectorStore(folder, (3,))):
+            np.testing.assert_array_equal(again.vectors()[again.rows(keys)], values)
+
+
+def test_rows_of_the_first_version_have_no_checksums_and_get_them(tmp_path, rng, caplog):
+    keys, values = keys_of(range(5)), rng.normal(size=(5, 2)).astype(np.float32)
+    VectorStore(tmp_path, (2,)).append(keys, values)
+    (tmp_path / "sums.bin").unlink()
+    store = VectorStore(tmp_path, (2,))
+    np.testing.assert_array_equal(store.vectors()[store.rows(keys)], values)
+    assert "5 rows have no checksums" in caplog.text
+    with open(tmp_path / "vectors.bin", "r+b") as file:
+        file.write(b"?")
+    np.testing.assert_array_equal(VectorStore(tmp_path, (2,)).rows(keys), [-1, 1, 2, 3, 4])
+
+
 def test_two_processes_may_write_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=tiny.append_some, args=(tmp_path, s)) for s in (0, 10)]
@@ -83,6 +133,24 @@ def test_equal_images_are_computed_once(tmp_path):
     seen.clear()
     cached.rows(np.arange(4), keys)
     assert seen == [2]  # What cannot be read is tried again: it may have been mended.
+
+
+def test_a_damaged_row_is_computed_again(tmp_path):
+    def batches(rows):
+        yield {"image": rows, "id": rows, "mask": np.ones(len(rows), bool)}
+
+    def rows():
+        store = VectorStore(tmp_path, (1,))
+        cached = CachedVectors(store, batches, lambda image: image[:, None].astype(np.float32))
+        found = cached.rows(np.arange(4), keys)
+        return store.vectors()[found, 0]
+
+    keys = keys_of(range(4))
+    np.testing.assert_array_equal(rows(), range(4))
+    with open(tmp_path / "vectors.bin", "r+b") as file:
+        file.seek(9)
+        file.write(b"?")
+    np.testing.assert_array_equal(rows(), range(4))
 
 
 def test_batches_are_a_function_of_seed_and_step(rng):
