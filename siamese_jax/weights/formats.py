@@ -2,15 +2,20 @@
 
 The format is told by a file's content; its name's ending matters only where that is damaged.
 
-A hostile or damaged file is refused with a UserError of one line. What a file claims to hold is
-compared with its length before any memory is taken for it.
+A hostile or damaged file is refused with a UserError of one line. A reader takes time in proportion
+to the file, and memory for at most `_GROWTH` times the file (or `_ALWAYS`, if that is more): what a
+file claims to hold is compared with its length first. HDF5, which a library in C reads, is read in
+a process of its own with these limits; see `keras_file`.
 """
 
+import contextlib
 import hashlib
 import io
 import json
-import zipfile
-from collections.abc import Callable, Mapping
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +23,13 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.storage.writing import written
-from siamese_jax.weights import keras_file, torch_pickle
+from siamese_jax.weights import keras_file, torch_pickle, zip_file
 
 Leaves = dict[str, np.ndarray]
 META = "__meta__"
 # Compressed weights shrink a little; a file that claims to grow more than this is a bomb.
-_GROWTH, _ALWAYS = 30, 16 << 20
+_GROWTH, _ALWAYS = 10, 16 << 20
+_MAX_TEXT = 16 << 20  # bytes that describe the arrays; ResNet50 has 0.2 MB of them
 
 
 class Contents(NamedTuple):
@@ -32,6 +38,28 @@ class Contents(NamedTuple):
     leaves: Leaves
     texts: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+
+
+class File(NamedTuple):
+    """A file as its readers take it: its path, its bytes (a memory map), what it may claim."""
+
+    path: Path
+    data: Any
+    limit: int
+
+    def allow(self, claimed: int) -> None:
+        """ValueError if the arrays may not have as many bytes in all."""
+        if claimed > self.limit:
+            raise ValueError(
+                f"it claims to hold {claimed:,} bytes, far more than a file so small can"
+            )
+
+
+class Format(NamedTuple):
+    """`read` gives a file's arrays or raises whatever fits; `name` stands in the refusal."""
+
+    name: str
+    read: Callable[[File], Leaves | Contents]
 
 
 def read(path: str | Path) -> Leaves:
@@ -43,62 +71,66 @@ def read_contents(path: str | Path) -> Contents:
     """What a file of Keras (`.h5`, `.keras`), PyTorch, safetensors or NumPy (`.npz`) holds.
 
     Names are as the format's own tools write them, with Keras's variables called
-    `layer/variable`. Raises UserError: no such file, another format, or not to be read.
+    `layer/variable`. The arrays are not to be written to. Raises UserError: no such file, another
+    format, or not to be read.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no weights file at {path}; check the path")
-    reader = _by_content(path) or _READERS.get(path.suffix.lower())
-    if reader is None:
+    format = FORMATS.get(path.suffix.lower())
+    try:
+        with _opened(path) as file:
+            format = _by_content(file) or format
+            found = format.read(file) if format else None
+    except Exception as e:  # the libraries report damage by more kinds than can be listed
+        line = " ".join(str(e).split())[:300] or type(e).__name__
+        name = format.name if format else "a file of weights"
+        raise UserError(
+            f"{path} was not read as {name}: {line}; get the file again from its source"
+        ) from None
+    if found is None:
         raise UserError(
             f"{path} is by its content no file of PyTorch, safetensors, Keras or NumPy, and has "
-            f"none of the known extensions: {', '.join(_READERS)}"
+            f"none of the known extensions: {', '.join(FORMATS)}"
         )
-    found = reader(path)
     return found if isinstance(found, Contents) else Contents(found)
 
 
-def _by_content(path: Path) -> Callable[[Path], Leaves | Contents] | None:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[File]:
     with path.open("rb") as file:
-        start = file.read(16)
+        size = path.stat().st_size
+        limit = max(_ALWAYS, _GROWTH * size)
+        if not size:  # which cannot be mapped
+            yield File(path, b"", limit)
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield File(path, data, limit)
+
+
+def _by_content(file: File) -> Format | None:
+    start = file.data[:16]
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return _read_h5
+        return _H5
     if start[:1] == b"\x80":
-        return _read_torch
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
-        return _read_safetensors
-    names = _entries(path) if start.startswith(b"PK\x03\x04") else []
+        return _TORCH
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= len(file.data):
+        return _SAFETENSORS
+    names: list[str] = []
+    if start.startswith(b"PK\x03\x04"):
+        with contextlib.suppress(Exception):  # of a damaged one, which its reader will say
+            names = list(zip_file.entries(file.data))
     if keras_file.WEIGHTS in names:
-        return _read_keras
+        return _KERAS
     if any(name.endswith("data.pkl") for name in names):
-        return _read_torch
-    return _read_npz if names and all(name.endswith(".npy") for name in names) else None
-
-
-def _entries(path: Path) -> list[str]:
-    """The names in a zip; none where it is damaged, which its reader will say."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except Exception:  # zipfile lets some of its parts' errors through
-        return []
+        return _TORCH
+    return _NPZ if names and all(name.endswith(".npy") for name in names) else None
 
 
 def digest(path: str | Path) -> str:
     """The file's SHA-256 as hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _refused(path: Path, format: str, reason: object) -> UserError:
-    line = " ".join(str(reason).split())[:300] or type(reason).__name__
-    return UserError(f"{path} was not read as {format}: {line}; get the file again from its source")
-
-
-def _check_claim(claimed: int, path: Path) -> None:
-    allowed = max(_ALWAYS, _GROWTH * path.stat().st_size)
-    if claimed > allowed:
-        raise ValueError(f"it claims to hold {claimed:,} bytes, far more than a file so small can")
 
 
 def _check_numbers(name: str, dtype: np.dtype) -> None:
@@ -109,62 +141,67 @@ def _check_numbers(name: str, dtype: np.dtype) -> None:
 # Keras and PyTorch.
 
 
-def _read_h5(path: Path) -> Leaves:
-    return _read_hdf5(path, keras_file.read)
+def _read_h5(file: File) -> Leaves:
+    return keras_file.read(file.path, file.data, file.limit, _check_numbers)
 
 
-def _read_keras(path: Path) -> Leaves:
-    return _read_hdf5(path, keras_file.read_archive)
+def _read_keras(file: File) -> Leaves:
+    entries = zip_file.entries(file.data)
+    if not {"config.json", keras_file.WEIGHTS} <= entries.keys():
+        raise ValueError(f"it lacks config.json or {keras_file.WEIGHTS}")
+
+    def content(name: str, limit: int) -> bytes:
+        return zip_file.read(file.data, name, entries[name], limit)
+
+    config = json.loads(content("config.json", _MAX_TEXT))
+    weights = content(keras_file.WEIGHTS, file.limit)
+    return keras_file.read(None, weights, file.limit, _check_numbers, config)
 
 
-def _read_hdf5(path: Path, reader: Callable[..., Leaves]) -> Leaves:
-    budget = keras_file.Budget(lambda claimed: _check_claim(claimed, path), _check_numbers)
-    try:
-        return reader(path, budget)
-    # h5py reports damage by whatever exception fits the place in its C library.
-    except Exception as e:
-        raise _refused(path, "Keras's", e) from None
-
-
-def _read_torch(path: Path) -> Contents:
-    return Contents(*torch_pickle.read(path))
+def _read_torch(file: File) -> Contents:
+    return Contents(*torch_pickle.read(file.data, file.allow))
 
 
 # safetensors.
 
+_SAFETENSORS_DTYPES = (
+    *("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"),
+)
 
-def _read_safetensors(path: Path) -> Contents:
+
+def _read_safetensors(file: File) -> Contents:
     import safetensors
 
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-        for name, array in leaves.items():
-            _check_numbers(name, array.dtype)
-        return Contents(leaves, tuple(text[:10_000] for text in metadata.values()))
-    except (safetensors.SafetensorError, ValueError, OSError, TypeError, KeyError) as e:
-        raise _refused(path, "safetensors", e) from None
+    header = int.from_bytes(file.data[:8], "little")
+    if header > _MAX_TEXT:
+        raise ValueError(f"its header has {header:,} bytes, more than any file of weights")
+    with safetensors.safe_open(file.path, framework="numpy") as opened:
+        names = list(opened.keys())
+        if len(names) > zip_file.MAX_ENTRIES:
+            raise ValueError(f"it has {len(names):,} arrays, more than any file of weights")
+        for name in names:
+            dtype = opened.get_slice(name).get_dtype()
+            if dtype not in _SAFETENSORS_DTYPES:
+                raise ValueError(f"{name[:80]!r} holds {dtype}, which is not read here")
+        leaves = {name: opened.get_tensor(name) for name in names}
+        metadata = opened.metadata() or {}
+    return Contents(leaves, tuple(text[:10_000] for text in metadata.values()))
 
 
 # NumPy's npz, the format of our own exports.
 
 
-def _read_npz(path: Path) -> Leaves:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_claim(sum(info.file_size for info in archive.infolist()), path)
-            leaves = {}
-            for info in archive.infolist():
-                name = info.filename.removesuffix(".npy")
-                if name in leaves:
-                    raise ValueError(f"{name[:80]!r} appears twice")
-                leaves[name] = _read_npy(name, archive.read(info))
-            return leaves
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as e:
-        raise _refused(path, "npz", e) from None
-    except Exception as e:  # zlib.error, struct.error, tokenize errors of a damaged header
-        raise _refused(path, "npz", e) from None
+def _read_npz(file: File) -> Leaves:
+    entries = zip_file.entries(file.data)
+    file.allow(sum(entry.size for entry in entries.values()))
+    leaves: Leaves = {}
+    for name, entry in entries.items():
+        leaf = name.removesuffix(".npy")
+        if leaf in leaves:
+            raise ValueError(f"{leaf[:80]!r} appears twice")
+        limit = 4 * _MAX_TEXT if leaf == META else file.limit
+        leaves[leaf] = _read_npy(leaf, zip_file.read(file.data, name, entry, limit))
+    return leaves
 
 
 def _read_npy(name: str, content: bytes) -> np.ndarray:
@@ -182,9 +219,7 @@ def _read_npy(name: str, content: bytes) -> np.ndarray:
         _check_numbers(name, dtype)
     elif dtype.kind != "U":
         raise ValueError("its description is no text")
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if any(size < 0 for size in shape) or count * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"{name[:80]!r} is cut off or has another shape than announced")
     array = np.frombuffer(content, dtype, count, file.tell())
@@ -198,12 +233,14 @@ def write_npz(path: str | Path, leaves: Mapping[str, np.ndarray], meta: Mapping[
         np.savez(file, **arrays)
 
 
-_READERS: dict[str, Callable[[Path], Leaves | Contents]] = {
-    ".h5": _read_h5,
-    ".hdf5": _read_h5,
-    ".keras": _read_keras,
-    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), _read_torch),
-    ".safetensors": _read_safetensors,
-    ".npz": _read_npz,
+_H5, _KERAS = Format("Keras's", _read_h5), Format("Keras's", _read_keras)
+_TORCH = Format("a PyTorch file", _read_torch)
+_SAFETENSORS, _NPZ = Format("safetensors", _read_safetensors), Format("npz", _read_npz)
+FORMATS = {
+    **dict.fromkeys((".h5", ".hdf5"), _H5),
+    ".keras": _KERAS,
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), _TORCH),
+    ".safetensors": _SAFETENSORS,
+    ".npz": _NPZ,
 }
-EXTENSIONS = tuple(_READERS)
+EXTENSIONS = tuple(FORMATS)

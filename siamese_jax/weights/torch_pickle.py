@@ -1,31 +1,34 @@
 """PyTorch's files, the zip format and the old one, without torch and without executing them.
 
 A pickle is a program for a small stack machine. Python's unpickler runs it, and so runs whatever
-it names. This module walks the same opcodes with `pickletools`, which only parses, and obeys the
-few that torch writes. A name in the file is never looked up: it stays a `Name`. "Calling" one of
-the handful in `_CALLS` gives a tensor or a dict; calling any other gives an `Object`, which only
-keeps what the file sets on it. So a checkpoint's optimiser, arguments or whole module are read over
-(a module's tensors are found in it), and a hostile file can do no more than be refused.
+it names. This module reads the same opcodes and obeys the few that torch writes. A name in the file
+is never looked up: it stays a `Name`. "Calling" one of the handful in `_CALLS` gives a tensor or a
+dict; calling any other gives an `Object`, which only keeps what the file sets on it. So a
+checkpoint's optimiser, arguments or whole module are read over (a module's tensors are found in
+it), and a hostile file can do no more than be refused.
+
+What a file can cost is bounded. A pickle has at most `_steps` opcodes, each of constant time and of
+at most 100 bytes beyond its own; nothing that it nests is compared, hashed, printed or entered
+twice. Storages lie inside the file, once. Tensors are views of them, which need no memory, and add
+up to no more than the file may claim.
 """
 
-import io
-import mmap
-import pickletools
+import itertools
+import math
 import re
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from siamese_jax.errors import UserError
+from siamese_jax.weights import zip_file
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAX_PICKLE = 64 << 20  # bytes; the pickle of ResNet152 has 0.2 MB
+_MAX_DEPTH, _MAX_NAME = 64, 1000  # of what is entered in search of tensors
 
 _DTYPES: dict[str, Any] = {
     "FloatStorage": np.float32,
@@ -52,32 +55,39 @@ class Name(NamedTuple):
     name: str
 
 
-@dataclass(eq=False)
 class Object:
     """What the pickle would have made by calling `name`: never made, only what is set on it."""
 
-    name: Name
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
+    __slots__ = ("items", "name", "state")
+
+    def __init__(self, name: Name):
+        self.name = name
+        self.state: Any = None
+        self.items: dict[Any, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """A run of `length` numbers in the file, under `key`."""
 
     dtype: np.dtype
     key: str
     length: int
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.length * self.dtype.itemsize
 
-@dataclass(frozen=True)
+
 class Tensor:
     """A strided view of a storage; offset, shape and strides in elements."""
 
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    __slots__ = ("offset", "shape", "storage", "strides")
+
+    def __init__(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+    ):
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
 
 class Checkpoint(NamedTuple):
@@ -91,125 +101,105 @@ class Checkpoint(NamedTuple):
     left: tuple[str, ...]
 
 
-def read(path: Path) -> Checkpoint:
+def read(data: Any, allow: Callable[[int], None]) -> Checkpoint:
     """The tensors of a state dict, of a checkpoint with one or more in it, or of a whole module.
 
-    Raises UserError, in one line, for a file that is hostile, damaged or not torch's.
+    Args:
+      data: the file as a memory map.
+      allow: raises ValueError if the tensors may not have as many bytes in all.
+
+    Raises ValueError, in one line, or what Python raises for damage, for a file that is hostile,
+    damaged or not torch's.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = _read_zip if data[:4] == b"PK\x03\x04" else _read_old
-            return reader(data)
-    except (Refused, zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as e:
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
-        raise UserError(
-            f"{path} was not read as a PyTorch file: {reason}; get the file again from its source"
-        ) from None
+    return (_read_zip if data[:4] == b"PK\x03\x04" else _read_old)(data, allow)
 
 
 # The two containers.
 
 
-def _read_zip(data: mmap.mmap) -> Checkpoint:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {info.filename: info for info in archive.infolist()}
-        pickles = [name for name in entries if name.endswith("data.pkl") and name.count("/") <= 1]
-        if len(pickles) != 1:
-            raise Refused("the zip has no single data.pkl")
-        root = pickles[0].removesuffix("data.pkl")
-        if entries.get(root + "byteorder") and archive.read(root + "byteorder") != b"little":
-            raise Refused("its numbers are big-endian")
-        budget = len(data)
+def _read_zip(data: Any, allow: Callable[[int], None]) -> Checkpoint:
+    entries = zip_file.entries(data)
 
-        def raw(name: str, limit: int) -> bytes:
-            nonlocal budget
-            info = entries.get(name)
-            if info is None:
-                raise Refused(f"{name} is missing")
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
-                raise Refused(f"{name} is compressed or larger than it can be")
-            budget -= info.file_size
-            if budget < 0:
-                raise Refused("its entries overlap")
-            return archive.read(info)
+    def raw(name: str, limit: int) -> bytes:
+        entry = entries.get(name)
+        if entry is None:
+            raise Refused(f"{name[:80]} is missing")
+        if not entry.stored:
+            raise Refused(f"{name[:80]} is compressed, which torch never does")
+        return zip_file.read(data, name, entry, limit)
 
-        value, _ = _run(io.BytesIO(raw(pickles[0], _MAX_PICKLE)))
-        tensors = _tensors(value)
-        storages: dict[str, np.ndarray] = {}
-        for storage in {tensor.storage.key: tensor.storage for tensor in tensors.values()}.values():
-            size = storage.length * storage.dtype.itemsize
-            content = raw(f"{root}data/{storage.key}", size)
-            storages[storage.key] = _numbers(content, 0, storage)
-        return _checkpoint(value, tensors, storages)
+    pickles = [name for name in entries if name.endswith("data.pkl") and name.count("/") <= 1]
+    if len(pickles) != 1:
+        raise Refused("the zip has no single data.pkl")
+    root = pickles[0].removesuffix("data.pkl")
+    if root + "byteorder" in entries and raw(root + "byteorder", 16) != b"little":
+        raise Refused("its numbers are big-endian")
+    machine = _Machine(raw(pickles[0], _MAX_PICKLE), 0, _steps(len(data)))
+    value = machine.run()
+    tensors, left = _tensors(value, allow)
+    storages = {}
+    for storage in {tensor.storage.key: tensor.storage for tensor in tensors.values()}.values():
+        content = raw(f"{root}data/{storage.key}", storage.size)
+        storages[storage.key] = _numbers(content, storage)
+    return Checkpoint(_views(tensors, storages), _texts(value), left)
 
 
-def _read_old(data: mmap.mmap) -> Checkpoint:
+def _read_old(data: Any, allow: Callable[[int], None]) -> Checkpoint:
     """Four pickles (magic, protocol, byte order, tensors), the storages' keys, then their bytes."""
-    file = _Bounded(data)
-    if _run(file)[0] != _MAGIC or _run(file)[0] != _PROTOCOL:
+    machine = _Machine(data, 0, _steps(min(len(data), _MAX_PICKLE)))
+    if machine.run() != _MAGIC or machine.run() != _PROTOCOL:
         raise Refused("it does not start as torch.save starts one")
-    system, _ = _run(file)
+    system = machine.run()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("its numbers are not little-endian")
-    value, announced = _run(file)
-    tensors = _tensors(value)
-    keys, _ = _run(file)
+    value = machine.run()
+    announced = machine.storages
+    keys = machine.run()
+    tensors, left = _tensors(value, allow)
     wanted = {tensor.storage.key for tensor in tensors.values()}
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Refused("its list of storages is not a list of names")
     if len(set(keys)) != len(keys) or wanted - set(keys):
         raise Refused("its list of storages does not fit its tensors")
-    storages: dict[str, np.ndarray] = {}
-    position = file.tell()
+    storages = {}
+    at = machine.at
     for key in keys:
         if key not in announced:
             raise Refused(f"storage {key[:40]!r} belongs to no tensor")
         storage = announced[key]
-        if data[position : position + 8] != storage.length.to_bytes(8, "little"):
+        if data[at : at + 8] != storage.length.to_bytes(8, "little"):
             raise Refused(f"storage {key[:40]!r} is cut off or has another length than announced")
-        numbers = _numbers(data, position + 8, storage)
+        start, at = at + 8, at + 8 + storage.size
+        if at > len(data):
+            raise Refused(f"storage {key[:40]!r} is cut off")
         if key in wanted:
-            storages[key] = numbers.copy()
-        del numbers  # a view of the map, which could not be closed
-        position += 8 + storage.length * storage.dtype.itemsize
-    return _checkpoint(value, tensors, storages)
+            storages[key] = _numbers(data[start:at], storage)
+    return Checkpoint(_views(tensors, storages), _texts(value), left)
 
 
-class _Bounded(io.RawIOBase):
-    """A file over a buffer whose reads are clipped to it, however long a length a pickle claims."""
-
-    def __init__(self, data: mmap.mmap):
-        self._data, self._position = data, 0
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        start = self._position
-        stop = len(self._data) if size < 0 else min(start + size, len(self._data))
-        self._position = stop
-        return self._data[start:stop]
-
-    def readline(self, size: int | None = -1) -> bytes:
-        end = self._data.find(b"\n", self._position, self._position + 4096)
-        return self.read(4096 if end < 0 else end + 1 - self._position)
+def _steps(size: int) -> int:
+    """How many opcodes a file may have; a tensor takes about 40."""
+    return min(250_000 + size // 16, 4_000_000)
 
 
-def _numbers(data: Any, offset: int, storage: Storage) -> np.ndarray:
-    if offset + storage.length * storage.dtype.itemsize > len(data):
+def _numbers(content: bytes, storage: Storage) -> np.ndarray:
+    if len(content) != storage.size:
         raise Refused(f"storage {storage.key[:40]!r} is cut off")
-    return np.frombuffer(data, storage.dtype, storage.length, offset)
+    return np.frombuffer(content, storage.dtype)
 
 
-# The stack machine.
+# What is called.
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    numbers = [offset, *shape, *strides] if type(shape) is type(strides) is tuple else [None]
-    if type(storage) is not Storage or not all(type(n) is int and n >= 0 for n in numbers):
-        raise Refused("a tensor is described by something else than a storage and numbers")
-    if len(shape) != len(strides) or len(shape) > 8:
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) > 8:
+        raise Refused("a tensor's shape or strides are no short tuple")
+    if len(shape) != len(strides):
         raise Refused("a tensor's shape and strides differ in length")
+    if type(storage) is not Storage or not all(
+        type(n) is int and n >= 0 for n in (offset, *shape, *strides)
+    ):
+        raise Refused("a tensor is described by something else than a storage and numbers")
     return Tensor(storage, offset, shape, strides)
 
 
@@ -219,23 +209,29 @@ def _parameter(tensor: Any, *_: Any) -> Tensor:
     return tensor
 
 
+def _from_type(call: Any, _: Any, made: Any, *__: Any) -> Any:
+    if call == _FROM_TYPE:
+        raise Refused("a tensor of a class of a class")
+    return _call(call, made)
+
+
 def _ordered_dict(*items: Any) -> dict:
     if items not in ((), ([],)):
         raise Refused("an OrderedDict is built from something else than nothing")
     return {}
 
 
+_FROM_TYPE = Name("torch._tensor", "_rebuild_from_type_v2")
 # What torch itself calls when it loads a state dict.
 _CALLS: dict[Name, Callable[..., Any]] = {
     Name("torch._utils", "_rebuild_tensor"): _tensor,
     Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Name("torch._utils", "_rebuild_parameter"): _parameter,
     Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    Name("torch._tensor", "_rebuild_from_type_v2"): lambda call, _, made, *__: _call(call, made),
+    _FROM_TYPE: _from_type,
     Name("collections", "OrderedDict"): _ordered_dict,
 }
 _STORAGES = {Name("torch", kind): np.dtype(dtype) for kind, dtype in _DTYPES.items()}
-_MARK = object()
 
 
 def _storage(reference: Any) -> Storage:
@@ -243,14 +239,10 @@ def _storage(reference: Any) -> Storage:
     if not ok or (len(reference) == 6 and reference[5] is not None):
         raise Refused("a storage is described in an unknown way")
     _, kind, key, _, length = reference[:5]
-    if (
-        type(kind) is not Name
-        or kind not in _STORAGES
-        or type(key) is not str
-        or type(length) is not int
-        or length < 0
-    ):
-        raise Refused(f"a storage of the unknown kind {kind!r:.80}")
+    if type(kind) is not Name or kind not in _STORAGES:
+        raise Refused(f"a storage of the unknown kind {_describe(kind)}")
+    if type(key) is not str or type(length) is not int or length < 0:
+        raise Refused("a storage is described in an unknown way")
     return Storage(_STORAGES[kind], key, length)
 
 
@@ -270,7 +262,7 @@ def _call(function: Any, arguments: Any) -> Any:
     if function not in _CALLS:
         return Object(function)
     try:
-        return _CALLS[function](*arguments)
+        return _CALLS[function](*arguments[:16])
     except TypeError:
         raise Refused(f"{function.name} is called with the wrong arguments") from None
 
@@ -279,43 +271,40 @@ def _describe(value: Any) -> str:
     return f"{value.module}.{value.name}"[:100] if type(value) is Name else type(value).__name__
 
 
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": list,  # of things that need not be hashed
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-}
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
-    *("BINSTRING", "SHORT_BINSTRING"),  # of Python 2
-}
-_PUTS, _GETS = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# The stack machine.
 
-
-def _run(file: Any) -> tuple[Any, dict[str, Storage]]:
-    """Obey one pickle, up to its STOP: what it leaves, and the storages that it spoke of."""
-    machine = _Machine()
-    try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return machine.pop(), machine.storages
-            machine.step(opcode.name, argument)
-    # A warning of pickletools, where warnings are errors, is of a text that torch never writes.
-    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError, Warning) as e:
-        raise Refused(f"its pickle is malformed ({type(e).__name__})") from None
-    raise Refused("its pickle has no end")
+_MARK = object()
 
 
 class _Machine:
-    def __init__(self) -> None:
+    """Obeys the pickles that begin at `at`, one after the other, in at most `steps` opcodes."""
+
+    def __init__(self, data: Any, at: int, steps: int) -> None:
+        self.data, self.at, self.steps = data, at, steps
+        self.storages: dict[str, Storage] = {}
+
+    def run(self) -> Any:
+        """What the next pickle leaves at its STOP."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.storages: dict[str, Storage] = {}
+        try:
+            while (code := self.data[self.at]) != _STOP:
+                if code not in _OPCODES:
+                    code = bytes([code])
+                    raise Refused(f"its pickle uses the opcode {code!r}, which no weights need")
+                self.steps -= 1
+                if self.steps < 0:
+                    raise Refused("its pickle has more steps than a file of its size needs")
+                argument, act = _OPCODES[code]
+                value, self.at = argument(self.data, self.at + 1)
+                act(self, value)
+            self.at += 1
+            return self.pop()
+        except (LookupError, TypeError, AttributeError, struct.error) as e:
+            raise Refused(f"its pickle is malformed or cut off ({type(e).__name__})") from None
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -333,41 +322,27 @@ class _Machine:
         del self.stack[at:]
         return items
 
-    def step(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _PUTS:
-            self.memo[argument] = self.stack[-1]
-        elif name in _GETS:
-            self.stack.append(self.memo[argument])
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
-        elif name in _TUPLES:
-            items = [self.pop() for _ in range(_TUPLES[name])]
-            self.stack.append(tuple(reversed(items)))
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
-        else:
-            raise Refused(f"its pickle uses {name}, which no file of weights needs")
+    def put(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
 
-    def mark(self, _: Any) -> None:
-        self.stack.append(_MARK)
+    def memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def get(self, place: int) -> None:
+        self.stack.append(self.memo[place])
+
+    def tuple_of(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)]
+        self.stack.append(tuple(reversed(items)))
 
     def gather(self, _: Any) -> None:
         self.stack.append(tuple(self.pop_to_mark()))
 
-    def name(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self.stack.append(Name(module, name))
-
     def stack_name(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
-        if type(name) is not str or type(module) is not str:
-            raise Refused("a name is no text")
+        if type(name) is not str or type(module) is not str or len(module + name) > _MAX_NAME:
+            raise Refused("a name is no short text")
         self.stack.append(Name(module, name))
-
-    def memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
 
     def reduce(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
@@ -375,7 +350,7 @@ class _Machine:
 
     def new(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
-        if function in _CALLS:
+        if type(function) is Name and function in _CALLS:
             raise Refused(f"it makes an object of {_describe(function)}, which is no class")
         self.stack.append(_call(function, arguments))
 
@@ -407,16 +382,19 @@ class _Machine:
 
     def set_item(self, _: Any) -> None:
         value, key = self.pop(), self.pop()
-        self._fill(iter([(key, value)]))
+        self._fill([(key, value)])
 
-    def _fill(self, items: Iterator[tuple[Any, Any]]) -> None:
+    def _fill(self, items: Iterable[tuple[Any, Any]]) -> None:
         owner = self.stack[-1]
+        if type(owner) is Object and owner.items is None:
+            owner.items = {}
         target = owner.items if type(owner) is Object else owner
         if type(target) is not dict:
             raise Refused("it sets items of something that is no dict")
         for key, value in items:
-            # Any other key stays unread: hashing what a file has nested can exhaust the stack.
-            target[key if type(key) in (str, int) else object()] = value
+            # Any other key stays unread: hashing what a file has nested can exhaust the stack,
+            # and its integers can be chosen to have one hash.
+            target[key if type(key) is str else object()] = value
 
     def extend(self, _: Any) -> None:
         self._append(self.pop_to_mark())
@@ -431,25 +409,106 @@ class _Machine:
             raise Refused("it appends to something that is no list")
 
 
-_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": lambda machine, _: None,
-    "FRAME": lambda machine, _: None,
-    "MARK": _Machine.mark,
-    "TUPLE": _Machine.gather,
-    "FROZENSET": _Machine.gather,
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": _Machine.stack_name,
-    "MEMOIZE": _Machine.memoize,
-    "REDUCE": _Machine.reduce,
-    "NEWOBJ": _Machine.new,
-    "NEWOBJ_EX": _Machine.new_with_names,
-    "BINPERSID": _Machine.persistent,
-    "BUILD": _Machine.build,
-    "SETITEMS": _Machine.set_items,
-    "SETITEM": _Machine.set_item,
-    "APPENDS": _Machine.extend,
-    "APPEND": _Machine.append,
-    "ADDITEMS": _Machine.extend,
+# An opcode's argument: from the data and the place behind the opcode, its value and its end.
+_Argument = Callable[[Any, int], tuple[Any, int]]
+_Act = Callable[[_Machine, Any], None]
+
+
+def _fixed(value: Any) -> _Argument:
+    return lambda data, at: (value, at)
+
+
+def _made(kind: Callable[[], Any]) -> _Argument:
+    return lambda data, at: (kind(), at)
+
+
+def _packed(format: str) -> _Argument:
+    packing = struct.Struct(format)
+    return lambda data, at: (packing.unpack_from(data, at)[0], at + packing.size)
+
+
+def _counted(width: int, decode: Callable[[bytes], Any]) -> _Argument:
+    def read(data: Any, at: int) -> tuple[Any, int]:
+        end = at + width + int.from_bytes(data[at : at + width], "little")
+        if end > len(data):
+            raise Refused("its pickle is cut off")
+        return decode(data[at + width : end]), end
+
+    return read
+
+
+def _global(data: Any, at: int) -> tuple[Name, int]:
+    """A module and a name, each a line."""
+    middle = data.find(b"\n", at, at + _MAX_NAME)
+    end = data.find(b"\n", middle + 1, middle + _MAX_NAME)
+    if middle < 0 or end < 0:
+        raise Refused("its pickle has a name without an end")
+    return Name(data[at:middle].decode("utf-8"), data[middle + 1 : end].decode("utf-8")), end + 1
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _python2(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+def _integer(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
+
+
+def _pass(machine: _Machine, _: Any) -> None:
+    """What only a reader of streams needs to know."""
+
+
+_STOP = ord(".")
+_NONE = _fixed(None)
+_OPCODES: dict[int, tuple[_Argument, _Act]] = {
+    ord(code): (argument, act)
+    for argument, act, codes in (
+        (_packed("<B"), _pass, "\x80"),  # the protocol
+        (_packed("<Q"), _pass, "\x95"),  # a frame
+        (_NONE, _Machine.push, "N"),
+        (_fixed(True), _Machine.push, "\x88"),
+        (_fixed(False), _Machine.push, "\x89"),
+        (_fixed(_MARK), _Machine.push, "("),
+        (_fixed(()), _Machine.push, ")"),
+        (_made(list), _Machine.push, "]\x8f"),  # a set too: its items need not be hashed
+        (_made(dict), _Machine.push, "}"),
+        (_packed("<i"), _Machine.push, "J"),
+        (_packed("<B"), _Machine.push, "K"),
+        (_packed("<H"), _Machine.push, "M"),
+        (_packed(">d"), _Machine.push, "G"),
+        (_counted(1, _integer), _Machine.push, "\x8a"),
+        (_counted(1, _text), _Machine.push, "\x8c"),
+        (_counted(4, _text), _Machine.push, "X"),
+        (_counted(1, bytes), _Machine.push, "C"),
+        (_counted(4, bytes), _Machine.push, "B"),
+        (_counted(1, _python2), _Machine.push, "U"),
+        (_counted(4, _python2), _Machine.push, "T"),
+        (_global, _Machine.push, "c"),
+        (_NONE, _Machine.stack_name, "\x93"),
+        (_packed("<B"), _Machine.put, "q"),
+        (_packed("<I"), _Machine.put, "r"),
+        (_NONE, _Machine.memoize, "\x94"),
+        (_packed("<B"), _Machine.get, "h"),
+        (_packed("<I"), _Machine.get, "j"),
+        (_fixed(1), _Machine.tuple_of, "\x85"),
+        (_fixed(2), _Machine.tuple_of, "\x86"),
+        (_fixed(3), _Machine.tuple_of, "\x87"),
+        (_NONE, _Machine.gather, "t\x91"),
+        (_NONE, _Machine.reduce, "R"),
+        (_NONE, _Machine.new, "\x81"),
+        (_NONE, _Machine.new_with_names, "\x92"),
+        (_NONE, _Machine.persistent, "Q"),
+        (_NONE, _Machine.build, "b"),
+        (_NONE, _Machine.set_items, "u"),
+        (_NONE, _Machine.set_item, "s"),
+        (_NONE, _Machine.extend, "e\x90"),
+        (_NONE, _Machine.append, "a"),
+    )
+    for code in codes
 }
 
 
@@ -461,40 +520,90 @@ _SAYS = ("arch", "architecture", "model_name", "model", "backbone", "encoder", "
 _ARGUMENTS = ("args", "hyper_parameters", "hparams", "config", "cfg")
 
 
-def _tensors(value: Any) -> dict[str, Tensor]:
-    """Every tensor that dicts and modules under `value` hold by name, as `Checkpoint` names it."""
-    found = list(_walk(value, "", "", set()))
+def _tensors(value: Any, allow: Callable[[int], None]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Every tensor that dicts and modules under `value` hold, by its name; the entries without."""
+    found, holding = _search(value)
     if not found:
         called = f" but {_describe(value.name)}" if type(value) is Object else ""
         raise Refused(f"it holds no state dict{called or _about(value)}")
     several = len({branch for branch, _, _ in found}) > 1
-    return {
+    tensors = {
         f"{branch}/{name}" if several and branch else name: tensor for branch, name, tensor in found
     }
+    allow(sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values()))
+    left = tuple(
+        key[:40]
+        for key, child in _entries(value)
+        if type(child) is not Tensor
+        and (id(child) not in holding or _NO_WEIGHTS.search(key[:_MAX_NAME]))
+    )
+    return tensors, left
 
 
-def _walk(value: Any, branch: str, module: str, seen: set[int]) -> Iterator[tuple[str, str, Any]]:
-    """(branch, name, tensor): dicts nest by "/", modules by "."; each thing is entered once."""
-    if id(value) in seen or len(branch) + len(module) > 1000:
-        return
-    seen.add(id(value))
-    for key, child in _entries(value):
-        if type(child) is Tensor:
-            yield branch, module + key, child
-        elif type(value) is Object and not value.items:
-            yield from _walk(child, branch, f"{module}{key}.", seen)
+class _Place(NamedTuple):
+    """A dict or a module in which tensors are looked for, and the names that lead to it."""
+
+    owner: int
+    children: Iterator[tuple[Any, Any]]
+    branch: str
+    module: str
+    is_module: bool
+
+
+def _search(value: Any) -> tuple[list[tuple[str, str, Tensor]], set[int]]:
+    """[(branch, name, tensor)] and the ids of what holds them.
+
+    Dicts nest by "/", modules by "."; each thing is entered once.
+    """
+    found: list[tuple[str, str, Tensor]] = []
+    seen: set[int] = set()
+    holding: set[int] = set()
+    path: list[_Place] = []
+
+    def enter(value: Any, branch: str, module: str) -> None:
+        parts = [part for part in _parts(value) if part is value or id(part) not in seen]
+        seen.update((id(value), *map(id, parts)))
+        children = itertools.chain.from_iterable(part.items() for part in parts)
+        is_module = type(value) is Object and not value.items
+        path.append(_Place(id(value), children, branch, module, is_module))
+
+    enter(value, "", "")
+    while path:
+        _, children, branch, module, is_module = path[-1]
+        key, child = next(children, (_MARK, None))
+        if key is _MARK:
+            path.pop()
+        elif type(key) is not str or len(branch) + len(module) + len(key) > _MAX_NAME:
+            continue
+        elif type(child) is Tensor or id(child) in holding:
+            if type(child) is Tensor:
+                found.append((branch, module + key, child))
+            for place in reversed(path):
+                if place.owner in holding:
+                    break
+                holding.add(place.owner)
+        elif type(child) not in (dict, Object) or id(child) in seen or len(path) == _MAX_DEPTH:
+            continue
+        elif is_module:
+            enter(child, branch, f"{module}{key}.")
         elif not _NO_WEIGHTS.search(key):
-            yield from _walk(child, f"{branch}/{key}" if branch else key, module, seen)
+            enter(child, f"{branch}/{key}" if branch else key, module)
+    return found, holding
 
 
-def _entries(value: Any) -> list[tuple[str, Any]]:
-    """What lies in a dict, in an object that is one, or in a module, by its name."""
+def _parts(value: Any) -> list[dict]:
+    """The dicts that hold what lies in a dict, in an object that is one, or in a module."""
     if type(value) is Object and not value.items:
         state = value.state if type(value.state) is dict else {}
         parts = [state.get(part) for part in ("_parameters", "_buffers", "_modules")]
-        value = {k: v for part in parts if type(part) is dict for k, v in part.items()} or state
+        return [part for part in parts if type(part) is dict and part] or [state]
     held = value.items if type(value) is Object else value
-    return [(k, v) for k, v in held.items() if type(k) is str] if type(held) is dict else []
+    return [held] if type(held) is dict else []
+
+
+def _entries(value: Any) -> list[tuple[str, Any]]:
+    """What lies there by its name."""
+    return [(k, v) for part in _parts(value) for k, v in part.items() if type(k) is str]
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -515,29 +624,19 @@ def _about(value: Any) -> str:
     return f" ({', '.join(entries)})" if entries else ""
 
 
-def _checkpoint(
-    value: Any, tensors: dict[str, Tensor], storages: dict[str, np.ndarray]
-) -> Checkpoint:
-    arrays = {name: _view(tensor, storages, name) for name, tensor in tensors.items()}
-    held = {id(tensor) for tensor in tensors.values()}
-    left = []
-    for key, child in _entries(value):
-        inside = _NO_WEIGHTS.search(key) is None and list(_walk(child, "", "", set()))
-        if id(child) not in held and not inside:
-            left.append(key[:40])
-    return Checkpoint(arrays, _texts(value), tuple(left))
+def _views(tensors: dict[str, Tensor], storages: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: _view(t, storages[t.storage.key], name) for name, t in tensors.items()}
 
 
-def _view(tensor: Tensor, storages: dict[str, np.ndarray], name: str) -> np.ndarray:
-    flat = storages[tensor.storage.key]
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    if count == 0:
+def _view(tensor: Tensor, flat: np.ndarray, name: str) -> np.ndarray:
+    """The part of a storage that a tensor is, not copied and not to be written to."""
+    if 0 in tensor.shape and max(tensor.shape) < 2**31:
         return np.zeros(tensor.shape, flat.dtype)
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True))
-    if count > flat.size or tensor.offset + reach >= flat.size:
+    # The stride of what has one row says nothing.
+    strides = [s if n > 1 else 0 for n, s in zip(tensor.shape, tensor.strides, strict=True)]
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, strides, strict=True))
+    if math.prod(tensor.shape) > flat.size or tensor.offset + reach >= flat.size:
         raise Refused(f"tensor {name[:80]!r} reaches beyond its storage")
-    steps = [stride * flat.itemsize for stride in tensor.strides]
+    steps = [stride * flat.itemsize for stride in strides]
     start = flat[tensor.offset :]
-    return np.array(np.lib.stride_tricks.as_strided(start, tensor.shape, steps, writeable=False))
+    return np.lib.stride_tricks.as_strided(start, tensor.shape, steps, writeable=False)
