@@ -51,6 +51,7 @@ def data() -> ConfigDict:
             "test_fraction": 0.5,  # of the classes, where the source brings no split
             "validation_fraction": 0.0,  # of the classes; picks the best checkpoint
             "fit": "squash",  # how a picture becomes a square: squash, crop or pad
+            "max_pixels": placeholder(int),  # a picture of more is broken; default: 178,956,970
             "strict": False,  # a broken image stops the run instead of being skipped and listed
             "cache_dir": placeholder(str),  # default: $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax
         }

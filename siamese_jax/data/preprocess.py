@@ -7,6 +7,7 @@ runs many at a time.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import TYPE_CHECKING
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
 FITS = ("squash", "crop", "pad")
 _SCALED = ("JPEG", "MPO")  # formats that Pillow decodes at a fraction of their size
+MAX_PIXELS = 178_956_970  # where Pillow refuses by itself: 0.5 GB as RGB
+_most_pixels = MAX_PIXELS
+
+
+def limit_pixels(most: int | None) -> None:
+    """From here on, this process reads no picture of more than `most` pixels; None: `MAX_PIXELS`.
+
+    Such a picture is broken: skipped, counted and said. It also becomes Pillow's own limit, so that
+    Pillow neither refuses nor warns below it. The number of frames needs no limit: of an animation,
+    or a file of many pages, the first alone is read, and what follows costs nothing.
+    """
+    global _most_pixels
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = _most_pixels = most or MAX_PIXELS
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_image(
@@ -50,7 +67,7 @@ def read_image(
 
     Raises:
       UserError: the file is missing, no image, damaged, of a kind that cannot be decoded rightly,
-        or its box lies outside.
+        of more pixels than `limit_pixels` allows, or its box lies outside.
     """
     height, width = (size, size) if isinstance(size, int) else size
     with _opened(path) as image:
@@ -78,7 +95,16 @@ def _opened(path: "str | os.PathLike[str] | Image") -> Iterator["Image"]:
             yield path.copy() if path.format in _SCALED else path
             return
         with Image.open(path) as image:
+            if image.format == "EPS":
+                raise UserError("a program in PostScript, which is not run; save it as PNG")
+            if image.width * image.height > _most_pixels:
+                raise Image.DecompressionBombError
             yield image
+    except Image.DecompressionBombError as e:
+        raise UserError(
+            f"{name}: more than {_most_pixels:,} pixels; to read it, raise the limit "
+            "(--config.data.max_pixels, or --max-pixels of a tool)"
+        ) from e
     except UserError as e:
         raise UserError(f"{name}: {e}") from e
     except UnidentifiedImageError as e:

@@ -93,6 +93,9 @@ def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True) -> No
         "--offline-fallback", help="a trunk to take where the weights cannot be downloaded"
     )
     group.add_argument("--batch-size", type=count, default=64, help="images in memory at a time")
+    group.add_argument(
+        "--max-pixels", type=count, help="a picture of more counts as broken; default: 178,956,970"
+    )
     group.add_argument("--cache-dir", help="of embeddings; default: $SIAMESE_JAX_CACHE")
 
 
@@ -137,10 +140,12 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
     """One encoder as the options say; compiled programs are kept from here on."""
     from pathlib import Path
 
+    from siamese_jax.data.preprocess import limit_pixels
     from siamese_jax.encoder.load import load_encoder
     from siamese_jax.storage.cache import enable_compilation_cache
 
     enable_compilation_cache()
+    limit_pixels(args.max_pixels)
     of_file = reading(args)
     if Path(name).is_dir() and not all(Path(other).is_dir() for other in args.encoder):
         of_file = {}  # for the others

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from siamese_jax import distances, stopping, weights
 from siamese_jax.data.pipeline import Reading
+from siamese_jax.data.preprocess import limit_pixels
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import model as encoder_model
@@ -121,6 +122,7 @@ DATA_OPTIONS = ("layout", "split", "images", "separator", "image_key", "label_ke
 def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
     """The records and the keys of their contents. UserError where a resumed run's data changed."""
     data = config.data
+    limit_pixels(data.get("max_pixels"))
     held_out = data.validation_fraction + data.test_fraction
     if not 0 <= held_out < 1:
         raise UserError(

@@ -112,10 +112,11 @@ def _by_content(file: File) -> Format | None:
     start = file.data[:16]
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return _H5
-    if start[:1] == b"\x80":
-        return _TORCH
+    # First of these two: the length that a file of safetensors begins with may begin so too.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= len(file.data):
         return _SAFETENSORS
+    if start[:1] == b"\x80":
+        return _TORCH
     names: list[str] = []
     if start.startswith(b"PK\x03\x04"):
         with contextlib.suppress(Exception):  # of a damaged one, which its reader will say

@@ -77,9 +77,9 @@ def read(
                 reader.stdin.close()
             return _received(reader.stdout, data, limit, check)
         except EOFError:
-            reason = f"(it ended with {reader.wait()})"
             raise ValueError(
-                f"HDF5's library failed on it, or took more than {seconds} seconds {reason}"
+                f"HDF5's library crashed on it, or took more than {seconds} seconds or its memory "
+                f"(the process that read it ended with {reader.wait()})"
             ) from None
         finally:
             timer.cancel()
@@ -166,12 +166,17 @@ def _limit(size: int) -> None:
 
 def _variables(opened: Any, limit: int, names: Names) -> dict[str, Any]:
     """The data sets by their names, all checked before one is read."""
-    _check_links(opened, itertools.count())
+    objects = itertools.count()
+    _check_links(opened, objects)
     root = opened.get("model_weights", opened)
     if {"layer_names", "layer_names0"} & root.attrs.keys():
-        found = dict(_legacy_variables(root))
+        named = _legacy_variables(root)
     else:
-        found = dict(_keras3_variables(opened, names))
+        named = _keras3_variables(opened, names)
+    found = {}
+    for name, dataset in named:  # which may be one, under many names
+        _count(objects)
+        found[name] = dataset
     if found and all(re.search(r"/\d+$", name) for name in found):
         raise ValueError(f"its layers are of no known kind ({next(iter(found))[:80]!r})")
     claimed = 0
@@ -192,6 +197,11 @@ def _check_plain(name: str, dataset: Any) -> None:
         raise ValueError(f"{name[:80]!r} keeps its numbers in another file")
 
 
+def _count(objects: Iterator[int]) -> None:
+    if next(objects) > _MAX_OBJECTS:
+        raise ValueError("it has too many objects")
+
+
 def _check_links(group: Any, objects: Iterator[int], depth: int = 0) -> None:
     """Refuse links out of the file and trees without end."""
     import h5py
@@ -199,8 +209,7 @@ def _check_links(group: Any, objects: Iterator[int], depth: int = 0) -> None:
     if depth > 32:
         raise ValueError("its groups are nested too deep")
     for key in group:
-        if next(objects) > _MAX_OBJECTS:
-            raise ValueError("it has too many objects")
+        _count(objects)
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise ValueError(f"{key[:80]!r} is a link, not an object of this file")
         if isinstance(child := group[key], h5py.Group):

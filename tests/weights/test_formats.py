@@ -491,3 +491,19 @@ def test_a_missing_file_and_an_unknown_extension(tmp_path):
     assert_refused(tmp_path / "none.h5", match="no weights file")
     (tmp_path / "weights.docx").write_bytes(b"x")
     assert_refused(tmp_path / "weights.docx", match="known extensions")
+
+
+def test_a_header_may_have_any_length(tmp_path):
+    """One of 128 bytes begins as a pickle does."""
+    from safetensors.numpy import save
+
+    arrays = tf.random_arrays(np.random.default_rng(0))
+    lengths = set()
+    for n in range(0, 400, 8):
+        data = save(arrays, {"a": "b" * n})
+        lengths.add(data[0])
+        (tmp_path / "a").write_bytes(data)
+        np.testing.assert_array_equal(
+            formats.read(tmp_path / "a")["conv.weight"], arrays["conv.weight"]
+        )
+    assert 0x80 in lengths
