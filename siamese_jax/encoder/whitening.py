@@ -69,7 +69,7 @@ class Whitening:
                 return cls(file["mean"], file["projection"], about)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; save a fitted whitening there first") from None
-        except (KeyError, ValueError, OSError, TypeError, AttributeError):
+        except Exception:  # a damaged zip fails in more ways than can be listed
             raise UserError(f"{path}: not a whitening saved by Whitening.save") from None
 
 

@@ -88,7 +88,7 @@ def _prefixes(leaves: Leaves, wanted: Mapping[str, str]) -> list[str]:
         for key in leaves
         if key.endswith(("." + name, "/" + name))
     }
-    return ["", *found][:50]
+    return ["", *found][:24]
 
 
 def _order(fit: Fit, copies: list[Fit], leaves: Leaves, trunk: str) -> tuple[bool, bool, int]:
@@ -118,6 +118,7 @@ def _unknown(leaves: Leaves, best: Fit, others: list[Fit]) -> tuple[set[str], li
     own = _branch(best.prefix, best.scheme)
     outside = {name for name in extra if _branch(name, best.scheme) != own}
     copies = {name for fit in others for name in extra if _is_of(name, fit, best)}
+    copies |= extra & {name for fit in others for name in fit.wanted.values()}
     unknown = {
         name
         for name in extra - outside - copies
@@ -127,9 +128,9 @@ def _unknown(leaves: Leaves, best: Fit, others: list[Fit]) -> tuple[set[str], li
 
 
 def _is_of(name: str, fit: Fit, best: Fit) -> bool:
-    """Whether a leaf belongs to another copy of the trunk."""
+    """Whether a leaf, beside those that are wanted, belongs to another copy of the trunk."""
     apart = not best.prefix.startswith(fit.prefix) and name.startswith(fit.prefix)
-    return apart or name in fit.wanted.values() or fit.knows(name)
+    return apart or fit.knows(name)
 
 
 def _choice(best: Fit, others: list[Fit]) -> str:

@@ -174,8 +174,10 @@ def _variables(opened: Any, limit: int, names: Names) -> dict[str, Any]:
     else:
         named = _keras3_variables(opened, names)
     found = {}
-    for name, dataset in named:  # which may be one, under many names
-        _count(objects)
+    most = next(objects)
+    for count, (name, dataset) in enumerate(named):
+        if count > most:
+            raise ValueError("it names more variables than it has")
         found[name] = dataset
     if found and all(re.search(r"/\d+$", name) for name in found):
         raise ValueError(f"its layers are of no known kind ({next(iter(found))[:80]!r})")
@@ -197,11 +199,6 @@ def _check_plain(name: str, dataset: Any) -> None:
         raise ValueError(f"{name[:80]!r} keeps its numbers in another file")
 
 
-def _count(objects: Iterator[int]) -> None:
-    if next(objects) > _MAX_OBJECTS:
-        raise ValueError("it has too many objects")
-
-
 def _check_links(group: Any, objects: Iterator[int], depth: int = 0) -> None:
     """Refuse links out of the file and trees without end."""
     import h5py
@@ -209,7 +206,8 @@ def _check_links(group: Any, objects: Iterator[int], depth: int = 0) -> None:
     if depth > 32:
         raise ValueError("its groups are nested too deep")
     for key in group:
-        _count(objects)
+        if next(objects) > _MAX_OBJECTS:
+            raise ValueError("it has too many objects")
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise ValueError(f"{key[:80]!r} is a link, not an object of this file")
         if isinstance(child := group[key], h5py.Group):

@@ -275,13 +275,16 @@ def _description(leaves: Leaves, path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(str(leaves[META]))
         form, trunk, scaling = meta["form"], meta["trunk"], meta["preprocessing"]
-        if form not in find(trunk).forms or not isinstance(meta["image_size"], int):
+        size = meta["image_size"]
+        if form not in find(trunk).forms or type(size) is not int or not 0 < size <= 2**15:
             raise ValueError
         mean, std = (tuple(float(v) for v in scaling[key]) for key in ("mean", "std"))
-        if len(mean) != 3 or len(std) != 3:
+        if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
+            raise ValueError
+        if not isinstance(meta.get("notes", []), list):
             raise ValueError
         return meta | {"preprocessing": Preprocessing(mean, std, bool(scaling["bgr"]))}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"the description in {path} is damaged; export the weights again") from None
 
 

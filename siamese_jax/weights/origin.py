@@ -47,6 +47,9 @@ class Origin(NamedTuple):
         return "keras" if self.name.startswith("tf_efficientnet") else None
 
 
+_MAX_CONFIG = 1 << 20  # bytes; that of a model of timm's has 1 kB
+
+
 def find(path: Path, texts: tuple[str, ...], trunk: str) -> Origin:
     """What tells of the file's network; UserError if that is one which only looks like `trunk`."""
     for where, text, config in _told(path, texts):
@@ -83,8 +86,9 @@ def _told(path: Path, texts: tuple[str, ...]) -> Iterator[tuple[str, str, Mappin
 def _config(path: Path) -> dict[str, Any]:
     """timm's config.json; {} for any other."""
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError):
+        small = path.is_file() and path.stat().st_size <= _MAX_CONFIG
+        config = json.loads(path.read_text()) if small else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     named = isinstance(config, dict) and isinstance(config.get("architecture"), str)
     if not named:

@@ -507,3 +507,42 @@ def test_a_header_may_have_any_length(tmp_path):
             formats.read(tmp_path / "a")["conv.weight"], arrays["conv.weight"]
         )
     assert 0x80 in lengths
+
+
+# The process that reads HDF5 is trusted as little as a file.
+
+PROCESSES = {
+    "hangs": "while True: pass",
+    "crashes": "import os; os.abort()",
+    "says nothing": "",
+    "has no names": "print('[')",
+    "claims an exabyte": 'print(\'[["w", "<f4", [1152921504606846976], null]]\')',
+    "has a negative shape": 'print(\'[["w", "<f4", [-4], null]]\')',
+    "holds objects": 'print(\'[["w", "|O", [4], null]]\')',
+    "points out of the file": 'print(\'[["w", "<f4", [4], 123456789]]\')',
+    "sends too little": 'print(\'[["w", "<f4", [4], null]]\')',
+}
+
+
+@pytest.mark.parametrize("case", PROCESSES)
+def test_a_reading_process_that(case, tmp_path, monkeypatch):
+    import h5py
+
+    from siamese_jax.weights import keras_file
+
+    (tmp_path / "process.py").write_text(PROCESSES[case])
+    monkeypatch.setattr(keras_file, "__file__", str(tmp_path / "process.py"))
+    monkeypatch.setattr(keras_file, "_seconds", lambda limit: 0.2)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        _plain(file)
+    assert_refused(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("meta", ["[" * 10**5, "[]", "{}", '"a"', "null"])
+def test_a_description_that_is_none(meta, tmp_path):
+    from siamese_jax import weights
+
+    np.savez(tmp_path / "a.npz", **{formats.META: np.array(meta), "w": np.ones(3)})
+    with pytest.raises(UserError, match="description") as caught:
+        weights.load("vgg16", tmp_path / "a.npz")
+    assert "\n" not in str(caught.value)
