@@ -63,9 +63,7 @@ def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: 
     def run(compute: Callable[[Any], jax.Array], chosen: Records) -> tuple[np.ndarray, Records]:
         rows, good = [], []
         for batch in _noting(_plain(chosen, reading), skipped):
-            stopping.check(
-                "this pass over the images begins again; what came before is kept"
-            )
+            stopping.check("this pass over the images begins again; what came before is kept")
             images = batch["image"]
             rows.append(in_blocks(compute, images, len(images))[batch["mask"]])
             good.append(batch["id"][batch["mask"]])
