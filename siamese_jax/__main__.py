@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    for handler in logging.root.handlers:
+        handler.addFilter(_is_news)
     print_anything()
     try:
         with stopping.heeding(), naming():
@@ -100,10 +102,22 @@ def _end(line: str, code: int) -> int:
     return code
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax logs, with its traceback, each error of a thread that it raises as well."""
+    return record.name != "absl" or not record.exc_info
+
+
+def _unraisable(args: "sys.UnraisableHookArgs") -> None:
+    """Writers that are told to end after one of them failed need not say so."""
+    if "Event loop is closed" not in str(args.exc_value):
+        sys.__unraisablehook__(args)
+
+
 def process(argv: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process of its own, which ends without a traceback whenever it is told to."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # before `main` heeds it, and after
+    sys.unraisablehook = _unraisable
     code = main(argv)
     try:
         sys.stdout.flush()

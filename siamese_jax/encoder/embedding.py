@@ -70,7 +70,7 @@ class CachedVectors:
                 tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
             ):
                 for batch in self.batches(todo):
-                    kept = f"{known + bar.n} of {len(ids)} images are in {self.store.folder}"
+                    kept = f"{bar.n} of {len(todo)} images are done and kept in {self.store.folder}"
                     stopping.check(kept)
                     good = np.asarray(batch["mask"])
                     vectors = np.asarray(self.compute(batch["image"]))[good]

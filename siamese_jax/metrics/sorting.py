@@ -6,6 +6,7 @@ order by the distances that `rank` sorts by.
 
 import numpy as np
 
+from siamese_jax import stopping
 from siamese_jax.metrics.relevance import Relevance
 from siamese_jax.metrics.scores import Space
 
@@ -20,6 +21,7 @@ def sorted_(space: Space, found: Relevance, rows: np.ndarray, chunk: int) -> np.
     norms, largest = np.sqrt((x * x).sum(1)), 0.0
     scores = np.empty((len(rows), len(space.gallery)))
     for start in range(0, len(space.gallery), chunk):
+        stopping.check("the metrics begin again, and embeddings are kept")
         y = space.rows(space.gallery[start : start + chunk])
         largest = max(largest, float(np.sqrt((y * y).sum(1).max())))
         scores[:, start : start + chunk] = space.offsets(y) - space.scale * (x @ y.T)

@@ -114,6 +114,7 @@ def run_steps(
                 stop = stopping.asked()
                 if now % options.checkpoint_every == 0 or evaluate_now or stop:
                     check_finite(taken, run.folder)
+                    (run.folder / "config.json").stat()  # where it is gone, Orbax makes another
                     checkpoints.save(now, state, latest if evaluate_now else {})
                 bar.update()
                 if stop:
