@@ -1,6 +1,7 @@
 """The fragments that every experiment is made of; each config overrides what it is about.
 
-Every field can be set on the command line: `--config.loss.margin=0.3`.
+Every field can be set on the command line: `--config.loss.margin=0.3`. What each may be stands in
+`siamese_jax/train/fields.py`, and `siamese-jax config` prints it.
 """
 
 from ml_collections import ConfigDict

@@ -32,6 +32,10 @@ TOOLS = {
         "siamese_jax.tools.train",
         "one experiment: train or resume, evaluate, report",
     ),
+    "config": (
+        "siamese_jax.tools.config",
+        "all fields of a config: meaning, type, range, default",
+    ),
     "compare": (
         "siamese_jax.tools.compare",
         "trunks x heads x losses, trained and put in one table",
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     for handler in logging.root.handlers:
         handler.addFilter(_is_news)
+    logging.getLogger("siamese_jax").setLevel(logging.INFO)  # of the libraries, only warnings
     print_anything()
     try:
         with stopping.heeding(), naming():

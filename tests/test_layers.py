@@ -15,6 +15,7 @@ PACKAGE = ROOT / "siamese_jax"
 ROOMS = (
     "errors",
     "stopping",
+    "values",
     "distances",
     "search.engine",
     "storage",

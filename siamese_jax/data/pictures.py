@@ -183,6 +183,7 @@ def locate(
     lines: Sequence[int] | None = None,
     fixed: bool = False,
     there: Callable[[str], bool] = os.path.isfile,
+    some: bool = False,
 ) -> tuple[list[str], list[str]]:
     """Listed paths as they can be opened, and what is to be said about that.
 
@@ -194,25 +195,31 @@ def locate(
       lines: the number of each.
       fixed: they start from `base` alone.
       there: what each must be.
+      some: those that are not there are left out, and that is said.
 
     Raises:
-      UserError: some are not there.
+      UserError: some are not there; with `some`, all.
     """
     base = "" if base == os.curdir else base
     bases = [base] if fixed or not base else [base, ""]
-    absent = []
+    absent: list[list[int]] = []
     for start in bases:
         paths = [os.path.join(start, name) for name in names]
         absent.append([i for i, path in enumerate(paths) if not there(path)])
         if not absent[-1]:
             note = f"{what}: paths start from the current folder: not all are there from {base}"
             return paths, [note] if start != base else []
-    i = absent[0][0]
-    line = f" (line {lines[i]})" if lines else ""
-    raise UserError(
-        f"{what}: {len(absent[0])} of {len(names)} images do not exist, the first is "
-        f"{os.path.join(base, names[i])}{line}; paths start from {base or os.curdir}"
+    lost, start = min(zip(absent, bases, strict=True), key=lambda one: len(one[0]))
+    line = f" (line {lines[lost[0]]})" if lines else ""
+    said = (
+        f"{what}: {len(lost)} of {len(names)} images do not exist, the first is "
+        f"{os.path.join(start, names[lost[0]])}{line}"
     )
+    if not some or len(lost) == len(names):
+        raise UserError(f"{said}; paths start from {start or os.curdir}")
+    gone = {*lost}
+    found = [os.path.join(start, name) for i, name in enumerate(names) if i not in gone]
+    return found, [f"{said}; they are left out"]
 
 
 # What Pillow can open ------------------------------------------------------------------------

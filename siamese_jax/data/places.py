@@ -2,8 +2,9 @@
 
 A list is one path a line: in a file that is no picture, on standard input (`-`), as a glob
 (quoted: "shop/*.jpg"), or a Python sequence. Relative paths start from the file's folder, or from
-the current one where they are not all there. An entry that is a folder stands for the pictures in
-it. The order is kept, that of a glob is by name, and a list has no labels.
+the current one where fewer of them are missing there. An entry that is a folder stands for the
+pictures in it, one that is not there is left out and counted, and a line that begins with # is a
+comment. The order is kept, that of a glob is by name, and a list has no labels.
 """
 
 import glob
@@ -101,9 +102,9 @@ def _read(
 
 
 def _lines(content: bytes, what: str) -> tuple[list[str], str, list[int]]:
-    """The lines that are not blank, as names of files; what they are of, and their numbers."""
+    """The lines that say something, as names of files; what they are of, and their numbers."""
     lines = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
-    kept = [i for i, line in enumerate(lines) if line.strip()]
+    kept = [i for i, line in enumerate(lines) if line.strip() and not line.startswith(b"#")]
     if not kept:
         raise UserError(f"{what} is empty: a list of pictures has one path a line")
     return [os.fsdecode(lines[i]) for i in kept], what, [i + 1 for i in kept]
@@ -134,7 +135,7 @@ def _listed(
     """Pictures as they are listed, folders being opened up."""
     if not names:
         raise UserError(f"{what} holds no picture")
-    entries, notes = locate(names, base, what, lines=lines, there=_is_entry)
+    entries, notes = locate(names, base, what, lines=lines, there=_is_entry, some=True)
     paths: list[str] = []
     for entry in entries:
         if os.path.isdir(entry):

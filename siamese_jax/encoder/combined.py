@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax import values
 from siamese_jax.encoder.whitening import Whitening
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine.checked_rows import unit_rows
@@ -114,8 +115,7 @@ def augmented(encoder: Part, *, mirror: bool = True, scales: Sequence[float] = (
     Raises:
       UserError: no scale, or one that is not above 0.
     """
-    if not scales or not all(0 < scale < np.inf for scale in scales):
-        raise UserError(f"scales {tuple(scales)} must be above 0, and at least one")
+    values.check("scales", [*scales], values.several(values.SCALE, 1))
     sized = [encoder.at_size(max(1, round(encoder.image_size * scale))) for scale in scales]
     views = sized + [view.mirrored() for view in sized] if mirror else sized
     how = {"mirror": mirror, "scales": [float(scale) for scale in scales]}
@@ -178,10 +178,12 @@ def concatenate(
     [[0.8659999966621399, 0.0, 0.0, 0.5]]
     """
     parts = [unit_rows(part) for part in embeddings]
-    weight = np.ones(len(parts)) if weights is None else np.asarray(weights, np.float64)
+    weights = [1.0] * len(parts) if weights is None else [*weights]
+    values.check("weights", weights, values.several(values.FUSE_WEIGHT, len(parts), len(parts)))
+    weight = np.asarray(weights, np.float64)
     if not parts or len({len(part) for part in parts}) > 1:
         raise UserError(f"fused encoders must embed the same images: {[len(p) for p in parts]}")
-    if weight.shape != (len(parts),) or (weight < 0).any() or not weight.sum() > 0:
-        raise UserError(f"weights {weight.tolist()} must be {len(parts)}, none negative, not all 0")
+    if not weight.sum() > 0:
+        raise UserError(f"weights {weight.tolist()} are all 0")
     root = np.sqrt(weight / weight.sum()).astype(np.float32)
     return np.concatenate([w * part for w, part in zip(root, parts, strict=True)], axis=1)

@@ -15,7 +15,7 @@ from siamese_jax.encoder.encoder import Encoder, make_encoder
 from siamese_jax.encoder.model import build_model, feature_shape, init_head, model_of_config
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
-from siamese_jax.trunks.table import Preprocessing, as_preprocessing
+from siamese_jax.trunks.table import Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
 from siamese_jax.weights.load import stored_weights
 
@@ -61,8 +61,7 @@ def load_encoder(
                 "which has its own"
             )
         return _from_folder(Path(name), image_size, whitening)
-    if os.sep in os.fspath(name):
-        raise UserError(f"{name} does not exist; give the folder of a run, or a trunk's name")
+    check_name(name)
     arguments: dict[str, Any] = {
         "name": os.fspath(name),
         "weights": os.fspath(weights),
@@ -100,6 +99,16 @@ def load_encoder(
         provenance=found.describe(),
         arguments=arguments,
     )
+
+
+def check_name(name: str | os.PathLike[str]) -> None:
+    """UserError for what is neither a folder nor a trunk's name."""
+    if Path(name).is_dir():
+        return
+    for what, so in (("is a file", Path(name).is_file()), ("does not exist", os.sep in str(name))):
+        if so:
+            raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
+    find(os.fspath(name))
 
 
 def _from_folder(folder: Path, image_size: int | None, whitening: bool) -> Encoder | Combined:

@@ -115,6 +115,12 @@ def features(
     else:
         outputs = model.trunk.apply(variables, x)
     x = outputs[model.stage]
+    if 0 in x.shape[1:3]:
+        side, (rows, columns) = images.shape[1], x.shape[1:3]
+        raise UserError(
+            f"image_size={side} is too small: {model.stage} of the trunk gives a map of {rows} x "
+            f"{columns} places"
+        )
     return (FIXED_POOLS[model.pool](x) if model.pool in FIXED_POOLS else x), batch_stats
 
 

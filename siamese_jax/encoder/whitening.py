@@ -26,6 +26,7 @@ from siamese_jax.data.labels import label_codes, missing
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine.checked_rows import finite, unit_rows
 from siamese_jax.storage.writing import written
+from siamese_jax.values import SHRINKAGE, check, whole
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def fit_whitening(
     if len(x) < 2:
         raise UserError(f"whitening needs at least 2 embeddings [n, d], not {x.shape}")
     keep = x.shape[1] if dim is None else dim
-    if not 1 <= keep <= x.shape[1] or shrinkage < 0:
-        raise UserError(f"dim = {dim} must lie in 1..{x.shape[1]}, shrinkage {shrinkage} be >= 0")
+    check("dim", keep, whole(1, x.shape[1]))
+    check("shrinkage", shrinkage, SHRINKAGE)
     mean = x.mean(0)
     centred = x - mean
     spread = centred.T @ centred / len(x)

@@ -11,7 +11,6 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_positive,
     no_params,
     ratio,
     similarity,
@@ -19,8 +18,10 @@ from siamese_jax.losses.core import (
     view,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 
 
+@checked_loss
 def fast_ap(bins: int = 10) -> Loss:
     """FastAP: average precision from histograms of the squared distance on the unit sphere.
 
@@ -33,7 +34,6 @@ def fast_ap(bins: int = 10) -> Loss:
 
     Defined values: 0 with weight 0 for an anchor without positives, 0 for one without negatives.
     """
-    check_positive("fast_ap", bins=bins)
 
     def apply(
         params: Params,
@@ -59,6 +59,7 @@ def fast_ap(bins: int = 10) -> Loss:
     return Loss(no_params, jax.jit(apply))
 
 
+@checked_loss
 def smooth_ap(temperature: float = 0.01) -> Loss:
     """Smooth-AP: average precision with a sigmoid in place of the step, s the cosine.
 
@@ -71,7 +72,6 @@ def smooth_ap(temperature: float = 0.01) -> Loss:
 
     Defined values: 0 with weight 0 for an anchor without positives, 0 for one without negatives.
     """
-    check_positive("smooth_ap", temperature=temperature)
 
     def precision(p: Array, has: Array, s: Array, pairs: miners.Pairs) -> Array:
         """The smooth precision of each anchor at its positive p: [n]."""

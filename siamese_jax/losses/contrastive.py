@@ -12,15 +12,16 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_choice,
     no_params,
     ratio,
     refuse,
     view,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 
 
+@checked_loss
 def contrastive(
     positive_margin: float = 0.0,
     negative_margin: float = 1.0,
@@ -48,8 +49,6 @@ def contrastive(
 
     Defined values: 0 where there is no pair. Equal points have distance 0 with gradient 0.
     """
-    distances.check(distance)
-    check_choice("contrastive", "pairs", pairs, ("batch", "explicit"))
 
     def terms(d: Array) -> tuple[Array, Array]:
         attract = jnp.maximum(d - positive_margin, 0)

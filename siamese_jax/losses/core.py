@@ -193,25 +193,11 @@ def as_weights(x: Array, like: Array) -> Array:
     return lax.stop_gradient(x.astype(like.dtype))
 
 
-def check_choice(loss: str, option: str, value: Any, allowed: tuple) -> None:
-    """Raises `UserError` if an option has a value that the loss does not know."""
-    if value not in allowed:
-        names = ", ".join(str(a) for a in allowed)
-        raise UserError(f"loss {loss}: {option}={value!r} is unknown: use one of {names}")
-
-
 def refuse(loss: str, why: str, **given: Any) -> None:
     """Raises `UserError` for an argument that the loss would have to ignore."""
     for name, value in given.items():
         if value is not None:
             raise UserError(f"loss {loss} takes no {name}: {why}")
-
-
-def check_positive(loss: str, **options: float) -> None:
-    """Raises `UserError` if an option that must be above 0 is not."""
-    for name, value in options.items():
-        if not value > 0:
-            raise UserError(f"loss {loss}: {name}={value} must be above 0")
 
 
 def class_targets(labels: Array, num_classes: int) -> Array:

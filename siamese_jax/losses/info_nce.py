@@ -11,8 +11,6 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_choice,
-    check_positive,
     log_sum_exp,
     no_params,
     ratio,
@@ -21,8 +19,10 @@ from siamese_jax.losses.core import (
     view,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 
 
+@checked_loss
 def n_pairs(*, l2: float = 0.0, distance: str = "dot") -> Loss:
     """Multi-class N-pair loss: each pair's positive against the positives of the other pairs.
 
@@ -41,7 +41,6 @@ def n_pairs(*, l2: float = 0.0, distance: str = "dot") -> Loss:
 
     Defined values: 0 where there is no pair; without negatives only the l2 part is left.
     """
-    check_choice("n_pairs", "distance", distance, ("dot", "cosine"))
 
     def apply(
         params: Params,
@@ -73,6 +72,7 @@ def n_pairs(*, l2: float = 0.0, distance: str = "dot") -> Loss:
     return Loss(no_params, jax.jit(apply))
 
 
+@checked_loss
 def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
     """Normalised-temperature cross-entropy (InfoNCE), t the temperature, s the cosine:
 
@@ -86,8 +86,6 @@ def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
 
     Defined values: 0 for a pair without negatives (which counts) and where there is no pair.
     """
-    check_choice("nt_xent", "distance", distance, ("cosine", "dot"))
-    check_positive("nt_xent", temperature=temperature)
 
     def apply(
         params: Params,
@@ -108,6 +106,7 @@ def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
     return Loss(no_params, jax.jit(apply))
 
 
+@checked_loss
 def sup_con(temperature: float = 0.1, *, distance: str = "cosine") -> Loss:
     """Supervised contrastive loss, the mean outside the logarithm, s the cosine:
 
@@ -118,8 +117,6 @@ def sup_con(temperature: float = 0.1, *, distance: str = "cosine") -> Loss:
 
     Defined values: 0 with weight 0 for an anchor without positives.
     """
-    check_choice("sup_con", "distance", distance, ("cosine", "dot"))
-    check_positive("sup_con", temperature=temperature)
 
     def apply(
         params: Params,

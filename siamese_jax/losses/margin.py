@@ -11,15 +11,16 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_choice,
     class_targets,
     pair_counts,
     ratio,
     view,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 
 
+@checked_loss
 def margin(
     margin: float = 0.2,
     *,
@@ -49,8 +50,6 @@ def margin(
 
     Defined values: 0 where no pair is active. Equal points have distance 0 with gradient 0.
     """
-    distances.check(distance)
-    check_choice("margin", "beta_by", beta_by, ("global", "class"))
 
     def init(key: Array, embedding_dim: int, num_classes: int) -> Params:
         shape = (num_classes,) if beta_by == "class" else ()

@@ -30,6 +30,7 @@ from jax import Array, lax
 from siamese_jax import distances
 from siamese_jax.data.labels import share_all
 from siamese_jax.errors import UserError
+from siamese_jax.losses.options import checked_miner
 
 
 class References(Protocol):
@@ -155,6 +156,7 @@ def _measure(
 # --- miners ----------------------------------------------------------------------------------
 
 
+@checked_miner
 def every() -> Miner:
     """All positive and all negative pairs."""
 
@@ -171,6 +173,7 @@ def every() -> Miner:
     return jax.jit(mine)
 
 
+@checked_miner
 def hard(*, distance: str = "euclidean", normalize: bool = True) -> Miner:
     """Batch-hard: each anchor with its farthest positive and its nearest negative.
 
@@ -180,6 +183,7 @@ def hard(*, distance: str = "euclidean", normalize: bool = True) -> Miner:
     return easy_hard("hard", "hard", distance=distance, normalize=normalize)
 
 
+@checked_miner
 def semi_hard(margin: float = 0.2, *, distance: str = "euclidean", normalize: bool = True) -> Miner:
     """Each positive pair with the nearest negative farther than the positive, within the margin:
 
@@ -188,7 +192,6 @@ def semi_hard(margin: float = 0.2, *, distance: str = "euclidean", normalize: bo
     Schroff, Kalenichenko, Philbin: FaceNet (2015). Returns n (n + r) triplets, one for each pair;
     masked where the pair is not a positive one or no negative is in that range.
     """
-    distances.check(distance)
 
     def mine(
         embeddings: Array,
@@ -210,9 +213,7 @@ def semi_hard(margin: float = 0.2, *, distance: str = "euclidean", normalize: bo
     return jax.jit(mine)
 
 
-_CHOICES = ("easy", "semi_hard", "hard", "all")
-
-
+@checked_miner
 def easy_hard(
     positive: str = "easy",
     negative: str = "semi_hard",
@@ -235,10 +236,6 @@ def easy_hard(
       UserError: an unknown rule, or "semi_hard" beside "semi_hard" or "all", which give it
         nothing to be measured against.
     """
-    distances.check(distance)
-    for side, rule in (("positive", positive), ("negative", negative)):
-        if rule not in _CHOICES:
-            raise UserError(f"easy_hard: {side}={rule!r} is unknown: use {', '.join(_CHOICES)}")
     if "semi_hard" in (positive, negative) and {positive, negative} & {"all"}:
         raise UserError('easy_hard: "semi_hard" needs "easy" or "hard" on the other side')
     if positive == negative == "semi_hard":
@@ -271,6 +268,7 @@ def easy_hard(
     return jax.jit(mine)
 
 
+@checked_miner
 def distance_weighted(cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> Miner:
     """Each positive pair with one negative drawn so that all distances are equally likely:
 
@@ -317,6 +315,7 @@ def distance_weighted(cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> 
     return jax.jit(mine)
 
 
+@checked_miner
 def multi_similarity(epsilon: float = 0.1) -> Miner:
     """Pairs that are hard relative to the anchor's pairs of the other kind, s the cosine:
 
@@ -342,6 +341,7 @@ def multi_similarity(epsilon: float = 0.1) -> Miner:
     return jax.jit(mine)
 
 
+@checked_miner
 def pair_margin(
     positive_margin: float = 0.2,
     negative_margin: float = 0.8,
@@ -350,7 +350,6 @@ def pair_margin(
     normalize: bool = True,
 ) -> Miner:
     """Positive pairs farther than one margin and negative pairs nearer than another."""
-    distances.check(distance)
 
     def mine(
         embeddings: Array,
@@ -366,6 +365,7 @@ def pair_margin(
     return jax.jit(mine)
 
 
+@checked_miner
 def angular(angle: float = 20.0) -> Miner:
     """Each positive pair with the negative that sees it under the widest angle, if wide enough.
 

@@ -10,8 +10,6 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_choice,
-    check_positive,
     log_one_plus_sum_exp,
     log_sum_exp,
     no_params,
@@ -19,8 +17,10 @@ from siamese_jax.losses.core import (
     view,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 
 
+@checked_loss
 def multi_similarity(
     alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, *, distance: str = "cosine"
 ) -> Loss:
@@ -35,8 +35,6 @@ def multi_similarity(
 
     Defined values: 0 for an anchor without pairs, and for a batch without anchors.
     """
-    check_choice("multi_similarity", "distance", distance, ("cosine", "dot"))
-    check_positive("multi_similarity", alpha=alpha, beta=beta)
 
     def apply(
         params: Params,
@@ -56,6 +54,7 @@ def multi_similarity(
     return Loss(no_params, jax.jit(apply))
 
 
+@checked_loss
 def circle(margin: float = 0.4, scale: float = 80.0) -> Loss:
     """Circle loss, s the cosine; the factors [.]_+ carry no gradient:
 
@@ -67,7 +66,6 @@ def circle(margin: float = 0.4, scale: float = 80.0) -> Loss:
 
     Defined values: 0 for an anchor that lacks positives or negatives.
     """
-    check_positive("circle", scale=scale)
 
     def apply(
         params: Params,
@@ -89,6 +87,7 @@ def circle(margin: float = 0.4, scale: float = 80.0) -> Loss:
     return Loss(no_params, jax.jit(apply))
 
 
+@checked_loss
 def lifted_structure(
     margin: float = 1.0, *, distance: str = "euclidean", normalize: bool = True
 ) -> Loss:
@@ -106,7 +105,6 @@ def lifted_structure(
 
     Defined values: 0 with weight 0 for an anchor that lacks positives or negatives.
     """
-    distances.check(distance)
 
     def apply(
         params: Params,

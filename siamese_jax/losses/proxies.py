@@ -11,7 +11,6 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_positive,
     class_targets,
     cross_entropy,
     log_one_plus_sum_exp,
@@ -21,6 +20,7 @@ from siamese_jax.losses.core import (
     similarity,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 
 _WHY = "it compares embeddings with its own proxies, not with each other"
 
@@ -31,6 +31,7 @@ def init_proxies(key: Array, embedding_dim: int, num_classes: int) -> Params:
     return {"proxies": proxies * embedding_dim**-0.5}
 
 
+@checked_loss
 def proxy_nca(scale: float = 1.0, *, own_in_denominator: bool = True) -> Loss:
     """Proxy-NCA, d the Euclidean distance of unit vectors, q_c the proxy of class c:
 
@@ -46,7 +47,6 @@ def proxy_nca(scale: float = 1.0, *, own_in_denominator: bool = True) -> Loss:
 
     Defined values: a zero vector is at distance 1 from every proxy.
     """
-    check_positive("proxy_nca", scale=scale)
 
     def apply(
         params: Params,
@@ -74,6 +74,7 @@ def proxy_nca(scale: float = 1.0, *, own_in_denominator: bool = True) -> Loss:
     return Loss(init_proxies, jax.jit(apply))
 
 
+@checked_loss
 def proxy_anchor(margin: float = 0.1, alpha: float = 32.0) -> Loss:
     """Proxy-anchor loss: every proxy is an anchor, s the cosine.
 
@@ -86,7 +87,6 @@ def proxy_anchor(margin: float = 0.1, alpha: float = 32.0) -> Loss:
 
     Defined values: 0 where all rows are masked.
     """
-    check_positive("proxy_anchor", alpha=alpha)
 
     def apply(
         params: Params,

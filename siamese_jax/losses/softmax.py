@@ -14,18 +14,19 @@ from siamese_jax.losses.core import (
     Params,
     Terms,
     as_weights,
-    check_positive,
     class_targets,
     cross_entropy,
     refuse,
     similarity,
 )
 from siamese_jax.losses.miners import Mined, References
+from siamese_jax.losses.options import checked_loss
 from siamese_jax.losses.proxies import init_proxies
 
 _WHY = "it compares embeddings with its own class weights, not with each other"
 
 
+@checked_loss
 def softmax() -> Loss:
     """Softmax classification: the baseline, whose penultimate features are the embedding.
 
@@ -59,6 +60,7 @@ def softmax() -> Loss:
     return Loss(init, jax.jit(apply))
 
 
+@checked_loss
 def normalized_softmax(temperature: float = 0.05) -> Loss:
     """Softmax on the cosines s of embeddings and class weights: l_i = -log softmax(s_i / t)[y_i].
 
@@ -66,10 +68,10 @@ def normalized_softmax(temperature: float = 0.05) -> Loss:
     Learning (2019), with t = 0.05. init gives {"proxies": [classes, d]}. Values, weights and
     several labels as `softmax`. A zero vector has cosine 0 with all.
     """
-    check_positive("normalized_softmax", temperature=temperature)
     return _on_sphere("normalized_softmax", lambda s, targets: s / temperature)
 
 
+@checked_loss
 def arcface(margin_degrees: float = 28.6, scale: float = 64.0) -> Loss:
     """ArcFace: an angle is added between an embedding and its own class, theta = arccos s.
 
@@ -84,10 +86,10 @@ def arcface(margin_degrees: float = 28.6, scale: float = 64.0) -> Loss:
 
     Defined values: where an embedding lies exactly on its class weight, sin(theta) has gradient 0.
     """
-    check_positive("arcface", scale=scale)
     return _on_sphere("arcface", _angular_margin(margin_degrees, scale))
 
 
+@checked_loss
 def sub_center_arcface(
     margin_degrees: float = 28.6, scale: float = 64.0, *, centers: int = 3
 ) -> Loss:
@@ -96,7 +98,6 @@ def sub_center_arcface(
     Deng et al.: Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web Faces
     (2020). init gives {"proxies": [classes, centers, d]}.
     """
-    check_positive("sub_center_arcface", scale=scale, centers=centers)
     return _on_sphere(
         "sub_center_arcface",
         _angular_margin(margin_degrees, scale),
@@ -105,16 +106,17 @@ def sub_center_arcface(
     )
 
 
+@checked_loss
 def cosface(margin: float = 0.35, scale: float = 64.0) -> Loss:
     """CosFace: z_y = scale (s_y - margin), z_c = scale s_c; l_i = -log softmax(z_i)[y_i].
 
     Wang et al.: CosFace: Large Margin Cosine Loss for Deep Face Recognition (2018). init gives
     {"proxies": [classes, d]}. Values, weights and several labels as `softmax`.
     """
-    check_positive("cosface", scale=scale)
     return _on_sphere("cosface", lambda s, targets: scale * jnp.where(targets, s - margin, s))
 
 
+@checked_loss
 def soft_triple(
     scale: float = 20.0,
     gamma: float = 0.1,
@@ -135,7 +137,6 @@ def soft_triple(
 
     Defined values: centres that coincide have distance 0 with gradient 0.
     """
-    check_positive("soft_triple", scale=scale, gamma=gamma, centers=centers)
 
     def spread(w: Array) -> Array:
         if centers == 1:

@@ -15,7 +15,6 @@ from siamese_jax.losses.core import (
     Terms,
     Views,
     as_weights,
-    check_choice,
     no_params,
     ratio,
     refuse,
@@ -23,10 +22,10 @@ from siamese_jax.losses.core import (
     view,
 )
 from siamese_jax.losses.miners import Mined, References, Triplets
+from siamese_jax.losses.options import checked_loss
 
-_MINING = ("explicit", "all", "hard", "semi_hard")
 
-
+@checked_loss
 def triplet(
     margin: float = 0.2,
     *,
@@ -69,9 +68,6 @@ def triplet(
     Defined values: 0 where there is no triplet. Equal points have distance 0 with gradient 0, a
     zero vector stays 0 when normalised.
     """
-    distances.check(distance)
-    check_choice("triplet", "mining", mining, _MINING)
-    check_choice("triplet", "average", average, ("active", "all"))
     options = _Options(margin, distance, normalize, soft, swap, average)
     if mining == "semi_hard":
         own_miner = miners.semi_hard(margin, distance=distance, normalize=normalize)

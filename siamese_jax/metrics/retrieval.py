@@ -51,6 +51,7 @@ from siamese_jax.metrics.counting import Depths
 from siamese_jax.metrics.positions import Positions, listed_positions, positions
 from siamese_jax.metrics.relevance import Relevance, as_relevance, relevance
 from siamese_jax.search.ranking import Ranking
+from siamese_jax.values import COUNT, check
 
 DEFAULT = (
     "recall@k", "precision@k", "map@k", "ndcg@k", "map@r", "r_precision", "map", "mrr",
@@ -270,7 +271,11 @@ def of_ranking(
     known = listed.depth
     chosen = expand(DEFAULT if metrics is None else metrics, ks)
     deepest = {"r": int(found.counts.max(initial=0)), "all": len(found.gallery_labels)}
-    needs = {name: k or deepest[METRICS[family][1]] for name, (family, k) in chosen.items()}
+    # A list of the whole gallery is deep enough for anything.
+    needs = {
+        name: min(k or deepest[METRICS[family][1]], deepest["all"])
+        for name, (family, k) in chosen.items()
+    }
     if metrics is None:
         chosen = {name: way for name, way in chosen.items() if needs[name] <= known}
     for name in chosen:
@@ -336,8 +341,7 @@ def expand(metrics: Sequence[str], ks: Sequence[int]) -> dict[str, tuple[str, in
             chosen[name] = (name, None)
         elif f"{stem}@k" in METRICS and (tail == "k" or tail.isdecimal()):
             for k in ks if tail == "k" else [int(tail)]:
-                if int(k) != k or k < 1:
-                    raise UserError(f"k = {k} in {name}: k must be a whole number, at least 1")
+                check(f"k of {name}", k, COUNT)
                 chosen[f"{stem}@{int(k)}"] = (f"{stem}@k", int(k))
         else:
             raise UserError(f"metric {name!r} is unknown: use {', '.join(METRICS)}")

@@ -17,6 +17,7 @@ from siamese_jax.search.engine import accelerators as split
 from siamese_jax.search.engine import approximate as about
 from siamese_jax.search.engine import cpu, exact
 from siamese_jax.search.engine.blocks import Blocks
+from siamese_jax.search.engine.checked_rows import check_room
 from siamese_jax.search.engine.request import Predicate, Search, chosen_precision
 from siamese_jax.search.gallery import Gallery
 
@@ -109,6 +110,7 @@ def rank(
     search = _search(asked, keep, memory_limit)
     wanted = _counts(k, len(search.queries))
     columns = int(wanted.max(initial=0)) if np.ndim(k) else int(np.max(k))
+    check_room(len(wanted), len(search.gallery.rows), k=columns)
     found = Ranking(
         np.full((len(wanted), columns), -1, np.int32),
         np.full((len(wanted), columns), np.inf, np.float32),

@@ -11,7 +11,7 @@ results.json    written last: a run that has it is finished
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,12 +117,17 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def begun(workdir: Path, config: Mapping[str, Any]) -> RunFolder | None:
+def begun(
+    workdir: Path, config: Mapping[str, Any], may_differ: Collection[str] = ()
+) -> RunFolder | None:
     """The run that has checkpoints or results in a folder; None where there is none.
 
     Raises:
-      UserError: it is a run of another config, and the message names the fields; or as in `read`.
+      UserError: it is a run of another config, but for fields that may differ, and the message
+        names the fields; or as in `read`.
     """
+    if any("\udc80" <= c <= "\udcff" for c in str(workdir.absolute())):
+        raise UserError(f"{workdir}: checkpoints need a name in UTF-8; choose another --workdir")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir")
     if not any((workdir / name).exists() for name in ("results.json", "checkpoints")):
@@ -132,7 +137,7 @@ def begun(workdir: Path, config: Mapping[str, Any]) -> RunFolder | None:
     changed = [
         f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and name not in may_differ
     ]
     if changed:
         raise UserError(

@@ -1,11 +1,14 @@
 """Whether the classes of two sides are the same things; where they are not, none are compared."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.tools.images import Side
+
+log = logging.getLogger(__name__)
 
 
 def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Side]:
@@ -43,11 +46,13 @@ def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Si
         tell([f"{said}: both sides are taken as unlabelled, and nothing is measured"])
         return _unlabelled(query), _unlabelled(gallery)
     if asked != searched:
-        tell(
-            [
-                f"{len(shared)} of the {len(asked)} classes of the queries are in the gallery, "
-                f"which has {len(searched)}"
-            ]
+        # Queries without an answer are worth a warning; a larger gallery is only a fact.
+        log.log(
+            logging.WARNING if asked - searched else logging.INFO,
+            "%d of the %d classes of the queries are in the gallery, which has %d",
+            len(shared),
+            len(asked),
+            len(searched),
         )
     return query, gallery
 

@@ -1,16 +1,39 @@
 """What the tools' command lines share: one-line errors, the encoder's options, the distance."""
 
 import argparse
+import contextlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from siamese_jax import values
 from siamese_jax.data import places
 from siamese_jax.errors import UserError
+from siamese_jax.values import Kind
 
 if TYPE_CHECKING:
     from siamese_jax.encoder.combined import Part
 
 PLACES = f"{places.PLACES}, or a data set's name (emoji, tfds:NAME)"
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that says what each value must be."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        kind = action.type.kind.says if isinstance(action.type, Value) else ""
+        default = default_of(action)
+        said = "; ".join(filter(None, [kind, f"default: {default}" if default else ""]))
+        return f"{action.help} ({said})" if said else action.help
+
+
+def default_of(action: argparse.Action) -> str:
+    """An option's default as it would be given; nothing where there is none."""
+    default = action.default
+    if default is None or default is False or default in ([], "", argparse.SUPPRESS):
+        return ""
+    return ",".join(map(str, default)) if type(default) is tuple else str(default)
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"siamese-jax {tool}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
 
@@ -29,44 +52,36 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """A comma-separated list of whole numbers from 1 on, as an argument's type.
+@dataclass(frozen=True)
+class Value:
+    """A kind of value, as an argument's type."""
 
-    >>> counts("1,5,10")
-    (1, 5, 10)
-    """
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("numbers must be at least 1")
-    return numbers
+    kind: Kind
 
-
-def count(text: str) -> int:
-    """A whole number from 1 on, as an argument's type."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    def __call__(self, given: str) -> Any:
+        """The value that a text stands for; what it must be, where it stands for none."""
+        try:
+            return values.parse("", given, self.kind)
+        except UserError:
+            raise argparse.ArgumentTypeError(f"{given!r} must be {self.kind.says}") from None
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    """A comma-separated list of numbers from 0 on, as an argument's type.
+def pattern() -> Value:
+    """A regular expression, as an argument's type."""
 
-    >>> numbers("1,0.7071")
-    (1.0, 0.7071)
-    """
-    found = tuple(float(part) for part in text.split(","))
-    if not all(0 <= number < float("inf") for number in found):
-        raise argparse.ArgumentTypeError("numbers must be at least 0")
-    return found
+    def holds(given: Any) -> bool:
+        with contextlib.suppress(re.error):
+            return bool(re.compile(given))
+        return False
+
+    return Value(Kind("a regular expression", holds, str))
 
 
-def share(text: str) -> float:
-    """A number between 0 and 1, as an argument's type."""
-    number = float(text)
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError("must lie between 0 and 1")
-    return number
+COUNT = Value(values.COUNT)
+SHARE = Value(values.SHARE)
+TEXT = Value(values.text("text that is not empty"))
+DISTANCE = Value(values.choice("euclidean", "sqeuclidean", "cosine", "dot"))
+POOL = Value(values.choice("average", "max", "rmac", "gem"))
 
 
 def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -84,17 +99,23 @@ def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True) -> No
         "--weights", default="imagenet", help="of a trunk: imagenet, random, a named source, a file"
     )
     add_reading(group)
-    group.add_argument("--image-size", type=count, help="pixels a side; default: as trained")
-    group.add_argument("--stage", help="of a trunk: the output to pool; default: the last")
     group.add_argument(
-        "--pool", default="average", help="of a trunk: average, max, gem or rmac (%(default)s)"
+        "--image-size", type=Value(values.PIXELS), help="pixels a side; default: as trained"
+    )
+    group.add_argument(
+        "--stage", type=TEXT, help="of a trunk: the output to pool; default: the last"
+    )
+    group.add_argument(
+        "--pool", type=POOL, default="average", help="of a trunk: how its output becomes a vector"
     )
     group.add_argument(
         "--offline-fallback", help="a trunk to take where the weights cannot be downloaded"
     )
-    group.add_argument("--batch-size", type=count, default=64, help="images in memory at a time")
     group.add_argument(
-        "--max-pixels", type=count, help="a picture of more counts as broken; default: 178,956,970"
+        "--batch-size", type=Value(values.BATCH), default=64, help="images in memory at a time"
+    )
+    group.add_argument(
+        "--max-pixels", type=COUNT, help="a picture of more counts as broken; default: 178,956,970"
     )
     group.add_argument("--cache-dir", help="of embeddings; default: $SIAMESE_JAX_CACHE")
 
@@ -106,11 +127,15 @@ def add_reading(group: "argparse._ActionsContainer") -> None:
     )
     group.add_argument(
         "--preprocessing",
+        type=TEXT,
         help="of a trunk's pixels: imagenet, inception, lite, caffe, unit, or MEAN/STD for pixels "
         "from 0 to 1; default: as the weights say",
     )
     group.add_argument(
-        "--ignore", metavar="REGEX", help="the leaves of a weights file that are not the trunk's"
+        "--ignore",
+        type=pattern(),
+        metavar="REGEX",
+        help="the leaves of a weights file that are not the trunk's",
     )
 
 
@@ -126,10 +151,14 @@ def add_combination(parser: argparse.ArgumentParser) -> None:
         "--mirror", action="store_true", help="embed each image as the mean with its mirror image"
     )
     group.add_argument(
-        "--scales", type=numbers, help="sizes to average over, relative to the usual: 1,1.4142"
+        "--scales",
+        type=Value(values.several(values.SCALE, 1)),
+        help="sizes to average over, relative to the usual: 1,1.4142",
     )
     group.add_argument(
-        "--fuse-weights", type=numbers, help="of several encoders: 2,1; default: equal"
+        "--fuse-weights",
+        type=Value(values.several(values.FUSE_WEIGHT, 1)),
+        help="of several encoders: 2,1; default: equal",
     )
     group.add_argument(
         "--no-whitening", action="store_true", help="leave out the whitening of an encoder's folder"
@@ -161,16 +190,21 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
     )
 
 
-def check_combination(args: argparse.Namespace) -> None:
-    """UserError for weights that are not those of the encoders: found before the work."""
-    weights = args.fuse_weights
+def check_encoders(args: argparse.Namespace) -> None:
+    """UserError for what is no encoder, and weights that are not theirs: found before the work."""
+    from siamese_jax.encoder.load import check_name
+    from siamese_jax.trunks.table import find
+
+    for name in args.encoder:
+        check_name(name)
+    if args.offline_fallback is not None:
+        find(args.offline_fallback)
+    weights = getattr(args, "fuse_weights", None)
     if weights is not None and (len(weights) != len(args.encoder) or not sum(weights) > 0):
         raise UserError(
             f"--fuse-weights has {len(weights)} numbers for {len(args.encoder)} encoders; give "
             "one for each, not all 0"
         )
-    if args.scales is not None and min(args.scales) == 0:
-        raise UserError("--scales must be above 0")
 
 
 def combine_encoders(args: argparse.Namespace) -> "Part":
@@ -194,12 +228,12 @@ def add_outputs(parser: argparse.ArgumentParser, suffixes: Sequence[str]) -> Non
     )
 
 
-def check_outputs(paths: Sequence[str], suffixes: Sequence[str]) -> None:
+def check_outputs(paths: Sequence[str], suffixes: Sequence[str], option: str = "--out") -> None:
     """UserError for a file whose kind we do not write: found before the work, not after."""
     from pathlib import Path
 
     for path in paths:
         if Path(path).suffix.lower() not in suffixes:
-            raise UserError(f"--out={path}: the name must end in one of {', '.join(suffixes)}")
+            raise UserError(f"{option}={path}: the name must end in one of {', '.join(suffixes)}")
         if Path(path).is_dir():
-            raise UserError(f"--out={path} is a folder; name a file")
+            raise UserError(f"{option}={path} is a folder; name a file")

@@ -18,7 +18,8 @@ import numpy as np
 from siamese_jax import stopping
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, compare_table
-from siamese_jax.tools.compare_grid import Cell, cells, override, read_grid
+from siamese_jax.tools.compare_grid import Cell, cells, read_grid
+from siamese_jax.tools.configs import override
 
 if TYPE_CHECKING:
     from siamese_jax.encoder.combined import Part
@@ -26,16 +27,23 @@ if TYPE_CHECKING:
 IMAGES_PER_MEASURE = 64
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> cli.Parser:
+    """The tool's options; fields of the config come beside them."""
     parser = cli.Parser("compare", __doc__)
     parser.add_argument("--config", required=True, help="a file with get_config() and GRID")
     parser.add_argument("--workdir", type=Path, help="default: runs/<name of the config>")
     parser.add_argument("--list", action="store_true", help="print the cells, and run none")
-    args, rest = parser.parse_known_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args, rest = options().parse_known_args(argv)
 
     base, grid = read_grid(args.config)
-    override(base, rest)
+    override(base, rest, "compare")
     chosen = cells(base, grid)
+    for cell in chosen:
+        check_cell(cell)
     if args.list:
         print("\n".join(cell.name for cell in chosen))
         return
@@ -52,6 +60,16 @@ def main(argv: Sequence[str]) -> None:
     compare_table.write(workdir, Path(args.config).stem, rows, list(grid), failures)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"report: {workdir / 'index.html'}")
+
+
+def check_cell(cell: Cell) -> None:
+    """UserError that names the cell and the field of it that is wrong: before any cell is run."""
+    from siamese_jax.train.fields import check_config
+
+    try:
+        check_config(cell.config)
+    except UserError as error:
+        raise UserError(f"the cell {cell.name}: {error}") from None
 
 
 def run_all(

@@ -9,19 +9,16 @@ A change names a field ("trunk.name"), or a whole section ("loss") that takes th
 one. An axis called "seed" is averaged over.
 """
 
-import ast
-import importlib.util
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
-from siamese_jax.tools.configs import find_config
+from siamese_jax.tools.configs import read_config, set_field
 
 Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -44,26 +41,16 @@ class Cell:
         return "-".join(re.sub(r"[^\w.]+", "_", value) for value in self.choice.values())
 
 
-def read_grid(path: str | Path) -> tuple[ConfigDict, Grid]:
+def read_grid(name: str) -> tuple[ConfigDict, Grid]:
     """The base config and the axes of a config file.
 
     Raises:
       UserError: no such file, or it is no grid.
     """
-    path = find_config(str(path))
-    if not Path(path).is_file():
-        raise UserError(f"--config={path} does not exist")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not hasattr(module, "get_config") or not getattr(module, "GRID", None):
+    config, path, module = read_config(name)
+    if not getattr(module, "GRID", None):
         raise UserError(f"{path} is no grid: it needs get_config() and GRID = {{axis: {{...}}}}")
-    return module.get_config(), module.GRID
+    return config, module.GRID
 
 
 def cells(base: ConfigDict, grid: Grid) -> list[Cell]:
@@ -84,50 +71,3 @@ def cells(base: ConfigDict, grid: Grid) -> list[Cell]:
     if len(set(folders)) < len(folders):
         raise UserError(f"two cells of the grid would share a folder: {sorted(folders)}")
     return found
-
-
-def set_field(config: ConfigDict, field: str, value: Any) -> None:
-    """config.a.b = value for "a.b"; a mapping replaces the section.
-
-    >>> config = ConfigDict({"optim": {"learning_rate": 0.1}, "loss": {"name": "triplet"}})
-    >>> set_field(config, "optim.learning_rate", 1)
-    >>> set_field(config, "loss", {"name": "nt_xent", "temperature": 0.1})
-    >>> config.optim.learning_rate, config.loss.to_dict()
-    (1.0, {'name': 'nt_xent', 'temperature': 0.1})
-    """
-    *parents, last = field.split(".")
-    section = config
-    for parent in parents:
-        section = section.get(parent) if isinstance(section, ConfigDict) else None
-    if not isinstance(section, ConfigDict) or last not in section:
-        raise UserError(f"the config has no field {field}")
-    if isinstance(value, Mapping | ConfigDict):
-        plain = value.to_dict() if isinstance(value, ConfigDict) else dict(value)
-        del section[last]
-        section[last] = ConfigDict(plain)
-        return
-    try:
-        section[last] = value
-    except TypeError:
-        kind = type(section[last]).__name__
-        raise UserError(f"{field}={value!r}: the config has a {kind} there") from None
-
-
-def override(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Applies `--config.a.b=value` arguments; values are read as Python writes them.
-
-    >>> config = ConfigDict({"train": {"steps": 600}, "data": {"source": "emoji"}})
-    >>> override(config, ["--config.train.steps=5", "--config.data.source=folder"])
-    >>> config.train.steps, config.data.source
-    (5, 'folder')
-    """
-    for argument in arguments:
-        matched = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, flags=re.DOTALL)
-        if not matched:
-            raise UserError(f"unknown argument {argument}; see compare --help")
-        field, text = matched.groups()
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False}.get(text, text)
-        set_field(config, field, value)

@@ -1,10 +1,21 @@
-"""Where the experiments are that come with the package, and which file a --config means."""
+"""Which file a --config means, what it holds, and how the command line changes its fields."""
 
+import ast
+import importlib
 import importlib.util
+import logging
 import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def shipped() -> Path:
@@ -32,7 +43,10 @@ def find_config(name: str) -> str:
             f"--config={name}: there is no such file, and no experiment of that name; there are "
             f"{', '.join(names)}"
         )
-    return str(shipped() / f"{name}.py")
+    path, own = shipped() / f"{name}.py", Path("configs") / f"{name}.py"
+    other = own.is_file() and not own.samefile(path)
+    log.info("%s is read%s", path, f", not {own}: for that, --config={own}" if other else "")
+    return str(path)
 
 
 def _is_path(name: str) -> bool:
@@ -45,3 +59,144 @@ def _make_importable(folder: Path) -> None:
     assert spec is not None
     spec.submodule_search_locations = [str(folder)]
     sys.modules["configs"] = importlib.util.module_from_spec(spec)
+
+
+def read_config(name: str) -> tuple[ConfigDict, Path, ModuleType]:
+    """A config, its file, and the module that this is; after a colon stands get_config's argument.
+
+    Raises:
+      UserError: no such file, or one without a config.
+    """
+    place, colon, argument = find_config(name).partition(":")
+    path = Path(place)
+    if not path.is_file():
+        raise UserError(f"--config={name}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={name}: the name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if colon else module.get_config()
+    except Exception as error:  # whatever that file does wrong
+        raise UserError(f"--config={name}: {_where(error, path)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={name}: get_config() gives no ConfigDict")
+    return ConfigDict(config.copy_and_resolve_references()), path, module
+
+
+def base_config() -> ConfigDict:
+    """What every config begins with: `configs/common.py` as it came with the package."""
+    _make_importable(shipped())
+    return importlib.import_module("configs.common").base()
+
+
+def run_config(folder: Path) -> ConfigDict:
+    """The config of a run, with the defaults of fields that it was trained without."""
+    from siamese_jax.storage import run_folder
+    from siamese_jax.train import fields
+
+    config, stored = base_config(), run_folder.read(folder).config
+    for section in fields.SECTIONS.keys() & stored.keys():
+        set_field(config, section, stored[section])
+    for name, value in fields.flat(stored):
+        value = tuple(value) if isinstance(value, list) else value
+        if name.split(".")[0] not in fields.SECTIONS:
+            set_field(config, name, value)
+    return config
+
+
+def _where(error: Exception, path: Path) -> str:
+    """What went wrong in a config, and in which line of it."""
+    frames = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}{f' (line {line})' if line else ''}"
+
+
+def set_field(config: ConfigDict, field: str, value: Any) -> None:
+    """config.a.b = value for "a.b"; a mapping replaces the section.
+
+    >>> config = ConfigDict({"optim": {"learning_rate": 0.1}, "loss": {"name": "triplet"}})
+    >>> set_field(config, "optim.learning_rate", 1)
+    >>> set_field(config, "loss", {"name": "nt_xent", "temperature": 0.1})
+    >>> config.optim.learning_rate, config.loss.to_dict()
+    (1.0, {'name': 'nt_xent', 'temperature': 0.1})
+    """
+    *parents, last = field.split(".")
+    section = config
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, ConfigDict) else None
+    if not isinstance(section, ConfigDict) or last not in section:
+        raise UserError(f"the config has no field {field}")
+    if isinstance(value, Mapping | ConfigDict):
+        plain = value.to_dict() if isinstance(value, ConfigDict) else dict(value)
+        del section[last]
+        section[last] = ConfigDict(plain)
+        return
+    try:
+        section[last] = value
+    except TypeError:
+        kind = type(section[last]).__name__
+        raise UserError(f"{field}={value!r}: the config has a {kind} there") from None
+
+
+def override(config: ConfigDict, arguments: Sequence[str], tool: str = "train") -> None:
+    """Applies `--config.a.b=value` arguments: sections first, then names, then their options.
+
+    Raises:
+      UserError: another argument, a field that the config does not have, or a value that it may
+        not have.
+
+    >>> config = ConfigDict({"train": {"steps": 600}, "loss": {"name": "triplet"}})
+    >>> override(config, ["--config.train.steps=5", "--config.loss.margin", "0.5"])
+    >>> config.train.steps, config.loss.margin
+    (5, 0.5)
+    """
+    from siamese_jax import values
+    from siamese_jax.train import fields
+
+    given = list(_given(arguments, tool))
+    sections = [name for name, _ in given if isinstance(config.get(name), ConfigDict)]
+    order = sorted(given, key=lambda one: (one[0] not in sections, not one[0].endswith(".name")))
+    for name, text in order:
+        if name in sections:
+            set_field(config, name, _section(name, text))
+            continue
+        kind = fields.find(name, config).kind
+        if text is None and kind.says != values.flag().says:
+            raise UserError(f"--config.{name} needs a value: {kind.says}")
+        section, _, last = name.rpartition(".")
+        holder = config.get(section) if section else config
+        if holder is None:
+            raise UserError(f"--config.{name}: the config has no section {section}")
+        with holder.ignore_type():
+            holder[last] = True if text is None else values.parse(f"--config.{name}", text, kind)
+
+
+def _given(arguments: Sequence[str], tool: str) -> Iterator[tuple[str, str | None]]:
+    """The fields that are named, and their texts; None for one that stands without a value."""
+    rest = [*arguments]
+    while rest:
+        argument = rest.pop(0)
+        name, equals, text = argument.partition("=")
+        if not name.startswith("--config."):
+            raise UserError(f"unknown argument {argument}; see `siamese-jax {tool} --help`")
+        if not equals and rest and not rest[0].startswith("--"):
+            text, equals = rest.pop(0), "="
+        yield name.removeprefix("--config."), text if equals else None
+
+
+def _section(name: str, text: str | None) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(text or "")
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(
+            f"--config.{name}={text}: a section is given whole, as \"{{'name': ..., ...}}\"; one "
+            f"field of it is --config.{name}.FIELD=VALUE"
+        )
+    return value

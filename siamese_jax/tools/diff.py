@@ -40,19 +40,24 @@ class Measured(NamedTuple):
     run: RunFolder | None = None
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> cli.Parser:
+    """The tool's options."""
     parser = cli.Parser("diff", __doc__)
     what = "a finished run's folder, or a file that `evaluate --out` wrote"
     parser.add_argument("a", type=Path, metavar="A", help=what)
     parser.add_argument("b", type=Path, metavar="B", help="what to compare with it, likewise")
+    parser.add_argument("--confidence", type=cli.SHARE, default=0.95, help="of the interval")
     parser.add_argument(
-        "--confidence", type=cli.share, default=0.95, help="of the interval (%(default)s)"
-    )
-    parser.add_argument(
-        "--split", help="whose queries of a run: test or validation; default: B's or A's, or test"
+        "--split",
+        choices=("test", "validation", "train"),
+        help="whose queries of a run; default: B's or A's, or test",
     )
     cli.add_outputs(parser, SUFFIXES)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = options().parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
 
     from siamese_jax.report.tables import aligned

@@ -22,18 +22,23 @@ from siamese_jax.tools import cli, images, search, stored
 SUFFIXES = (".npz", ".npy", ".csv")
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> cli.Parser:
+    """The tool's options."""
     parser = cli.Parser("embed", __doc__)
     cli.add_encoder(parser)
     cli.add_combination(parser)
     parser.add_argument("--images", type=os.path.expanduser, required=True, help=cli.PLACES)
     images.add_split(parser)
     cli.add_outputs(parser, SUFFIXES)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = options().parse_args(argv)
     if not args.out:
-        parser.error("give a file to write: --out=vectors.npz")
+        raise UserError("give a file to write: --out=vectors.npz")
     cli.check_outputs(args.out, SUFFIXES)
-    cli.check_combination(args)
+    cli.check_encoders(args)
 
     if stored.is_stored(args.images):
         raise UserError(f"{args.images} holds embeddings already: give pictures")

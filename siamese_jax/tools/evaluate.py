@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax import values
 from siamese_jax.errors import UserError
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, evaluate_landmarks, evaluate_structure, reranking, search
@@ -60,8 +61,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"wrote {args.per_class}")
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line's options, checked; raises `UserError` for those that do not go together."""
+def options() -> cli.Parser:
+    """The tool's options."""
     parser = cli.Parser("evaluate", __doc__)
     search.add_arguments(parser)
     reranking.add_arguments(parser)
@@ -70,17 +71,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     group = parser.add_argument_group("metrics and tables")
     group.add_argument(
         "--metrics",
-        type=lambda text: tuple(text.split(",")),
+        type=cli.Value(values.several(values.text("a metric's name"), 1)),
         help="names such as recall@k,map@r,ndcg@10; default: all that rank by labels",
     )
     group.add_argument("--per-query", help="a CSV file to write, one row a query")
     group.add_argument("--per-class", help="a CSV file to write, one row a class, the worst first")
-    group.add_argument(
-        "--worst", type=cli.count, default=5, help="classes found worst, to list (%(default)s)"
-    )
+    group.add_argument("--worst", type=cli.COUNT, default=5, help="classes found worst, to list")
     group.add_argument(
         "--interval",
-        type=cli.share,
+        type=cli.SHARE,
         metavar="SHARE",
         help="bootstrap intervals that hold this share of resampled means, such as 0.95",
     )
@@ -91,9 +90,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="what the intervals draw again; whole classes, to expect of other classes",
     )
     cli.add_outputs(parser, SUFFIXES)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's options, checked; raises `UserError` for those that do not go together."""
+    args = options().parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
-    cli.check_outputs([path for path in (args.per_query, args.per_class) if path], (".csv",))
+    for option in ("per_query", "per_class"):
+        if path := getattr(args, option):
+            cli.check_outputs([path], (".csv",), f"--{option.replace('_', '-')}")
     reranking.check(args)
     if args.landmarks:
         evaluate_landmarks.check(args)

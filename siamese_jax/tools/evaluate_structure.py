@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from siamese_jax import values
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, search
 
@@ -20,11 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="roc_auc, eer and fnmr@fmr over all pairs of a query and a gallery image",
     )
     group.add_argument(
-        "--fmr", type=cli.numbers, default=FMRS, help="false match rates to take fnmr at: 0.1,0.01"
+        "--fmr",
+        type=cli.Value(values.several(values.number(0, 1), 1)),
+        default=FMRS,
+        help="false match rates to take fnmr at: 0.1,0.01",
     )
     group.add_argument(
         "--clustering",
-        type=cli.count,
+        type=cli.COUNT,
         nargs="?",
         const=0,
         metavar="K",

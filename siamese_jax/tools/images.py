@@ -11,7 +11,7 @@ import numpy as np
 from siamese_jax.data.folders import LAYOUTS
 from siamese_jax.data.labels import Codebook, joined, missing
 from siamese_jax.errors import UserError
-from siamese_jax.tools import stored
+from siamese_jax.tools import cli, stored
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
@@ -53,7 +53,9 @@ class Side:
 def add_split(parser: argparse.ArgumentParser) -> None:
     """Adds the options that choose a split and say where labels come from."""
     parser.add_argument(
-        "--split", help="only this split of a data set that has splits: train, validation, test"
+        "--split",
+        choices=("train", "validation", "test"),
+        help="only this split of a data set that has splits",
     )
     parser.add_argument(
         "--labels",
@@ -68,6 +70,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label-separator",
+        type=cli.TEXT,
         help="what stands between the labels of an image with several, in a CSV: ';'",
     )
 

@@ -77,16 +77,19 @@ class Found:
         }
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> cli.Parser:
+    """The tool's options."""
     parser = cli.Parser("rank", __doc__)
     search.add_arguments(parser)
     reranking.add_arguments(parser)
-    parser.add_argument("-k", type=cli.count, default=10, help="neighbours a query (%(default)s)")
-    parser.add_argument(
-        "--show", type=cli.count, default=100, help="queries in the HTML (%(default)s)"
-    )
+    parser.add_argument("-k", type=cli.COUNT, default=10, help="neighbours a query")
+    parser.add_argument("--show", type=cli.COUNT, default=100, help="queries in the HTML")
     cli.add_outputs(parser, SUFFIXES)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = options().parse_args(argv)
     cli.check_outputs(args.out, SUFFIXES)
     reranking.check(args)
 
@@ -95,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         n = len(pair.gallery.vectors)
         print(f"-k {args.k} is more than the gallery's {n} images: every query lists all there are")
     way = reranking.order(pair, args)
-    found = Found(pair, reranking.rank(pair, way, args.k))
+    found = Found(pair, reranking.rank(pair, way, min(args.k, len(pair.gallery.vectors))))
     metrics: dict[str, Any] = {}
     if pair.labelled:
         from siamese_jax.metrics.evaluation import summary

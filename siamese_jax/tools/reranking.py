@@ -9,27 +9,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from siamese_jax import values
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, search
+from siamese_jax.values import COUNT, Kind, number
 
 if TYPE_CHECKING:
     from siamese_jax.metrics.retrieval import PerQuery
     from siamese_jax.search.ranking import Ranking
 
 # Their options are those of the functions in `siamese_jax.search.rerank`, which check their values.
-METHODS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "k_reciprocal": {"k1": int, "k2": int, "weight": float},
+METHODS: dict[str, dict[str, Kind]] = {
+    "k_reciprocal": {"k1": COUNT, "k2": COUNT, "weight": number(0, 1)},
     "diffusion": {
-        "graph_k": int,
-        "query_k": int,
-        "alpha": float,
-        "gamma": float,
-        "iterations": int,
+        "graph_k": COUNT,
+        "query_k": COUNT,
+        "alpha": number(0, below=1),
+        "gamma": number(above=0),
+        "iterations": COUNT,
     },
 }
-FUSIONS: dict[str, dict[str, Callable[[str], Any]]] = {
+FUSIONS: dict[str, dict[str, Kind]] = {
     "scores": {},
-    "ranks": {"c": float, "depth": int},
+    "ranks": {"c": number(0), "depth": COUNT},
 }
 
 
@@ -38,6 +40,9 @@ class Method(NamedTuple):
 
     name: str
     options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def function(self) -> Callable[..., "Ranking"]:
@@ -60,7 +65,7 @@ class Method(NamedTuple):
         return {"method": self.name} | defaults | self.options
 
 
-def method(text: str, table: Mapping[str, Mapping[str, Callable[[str], Any]]] = METHODS) -> Method:
+def method(text: str, table: Mapping[str, Mapping[str, Kind]] = METHODS) -> Method:
     """ "k_reciprocal:k1=12,weight=0.5" as an argument's type.
 
     >>> method("k_reciprocal:k1=12,weight=0.5")
@@ -76,9 +81,9 @@ def method(text: str, table: Mapping[str, Mapping[str, Callable[[str], Any]]] = 
             known = ", ".join(table[name]) or "none"
             raise argparse.ArgumentTypeError(f"{name} has no option {option!r}; it has: {known}")
         try:
-            options[option] = table[name][option](value)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{option}={value!r} is not a number") from None
+            options[option] = values.parse(option, value, table[name][option])
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return Method(name, options)
 
 
@@ -86,16 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of re-ranking."""
     group = parser.add_argument_group("re-ranking (all by cosine; see siamese_jax.search.rerank)")
     group.add_argument(
-        "--expand", type=cli.count, metavar="K", help="add to each query its K nearest items"
+        "--expand", type=cli.COUNT, metavar="K", help="add to each query its K nearest items"
     )
     group.add_argument(
-        "--augment", type=cli.count, metavar="K", help="add to each gallery item its K nearest"
+        "--augment", type=cli.COUNT, metavar="K", help="add to each gallery item its K nearest"
     )
     group.add_argument(
         "--alpha",
-        type=float,
+        type=cli.Value(values.EXPONENT),
         default=0.0,
-        help="of both: weight cosine^alpha; 0 is the plain mean (%(default)s)",
+        help="of both: weight cosine^alpha; 0 is the plain mean",
     )
     ways = "; ".join(f"{name}:{'=,'.join(options)}=" for name, options in METHODS.items())
     group.add_argument(
@@ -194,5 +199,5 @@ def measure(
         chosen = expand(metrics, ks)
         deepest = {"k": 0, "r": largest, "all": len(pair.gallery.vectors)}
         depth = max(k or deepest[METRICS[family][1]] for family, k in chosen.values())
-    ranking = rank(pair, method, depth)
+    ranking = rank(pair, method, min(depth, len(pair.gallery.vectors)))
     return of_ranking(ranking, *sides.labels, ks=ks, metrics=metrics, **sides.named_ids)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from siamese_jax import values
 from siamese_jax.errors import UserError
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import classes, cli, images, stored
@@ -75,10 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="likewise. Default: the gallery of --query, or itself",
     )
     images.add_split(parser)
+    parser.add_argument("--distance", type=cli.DISTANCE, help="default: the encoder's own")
     parser.add_argument(
-        "--distance", help="euclidean, sqeuclidean, cosine or dot; default: the encoder's own"
+        "--ks",
+        type=cli.Value(values.several(values.COUNT, 1)),
+        default=(1, 5, 10),
+        help="depths of the metrics",
     )
-    parser.add_argument("--ks", type=cli.counts, default=(1, 5, 10), help="depths of the metrics")
 
 
 def open_pair(args: argparse.Namespace, *, needed: bool = False) -> Pair:
@@ -87,11 +91,7 @@ def open_pair(args: argparse.Namespace, *, needed: bool = False) -> Pair:
     Raises:
       UserError: an unknown distance, a place without images, an encoder that cannot be had.
     """
-    from siamese_jax import distances
-
-    if args.distance is not None:
-        distances.check(args.distance)
-    cli.check_combination(args)
+    cli.check_encoders(args)
     places = [args.query, args.gallery or args.query]
     if not args.encoder:
         if not all(place and stored.is_stored(place) for place in places):

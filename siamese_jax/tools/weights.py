@@ -7,6 +7,7 @@ weights verify my.h5 [--trunk=resnet50]    read it whole; say which trunk and fo
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,8 @@ from siamese_jax.weights.fit import Mismatch, complete
 from siamese_jax.weights.load import SOURCES, TrunkWeights, load, save
 from siamese_jax.weights.port import flatten
 from siamese_jax.weights.sources import find_source
+
+log = logging.getLogger(__name__)
 
 
 def list_sources(trunk: str | None = None, cache_dir: str | None = None) -> list[str]:
@@ -64,6 +67,8 @@ def convert(file: str, trunk: str, out: str, **reading: Any) -> TrunkWeights:
 
 def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
     """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
+    if trunk is None:
+        log.info("%s is held against all %d trunks; --trunk=NAME is quicker", file, len(TRUNKS))
     candidates = [trunk] if trunk else _candidates(formats.read(file))
     problems = []
     for candidate in candidates:
@@ -100,8 +105,8 @@ class _Command(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command line; raises UserError for the user's mistakes."""
+def options() -> cli.Parser:
+    """The tool's commands, and the options of each."""
     parser = cli.Parser("weights", __doc__ or "")
     # Sub-parsers are made by the class of their parent, which here takes a name and a description.
     commands = parser.add_subparsers(
@@ -115,18 +120,23 @@ def main(argv: Sequence[str]) -> None:
     for part in (listing, fetching):
         part.add_argument("--cache-dir", help="instead of ~/.cache/siamese_jax")
     converting = command("convert", help="port a file into .npz")
-    converting.add_argument("file")
-    converting.add_argument("--trunk", required=True)
-    converting.add_argument("--out", required=True)
+    converting.add_argument("file", help="of weights, or a run's folder")
+    converting.add_argument("--trunk", choices=sorted(TRUNKS), required=True, help="whose they are")
+    converting.add_argument("--out", required=True, help="the .npz to write")
     verifying = command("verify", help="read a file whole")
-    verifying.add_argument("file")
-    verifying.add_argument("--trunk")
+    verifying.add_argument("file", help="of weights")
+    verifying.add_argument("--trunk", choices=sorted(TRUNKS), help="default: the one that fits")
     verifying.add_argument(
         "--all", action="store_true", help="print every name that is missing (-) or unknown (+)"
     )
     for part in (converting, verifying):
         cli.add_reading(part)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line; raises UserError for the user's mistakes."""
+    args = options().parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # no need to wake a GPU for reading files
     if args.command == "list":
         print("\n".join(list_sources(args.trunk, args.cache_dir)))

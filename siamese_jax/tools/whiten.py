@@ -12,11 +12,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from siamese_jax import values
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, images, stored
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> cli.Parser:
+    """The tool's options."""
     parser = cli.Parser("whiten", __doc__)
     cli.add_encoder(parser)
     parser.add_argument(
@@ -30,15 +32,20 @@ def main(argv: Sequence[str]) -> None:
         choices=("pca", "learned"),
         help="learned makes images of one class alike, and needs labels; default: by labels",
     )
-    parser.add_argument("--dim", type=cli.count, help="dimensions to keep; default: all")
+    parser.add_argument("--dim", type=cli.COUNT, help="dimensions to keep; default: all")
     parser.add_argument(
         "--shrinkage",
-        type=float,
+        type=cli.Value(values.SHRINKAGE),
         default=1.0,
-        help="share of its mean that the inverted matrix gets on its diagonal (%(default)s)",
+        help="share of its mean that the inverted matrix gets on its diagonal",
     )
     parser.add_argument("--out", type=Path, help="a folder; default: the run's own")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    args = options().parse_args(argv)
+    cli.check_encoders(args)
     if len(args.encoder) > 1:
         raise UserError("a whitening is of one encoder: give --encoder once")
     name = args.encoder[0]
@@ -59,6 +66,8 @@ def main(argv: Sequence[str]) -> None:
             where, images.wanted(args, needed=args.method == "learned"), split=args.split
         )
     encoder = cli.open_encoder(args, name, whitening=False)
+    if args.dim is not None:  # before the work
+        values.check("--dim", args.dim, values.whole(1, encoder.embedding_dim))
     out = args.out or Path(name)
     made = whiten(
         encoder,

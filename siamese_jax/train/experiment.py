@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from siamese_jax import distances, stopping, weights
+from siamese_jax import stopping, weights
 from siamese_jax.data.pipeline import Reading
 from siamese_jax.data.preprocess import limit_pixels
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
@@ -30,6 +30,15 @@ from siamese_jax.report.run_page import write_report
 from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.storage.cache import cache_root
 from siamese_jax.train import optim
+from siamese_jax.train.beginning import (
+    Parent,
+    extended,
+    find_parent,
+    inherit,
+    set_aside,
+    warn_of_other_data,
+)
+from siamese_jax.train.fields import check_config
 from siamese_jax.train.from_config import (
     embedding_width,
     make_loss,
@@ -54,13 +63,18 @@ from siamese_jax.weights.load import TrunkWeights, stored_weights
 log = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, *, fork: str | Path | None = None
+) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates before and after.
 
     Args:
       config: as `configs/common.py` lays it out.
       workdir: the run's folder; one that holds checkpoints of this config is resumed, and one that
-        is finished returns its results at once.
+        is finished returns its results at once. With a constant learning rate it may be given
+        more steps than before.
+      fork: another run's folder. A run that has no checkpoint yet begins with the parameters that
+        were the result there, at step 0 and with a fresh optimiser; run.json says so.
 
     Returns:
       The content of results.json.
@@ -70,28 +84,34 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         is not finite.
     """
     workdir, began = Path(workdir), time.monotonic()
-    distances.check(config.distance)
-    before = run_folder.begun(workdir, config.to_dict())
+    check_config(config)
+    before = run_folder.begun(workdir, config.to_dict(), may_differ=["train.steps"])
+    before = before and extended(before, config)
     if before and before.results is not None:
         log.info("%s is finished; its results stand", workdir)
         return before.results
     found = checkpoint.load_newest(workdir / "checkpoints")
     facts = before.facts if before and found else {"warnings": []}
+    parent = None if found else find_parent(workdir, fork, config)
 
     records, keys = load_data(config, facts)
     stopping.check("no step was taken")
-    trunk = load_trunk(config, facts, found)
+    trunk = parent.trunk if parent else load_trunk(config, facts, found)
     model = encoder_model.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
     log_summary(records, trunk)
     inputs = make_inputs(config, model, trunk, records, keys)
+    if parent:
+        facts["forked_from"] = parent.describe(config)
+        warn_of_other_data(parent, fingerprint(records, keys), facts)
     if "before" not in facts:
         facts = describe(config, facts, trunk, inputs.records, fingerprint(records, keys))
         facts["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
     run = Run(config, workdir, inputs, facts)
     sampler = make_sampler(config, inputs)
-    state, step, moving = start(run, model, trunk, found)
+    state, step, moving = start(run, model, trunk, found, parent)
     stopping.check("no step was taken")
     # From here on the folder is this run's.
+    set_aside(before)
     run_folder.write_json(workdir / "config.json", config.to_dict())
     run_folder.write_json(workdir / "run.json", facts)
     with naming(workdir, "checkpoints that were saved are kept"):
@@ -192,8 +212,6 @@ def load_trunk(config: ConfigDict, facts: Mapping[str, Any], found: Any) -> Trun
 
 def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
     """The stages whose BatchNorm uses batch statistics: those with nothing frozen, if asked."""
-    if config.trunk.batch_norm not in ("frozen", "train"):
-        raise UserError(f"trunk.batch_norm={config.trunk.batch_norm!r}; choose frozen or train")
     moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
     whole = [stage for stage, leaves in moving.items() if all(jax.tree.leaves(leaves))]
     return tuple(whole) if config.trunk.batch_norm == "train" else ()
@@ -288,8 +306,6 @@ def initial_parameters(
     config: ConfigDict, model: Model, trunk: TrunkWeights, inputs: Inputs, loss: Loss, *, fit: bool
 ) -> tuple[Any, Any]:
     """Pretrained trunk, fresh head (fitted to the features, if `fit`), fresh loss parameters."""
-    if config.head.init not in ("random", "pca"):
-        raise UserError(f"head.init={config.head.init!r}; choose random or pca")
     head_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
     shape = encoder_model.feature_shape(model, trunk.variables, config.trunk.image_size)
     head = encoder_model.init_head(model, shape, head_key)
@@ -311,12 +327,17 @@ def initial_parameters(
 
 
 def start(
-    run: Run, model: Model, trunk: TrunkWeights, found: tuple[int, dict[str, Any]] | None
+    run: Run,
+    model: Model,
+    trunk: TrunkWeights,
+    found: tuple[int, dict[str, Any]] | None,
+    parent: Parent | None,
 ) -> tuple[TrainState, Step, Any]:
     """The state to go on from, the step, and which parameters it moves."""
     config = run.config
     loss, miner = make_loss(config), make_miner(config)
     params, batch_stats = initial_parameters(config, model, trunk, run.inputs, loss, fit=not found)
+    params, batch_stats = inherit(parent, params, batch_stats, run.facts)
     freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
     tx = make_optimizer(config, params, freeze)
     memory = make_memory(config, run.inputs)

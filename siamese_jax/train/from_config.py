@@ -26,20 +26,13 @@ def _from_table(
     """table[options.name](**the other options, **given).
 
     Raises:
-      UserError: a name or an option unknown, or an option missing.
+      UserError: a name unknown, or an option missing. What else may be wrong, `fields` has checked.
     """
     chosen = {k: v for k, v in options.to_dict().items() if k != "name"}
     if (called := options.get("name")) not in table:
         raise UserError(f"{section}.name={called!r}; choose one of {', '.join(table)}")
     factory = table[called]
     known = inspect.signature(factory).parameters
-    for name in chosen:
-        if name not in known:
-            raise UserError(
-                f"{section}.{name}: {called} has no such option; it has "
-                f"{', '.join(n for n in known if n not in given) or 'none'}. To set the section "
-                f"whole: --config.{section}=\"{{'name': '{called}', ...}}\""
-            )
     arguments = {k: v for k, v in given.items() if k in known} | chosen
     needed = {n for n, p in known.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
     if missing := sorted(needed - arguments.keys()):

@@ -57,23 +57,27 @@ def merge(selected: Tree, tree: Tree, mask: Tree) -> Tree:
     return jax.tree.map(lambda keep, new, old: new if keep else old, mask, selected, tree)
 
 
+# (learning rate, steps to the last one) -> a schedule of the steps after the warm-up.
+SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
+    "constant": lambda rate, rest: optax.constant_schedule(rate),
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda rate, rest: optax.linear_schedule(rate, 0.0, rest),
+}
+
+
 def warmup_schedule(
     learning_rate: float, *, schedule: str, warmup_steps: int, total_steps: int
 ) -> Schedule:
     """Linear warm-up from 0, then "constant", "cosine" or "linear" down to 0 at the last step."""
     rest = max(1, total_steps - warmup_steps)
-    after = {
-        "constant": optax.constant_schedule(learning_rate),
-        "cosine": optax.cosine_decay_schedule(learning_rate, rest),
-        "linear": optax.linear_schedule(learning_rate, 0.0, rest),
-    }
-    if schedule not in after:
-        raise UserError(f"optim.schedule={schedule!r}; choose one of {', '.join(after)}")
+    if schedule not in SCHEDULES:
+        raise UserError(f"optim.schedule={schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    after = SCHEDULES[schedule](learning_rate, rest)
     if not warmup_steps:
-        return after[schedule]
+        return after
     # The first step already moves: 1/(w + 1) of the way, not 0.
     warmup = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, after[schedule]], [warmup_steps])
+    return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {

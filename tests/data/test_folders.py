@@ -388,13 +388,34 @@ def test_lists_of_pictures(tmp_path, monkeypatch):
     assert [stems.class_names[label] for label in stems.label] == ["1", "0", "1", "2", "3"]
 
 
+def test_comments_and_dead_paths_of_a_list_are_left_out(tmp_path, monkeypatch):
+    fill(tmp_path, "0.png", "1.png")
+    (tmp_path / "list.txt").write_text("# mine\n0.png\nno.png\n#1.png\n1.png\n")
+    found = load_images(tmp_path / "list.txt")
+    assert [os.path.basename(path) for path in found.path] == ["0.png", "1.png"]
+    said = f"1 of 3 images do not exist, the first is {tmp_path}/no.png (line 3); they are left out"
+    assert len(found.notes) == 1
+    assert said in found.notes[0]
+    # From the current folder, where more of them are.
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.txt").write_text("0.png\nno.png\n")
+    monkeypatch.chdir(tmp_path)
+    found = load_images("lists/list.txt")
+    assert (list(found.path), len(found.notes)) == (["0.png"], 1)
+    assert len(load_images([tmp_path / "0.png", tmp_path / "no.png"])) == 1
+
+
 def test_mistakes_in_lists(tmp_path, monkeypatch):
     fill(tmp_path, "0.png")
-    texts = {"gone.txt": b"0.png\nno.png\n", "empty.txt": b"\n\n", "binary.bin": b"\0\1\2"}
+    texts = {
+        "gone.txt": b"# a list\nyes.png\nno.png\n",
+        "empty.txt": b"\n\n",
+        "binary.bin": b"\0\1\2",
+    }
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text)
     for place, message in [
-        ("gone.txt", r"1 of 2 images do not exist, the first is .*no.png \(line 2\)"),
+        ("gone.txt", r"2 of 2 images do not exist, the first is .*yes.png \(line 2\)"),
         ("empty.txt", "is empty: a list of pictures has one path a line"),
         ("binary.bin", "neither a picture that Pillow can open nor a folder"),
         ("nowhere", "does not exist; give a folder, a picture, a list"),

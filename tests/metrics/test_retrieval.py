@@ -247,7 +247,7 @@ def test_a_ranking_gives_the_metrics_its_depth_determines():
         (lambda: retrieval.evaluate([[0.0]], [1], [[0.0, 1.0]], [1]), "are not .q, d., .g, d."),
         (lambda: retrieval.evaluate([[0.0], [np.nan]], [1, 1]), "queries row 1 is not finite"),
         (lambda: retrieval.evaluate([[0.0]], [1], metrics=["recal@1"]), "'recal@1' is unknown"),
-        (lambda: retrieval.evaluate([[0.0]], [1], ks=[0]), "at least 1"),
+        (lambda: retrieval.evaluate([[0.0]], [1], ks=[0]), "k of recall@k=0: must be"),
         (lambda: retrieval.evaluate([[0.0]], [1], distance="l1"), "l1"),
     ],
 )

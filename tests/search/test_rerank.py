@@ -265,18 +265,18 @@ def test_fused_rankings_add_reciprocal_positions(rng):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: rerank.expand_queries(x, x, alpha=-1), "0 or more"),
+        (lambda x: rerank.expand_queries(x, x, alpha=-1), "alpha=-1: must be"),
         (lambda x: rerank.k_reciprocal(x, x, 3, k2=99), "k2 = 99"),
         (lambda x: rerank.k_reciprocal(x, x, 3, query_ids=np.arange(4)), "both"),
         (lambda x: rerank.diffuse(x, x, 3, alpha=1.0), "alpha"),
-        (lambda x: rerank.fit_whitening(x, dim=9), "dim = 9"),
+        (lambda x: rerank.fit_whitening(x, dim=9), "dim=9"),
         (lambda x: rerank.fit_whitening(x, np.arange(4)), "single"),
         (lambda x: rerank.fit_whitening(np.ones((4, 2))), "differ"),
         (lambda x: rerank.fit_whitening(x)(np.ones((2, 7))), "fitted to"),
         (lambda x: rerank.concatenate([x, x[:2]]), "same images"),
-        (lambda x: rerank.concatenate([x], weights=[-1]), "none negative"),
+        (lambda x: rerank.concatenate([x], weights=[-1]), r"weights=\[-1\]"),
         (lambda x: rerank.fuse_rankings([], 3), "same queries"),
-        (lambda x: rerank.augmented(None, scales=()), "at least one"),
+        (lambda x: rerank.augmented(None, scales=()), r"scales=\[\]: must be 1 or more"),
         (lambda x: rerank.augment_gallery(x[0]), "must be"),
     ],
 )

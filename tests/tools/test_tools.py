@@ -18,8 +18,9 @@ from siamese_jax.__main__ import main
 from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.tools.compare import images_per_second
-from siamese_jax.tools.compare_grid import Cell, cells, override, set_field
+from siamese_jax.tools.compare_grid import Cell, cells
 from siamese_jax.tools.compare_table import table
+from siamese_jax.tools.configs import override, set_field
 
 ROOT = Path(__file__).parents[2]
 ENCODER = ["--encoder=resnet18", "--weights=random", "--image-size=32"]
@@ -324,11 +325,11 @@ MISTAKES = {
     "no such place": (["rank", *ENCODER, "--query=/no/such"], 2, "/no/such does not exist"),
     "no query": (["evaluate", *ENCODER], 2, "--query"),
     "distance": (["rank", *ENCODER, "--query=/", "--distance=l7"], 2, "l7"),
-    "k": (["rank", *ENCODER, "--query=x", "-k", "0"], 2, "at least 1"),
+    "k": (["rank", *ENCODER, "--query=x", "-k", "0"], 2, "from 1 to"),
     "metric": (["evaluate", *ENCODER, "--query=x", "--metrics=f1"], 2, "f1"),
     "suffix": (["rank", *ENCODER, "--query=x", "--out=x.xlsx"], 2, ".csv, .html"),
     "no output": (["embed", *ENCODER, "--images=x"], 2, "--out"),
-    "interval": (["evaluate", *ENCODER, "--query=x", "--interval=95"], 2, "between 0 and 1"),
+    "interval": (["evaluate", *ENCODER, "--query=x", "--interval=95"], 2, "above 0 below 1"),
     "no run": (["diff", "/no/such", "/"], 2, "/no/such"),
     "no result": (["diff", "/", "/"], 2, "not a finished run"),
     "no config": (["compare", "--config=/no/such.py"], 2, "/no/such.py"),

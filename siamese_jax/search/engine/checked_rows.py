@@ -65,6 +65,21 @@ def at_least_one(**counts: int) -> None:
             raise UserError(f"{name} = {value!r} must be a whole number, at least 1")
 
 
+MOST_EMPTY = 2**28  # places of an answer that may stay empty because the gallery is smaller than k
+
+
+def check_room(q: int, g: int, **counts: int) -> None:
+    """UserError for an answer of q rows that is far longer than a gallery of g could fill.
+
+    >>> check_room(4, 6, k=10**9)
+    Traceback (most recent call last):
+    siamese_jax.errors.UserError: k=1000000000: the gallery has 6 rows; give at most that many
+    """
+    for name, value in counts.items():
+        if value > g and q * value > MOST_EMPTY:
+            raise UserError(f"{name}={value}: the gallery has {g} rows; give at most that many")
+
+
 def unit_rows(
     rows: ArrayLike, name: str = "embeddings", gallery: np.ndarray | None = None
 ) -> np.ndarray:

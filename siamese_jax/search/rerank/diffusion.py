@@ -22,9 +22,9 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import ArrayLike
 
+from siamese_jax import values
 from siamese_jax.data.labels import Groups
-from siamese_jax.errors import UserError
-from siamese_jax.search.engine.checked_rows import at_least_one, unit_rows
+from siamese_jax.search.engine.checked_rows import at_least_one, check_room, unit_rows
 from siamese_jax.search.ranking import MEMORY_LIMIT, Ranking, rank
 from siamese_jax.search.rerank.k_reciprocal import identities, neighbours
 
@@ -69,10 +69,11 @@ def diffuse(
       UserError: an argument out of range, or what `siamese_jax.rank` raises.
     """
     at_least_one(k=k, graph_k=graph_k, query_k=query_k, iterations=iterations)
-    if not 0 <= alpha < 1 or not gamma > 0:
-        raise UserError(f"give alpha in [0, 1), not {alpha}, and gamma above 0, not {gamma}")
+    values.check("alpha", alpha, values.number(0, below=1))
+    values.check("gamma", gamma, values.number(above=0))
     y = unit_rows(gallery, "gallery")
     x = unit_rows(queries, "queries", y)
+    check_room(len(x), len(y), k=k)
     near, weight = _graph(y, graph_k, gamma, memory_limit)
     start = rank(
         x, y, query_k, distance="cosine", query_ids=query_ids, gallery_ids=gallery_ids,

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from siamese_jax.errors import UserError
+from siamese_jax import values
 from siamese_jax.search.engine.checked_rows import unit_rows
 from siamese_jax.search.ranking import MEMORY_LIMIT, Ranking, rank
 
@@ -37,8 +37,7 @@ def expand_queries(
     >>> expand_queries([[1.0, 0.0]], [[0.0, 2.0], [-1.0, 0.0]], k=1).round(3).tolist()
     [[0.7070000171661377, 0.7070000171661377]]
     """
-    if not alpha >= 0:
-        raise UserError(f"alpha = {alpha} would trust far neighbours most: give 0 or more")
+    values.check("alpha", alpha, values.EXPONENT)
     y = unit_rows(gallery, "gallery")
     x = unit_rows(queries, "queries", y)
     found = rank(

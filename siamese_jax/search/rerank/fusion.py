@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.search.engine.checked_rows import at_least_one, finite
+from siamese_jax.search.engine.checked_rows import at_least_one, check_room, finite
 from siamese_jax.search.ranking import Ranking, rank
 
 
@@ -36,6 +36,7 @@ def fuse_rankings(rankings: Sequence[Ranking | ArrayLike], k: int, *, c: float =
         raise UserError(f"fusion needs rankings of whole numbers, and c = {c} >= 0")
     position = np.concatenate([np.arange(1, part.shape[1] + 1) for part in lists])
     item = np.concatenate(lists, axis=1)
+    check_room(*item.shape, k=k)
     found = Ranking(np.full((len(item), k), -1, np.int32), np.full((len(item), k), np.inf, "f4"))
     for q, row in enumerate(item):
         there = row >= 0

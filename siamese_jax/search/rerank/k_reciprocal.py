@@ -20,9 +20,10 @@ Only the at most k2 (k1 + 1)(k1/2 + 2) non-zeros of each row of V' are ever kept
 import numpy as np
 from numpy.typing import ArrayLike
 
+from siamese_jax import values
 from siamese_jax.data.labels import Codebook, Groups, as_ids, joined
 from siamese_jax.errors import UserError
-from siamese_jax.search.engine.checked_rows import amid, at_least_one, moved, unit_rows
+from siamese_jax.search.engine.checked_rows import amid, at_least_one, check_room, moved, unit_rows
 from siamese_jax.search.ranking import MEMORY_LIMIT, Ranking, rank
 
 
@@ -57,10 +58,12 @@ def k_reciprocal(
       UserError: k1, k2 or weight out of range, or what `siamese_jax.rank` raises.
     """
     at_least_one(k=k, k1=k1, k2=k2)
-    if not (k2 <= k1 + 1 and 0 <= weight <= 1):
-        raise UserError(f"k2 = {k2} must be at most k1 + 1 = {k1 + 1}, weight = {weight} in 0..1")
+    values.check("weight", weight, values.number(0, 1))
+    if k2 > k1 + 1:
+        raise UserError(f"k2 = {k2} must be at most k1 + 1 = {k1 + 1}")
     y = unit_rows(gallery, "gallery")
     x = unit_rows(queries, "queries", y)
+    check_room(len(x), len(y), k=k)
     ids = identities(query_ids, gallery_ids, len(x), len(y))
     found = Ranking(np.full((len(x), k), -1, np.int32), np.full((len(x), k), np.inf, np.float32))
     if not len(x) or not len(y):
