@@ -67,7 +67,10 @@ CHANGED = {
 # Where data and weights come from, what is kept, what costs memory: each has tests of its own.
 ELSEWHERE = {
     *(f"data.{n}" for n in ("source", "root", "layout", "images", "separator", "split")),
-    *(f"data.{n}" for n in ("strict", "cache_dir", "label_key", "image_key", "super_key")),
+    *(
+        f"data.{n}"
+        for n in ("strict", "max_pixels", "cache_dir", "label_key", "image_key", "super_key")
+    ),
     *(f"trunk.{n}" for n in ("name", "weights", "offline_fallback", "form", "ignore")),
     *(f"train.{n}" for n in ("checkpoint_every", "max_to_keep")),
     "eval.batch_size",
