@@ -121,11 +121,11 @@ def options() -> cli.Parser:
         part.add_argument("--cache-dir", help="instead of ~/.cache/siamese_jax")
     converting = command("convert", help="port a file into .npz")
     converting.add_argument("file", help="of weights, or a run's folder")
-    converting.add_argument("--trunk", choices=sorted(TRUNKS), required=True, help="whose they are")
+    converting.add_argument("--trunk", required=True, help="whose they are")
     converting.add_argument("--out", required=True, help="the .npz to write")
     verifying = command("verify", help="read a file whole")
     verifying.add_argument("file", help="of weights")
-    verifying.add_argument("--trunk", choices=sorted(TRUNKS), help="default: the one that fits")
+    verifying.add_argument("--trunk", help="default: the one that fits")
     verifying.add_argument(
         "--all", action="store_true", help="print every name that is missing (-) or unknown (+)"
     )
