@@ -146,7 +146,7 @@ def test_a_fused_cosine_is_the_weighted_mean_of_the_cosines(encoder, other, imag
     np.testing.assert_allclose(vectors @ vectors.T, (3 * a @ a.T + b @ b.T) / 4, atol=1e-6)
     assert made.embedding_dim == vectors.shape[1] == 512 + 7
     assert made.fingerprint != combined.fused([encoder, other]).fingerprint
-    with pytest.raises(UserError, match="none negative"):
+    with pytest.raises(UserError, match=r"weights=\[1, -1\]: must be"):
         combined.fused([encoder, other], [1, -1])
 
 

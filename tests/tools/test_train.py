@@ -72,7 +72,7 @@ def test_the_wheel_trains_without_the_checkout(installed, tmp_path):
         )
 
     assert (installed / "siamese_jax" / "py.typed").is_file()
-    assert "siamese-jax = siamese_jax.__main__:main" in "".join(
+    assert "siamese-jax = siamese_jax.__main__:process" in "".join(
         path.read_text() for path in installed.glob("*.dist-info/entry_points.txt")
     )
     wrong = run("train", "--config=nonsense")
