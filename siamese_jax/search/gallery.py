@@ -16,7 +16,7 @@ from siamese_jax.data.labels import Codebook, as_ids, joined, kind_of
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine import device_program, operands
 from siamese_jax.search.engine.approximate_index import INDEXES, Index
-from siamese_jax.search.engine.blocks import Blocks
+from siamese_jax.search.engine.blocks import Blocks, padded
 from siamese_jax.search.engine.operands import Frame
 from siamese_jax.search.engine.rows import Rows, as_rows
 
@@ -66,7 +66,7 @@ class Gallery:
 
     def _forget(self) -> None:
         self._blocks: dict[tuple, Blocks] = {}
-        self._slabs: dict[tuple, tuple] = {}
+        self._slabs: dict[tuple, device_program.Slab] = {}
         self._indexes: dict[tuple[str, str], Index] = {}
         self._origins: dict[str, np.ndarray] = {}
         self._book: Codebook | None = None
@@ -151,8 +151,10 @@ class Gallery:
             self._blocks[key] = Blocks(self.rows, there, code, frame, size)
         return self._blocks[key].keep()
 
-    def slab(self, mesh: Mesh, start: int, size: int, there: np.ndarray | None) -> tuple:
-        """Rows start : start + size on the mesh's devices: (rows, which are there, codes)."""
+    def slab(
+        self, mesh: Mesh, start: int, size: int, there: np.ndarray | None
+    ) -> device_program.Slab:
+        """Rows start : start + size on the mesh's devices."""
         code = None if self._book is None else self._book.own
         key = ("slab", mesh, start, size, code is not None)
         if there is self.there and key in self._slabs:
@@ -161,11 +163,8 @@ class Gallery:
         block = np.zeros((size, operands.padded_width(d)), np.float32)
         with np.errstate(over="ignore"):
             count = self.rows.read(start, block)
-        here, codes = np.zeros(size, bool), np.full(size, -1, np.int32)
-        here[:count] = True if there is None else there[start : start + count]
-        if code is not None:
-            codes[:count] = code[start : start + count]
-        slab = tuple(device_program.place(mesh, v) for v in (block, here, codes))
+        here, codes = padded(start, size, count, there, code, -1)
+        slab = device_program.Slab(*(device_program.place(mesh, v) for v in (block, here, codes)))
         if there is self.there and self.keeps(Frame("", "float32", d, block[0])):
             self._slabs[key] = slab
         return slab
@@ -175,6 +174,12 @@ class Gallery:
         if (library, distance) not in self._indexes:
             self._indexes[library, distance] = INDEXES[library](self.rows, distance)
         return self._indexes[library, distance]
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether a pass over the rows as they are costs little more than one over a prepared copy:
+        they are in memory, or there is no such copy."""
+        return self.resident is False or not self.rows.mapped
 
     def keeps(self, frame: Frame) -> bool:
         """Whether the prepared copy stays in memory."""

@@ -16,7 +16,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.search.engine import accelerators as split
 from siamese_jax.search.engine import approximate as about
 from siamese_jax.search.engine import cpu, exact
-from siamese_jax.search.engine.blocks import Blocks
+from siamese_jax.search.engine.blocks import check_all
 from siamese_jax.search.engine.checked_rows import check_room
 from siamese_jax.search.engine.request import Predicate, Search, chosen_precision
 from siamese_jax.search.gallery import Gallery
@@ -181,10 +181,8 @@ def pairwise_distances(
     """
     search = _search(Asked(queries, gallery, distance, None, None), None, MEMORY_LIMIT)
     x, rows = search.queries, search.gallery.rows
-    frame = search.frame("float32")
-    list(search.sides(frame, 1024))
-    for _ in Blocks(rows, None, None, frame, 4096):
-        pass
+    for checked in (search.rows, rows):
+        check_all(checked)
     found = np.empty((len(x), len(rows)), np.float32)
     every = np.arange(len(rows), dtype=np.int32)
     for i in range(len(x)):

@@ -94,3 +94,14 @@ def test_bad_rows_are_refused_by_number_here_too(rng):
         rank(x, y, 7, devices=jax.devices()[:1])
     with pytest.raises(UserError, match="queries row 777 is not finite"):
         rank(y, x, 1, devices=jax.devices()[:1])
+
+
+def test_zero_rows_are_at_distance_1_here_too(rng):
+    x, y = (rng.normal(size=(n, 12)).astype(np.float32) + 2 for n in (9, 600))
+    x[3], y[::50] = 0, 0
+    found = rank(x, y, 600, distance="cosine", devices=jax.devices()[:1])
+    expected = ranking(x, y, 600, "cosine")
+    np.testing.assert_array_equal(found.indices, expected[0])
+    np.testing.assert_allclose(found.distances, expected[1], rtol=1.2e-7)
+    found = rank(x, y, 5, distance="cosine", devices=jax.devices()[:1])
+    np.testing.assert_array_equal(found.indices, expected[0][:, :5])

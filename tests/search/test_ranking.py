@@ -11,8 +11,9 @@ from ranking_oracle import KINDS, case, distances, ranking
 
 from siamese_jax.distances import DISTANCES
 from siamese_jax.errors import UserError
-from siamese_jax.search.engine import all_distances, blocks, bounds, candidates
+from siamese_jax.search.engine import all_distances, blocks, bounds, candidates, one_pass
 from siamese_jax.search.engine.approximate_index import recall
+from siamese_jax.search.engine.rows import Rows
 from siamese_jax.search.gallery import Gallery
 from siamese_jax.search.ranking import pairwise_distances, range_search, rank
 
@@ -57,8 +58,11 @@ def test_a_few_queries_by_the_thousand():
         k = int(rng.choice([1, 5, g, g + 1]))
         x, y = case(rng, KINDS[n % len(KINDS)], q, g, d)
         own, ids = rng.integers(0, 6, size=q), rng.integers(0, 6, size=g)
-        distance = DISTANCES[n % 2]
-        found = rank(x, y, k, distance=distance, query_ids=own, gallery_ids=ids)
+        distance = DISTANCES[n % len(DISTANCES)]
+        if n % 3:
+            found = rank(x, y, k, distance=distance, query_ids=own, gallery_ids=ids)
+        else:
+            found = rank(x, Gallery(y, ids), k, distance=distance, query_ids=own)
         same(found, ranking(x, y, k, distance, own, ids), f"case {n}")
 
 
@@ -264,10 +268,30 @@ def test_no_true_score_is_outside_its_interval(distance, precision):
             true = (a if distance == "dot" else a - mu) @ b.T
             if distance != "dot":
                 true -= (b * b).sum(1)[None, :] / 2
+            if distance == "cosine":
+                # Zero items are at distance 1 from all.
+                true -= (~y.any(axis=1))[None, :] / 2
             there = np.isfinite(high)
-            there &= ~np.asarray(rows.zero)[:, None]
             assert (low <= true)[there].all()
             assert (high >= true)[there].all()
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_no_true_score_of_few_queries_is_outside_its_interval(distance):
+    rng = np.random.default_rng(6)
+    for kind in KINDS:
+        for d in (1, 100, 700):
+            x, y = case(rng, kind, 3, 300, d)
+            asked, rows = Rows([x], "queries"), Rows([y], "gallery")
+            low, high = one_pass._ends(asked, *one_pass._products(x, rows, 0, 300, None), distance)
+            a, b = x.astype(np.float64), y.astype(np.float64)
+            true = -(a @ b.T)
+            if distance == "cosine":
+                true /= np.maximum(np.linalg.norm(b, axis=1), 1e-300)
+            elif distance != "dot":
+                true = (b * b).sum(1) + 2 * true
+            assert (low <= true).all()
+            assert (true <= high).all()
 
 
 def test_bad_rows_are_refused_by_number(rng):
@@ -280,8 +304,9 @@ def test_bad_rows_are_refused_by_number(rng):
                 rank(x, gallery, 2)
         with pytest.raises(UserError, match=f"queries row 321 .*{message}"):
             rank(bad[4000:], y, 2)
-        with pytest.raises(UserError, match=f"gallery row 4321 .*{message}"):
-            rank(x[:1], bad, 2)
+        for gallery in (bad, Gallery(bad)):
+            with pytest.raises(UserError, match=f"gallery row 4321 .*{message}"):
+                rank(x[:1], gallery, 2)
         with pytest.raises(UserError, match=f"queries row 1 .*{message}"):
             rank(bad[4320:4322], y, 2)
         with pytest.raises(UserError, match="gallery row 4321"):

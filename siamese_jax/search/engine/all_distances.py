@@ -17,6 +17,7 @@ from siamese_jax.search.engine import exact, operands, order
 from siamese_jax.search.engine.blocks import check_rows, padded
 from siamese_jax.search.engine.candidates import TooManyError, even
 from siamese_jax.search.engine.parallel import in_threads
+from siamese_jax.search.engine.request import Search
 from siamese_jax.search.engine.rounding import from_product, rounding
 from siamese_jax.search.engine.rows import Rows
 
@@ -101,41 +102,28 @@ def _distances(x: Doubles, y: Doubles, c: Array, *, distance: str, exclude: bool
     return jnp.where(pair, jnp.where(unsure, -jnp.inf, found), jnp.inf)
 
 
-def nearest_of_all(
-    queries: np.ndarray,
-    rows: Rows,
-    wanted: np.ndarray,
-    sizes: Plan,
-    *,
-    there: np.ndarray | None,
-    codes: tuple[np.ndarray, np.ndarray] | None,
-    distance: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields (i, place, j, distance) arrays as `order.first` gives them, whole queries in each.
+def nearest_of_all(search: Search, wanted: np.ndarray, sizes: Plan) -> Iterator[tuple]:
+    """As `cpu.nearest`, from the distances of all pairs.
 
     Args:
-      queries: float32 [q, d].
-      rows: the gallery.
+      search: what is asked.
       wanted: int [q], how many answers each query wants.
       sizes: from `plan`.
-      there: bool [g], the rows to be found; None for all.
-      codes: int32 [q] and [g]; a pair of equal codes is left out.
-      distance: one of `siamese_jax.distances.DISTANCES`.
 
     Raises:
       UserError: a row is not finite, or too large.
       TooManyError: so many pairs are uncertain that this is no way to go; before the first yield.
     """
-    g = len(rows)
-    own, code = (None, None) if codes is None else codes
-    asked = Rows([queries], "queries")
-    program = partial(_distances, distance=distance, exclude=codes is not None)
+    rows, distance = search.gallery.rows, search.distance
+    g, queries = len(rows), search.queries
+    own, code = (None, None) if search.codes is None else search.codes
+    program = partial(_distances, distance=distance, exclude=search.codes is not None)
     kept: dict[int, Doubles] = {}
 
     def item(start: int) -> Doubles:
         if start in kept:
             return kept[start]
-        side = _side(rows, start, sizes.block, there, code, -1)
+        side = _side(rows, start, sizes.block, search.there, code, -1)
         if sizes.keep:
             kept[start] = side
         return side
@@ -144,7 +132,7 @@ def nearest_of_all(
         here = slice(at, min(at + sizes.chunk, len(queries)))
         found: list[Array] = []
         with jax.enable_x64(True):
-            x = _side(asked, at, sizes.chunk, None, own, -2)
+            x = _side(search.rows, at, sizes.chunk, None, own, -2)
             for start in range(0, g, sizes.block):
                 found.append(program(x, item(start), np.float64(rounding(rows.width))))
                 # The next block is prepared while this product runs, but not all of them.

@@ -6,6 +6,7 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine import approximate_index, order
+from siamese_jax.search.engine.blocks import check_all
 from siamese_jax.search.engine.request import Search
 
 
@@ -18,8 +19,7 @@ def nearest_proposed(search: Search, library: str, wanted: np.ndarray, k: int) -
         )
     if not q or not g:
         return
-    for _ in search.sides(search.frame("float32"), 1024):
-        pass  # Refuses queries that are not finite.
+    check_all(search.rows)
     index = search.gallery.index(library, search.distance)
     # Some of what is proposed may not be allowed: ask for more by the same share.
     allowed = g if search.there is None else max(1, int(search.there.sum()))

@@ -12,6 +12,9 @@ from siamese_jax.search.engine.operands import Frame, Side
 from siamese_jax.search.engine.parallel import THREADS, in_threads, rows_at_once
 from siamese_jax.search.engine.rows import Rows
 
+# Numbers that are checked at a time.
+_CHECKED = 1 << 25
+
 
 class Item(NamedTuple):
     """A block of the gallery: its first row and its prepared side."""
@@ -27,13 +30,11 @@ class Blocks:
         self, rows: Rows, there: np.ndarray | None, code: np.ndarray | None, frame: Frame, size: int
     ):
         self.rows, self.there, self.code, self.frame, self.size = rows, there, code, frame, size
-        self.zeros: list[np.ndarray] = []
         self.kept: list[Item] | None = None
 
     def __iter__(self) -> Iterator[Item]:
         if self.kept is not None:
             return iter(self.kept)
-        self.zeros = []
         return (self._prepare(start) for start in range(0, len(self.rows), self.size))
 
     def __len__(self) -> int:
@@ -49,10 +50,6 @@ class Blocks:
         side = prepare_rows(
             self.rows, start, self.size, self.there, self.code, self.frame, is_query=False
         )
-        if self.frame.distance == "cosine":
-            zero = np.flatnonzero(np.asarray(side.zero)) + start
-            zero = zero[zero < len(self.rows)]
-            self.zeros.append(zero if self.there is None else zero[self.there[zero]])
         return Item(start, side)
 
 
@@ -73,8 +70,8 @@ def prepare_rows(
     total = operands.product_width(frame.width, frame.precision)
     values = reused_memory.aligned((size, total), operands.product_dtype(frame.precision))
     length, residual = np.empty(size, np.float32), np.empty(size, np.float32)
-    zero, fine = np.zeros(size, bool), np.empty(size, bool)
-    side = Side(values, length, residual, codes, zero, fine)
+    fine = np.empty(size, bool)
+    side = Side(values, length, residual, codes, fine)
     step = min(rows_at_once(wide), -(-size // THREADS))
     starts = iter(range(0, size, step))
 
@@ -139,6 +136,14 @@ def check_rows(rows: Rows, start: int, size: int) -> np.ndarray:
     if not fine.all():
         raise UserError(complaint(rows, start + int(np.argmin(fine))))
     return block
+
+
+def check_all(rows: Rows) -> None:
+    """`check_rows` of all rows, some at a time."""
+    step = max(1, _CHECKED // max(1, rows.width))
+    for at in range(0, len(rows), step):
+        check_rows(rows, at, min(step, len(rows) - at))
+        rows.release()
 
 
 def complaint(rows: Rows, row: int) -> str:

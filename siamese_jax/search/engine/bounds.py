@@ -7,14 +7,17 @@ smaller), x = query - mu and y = item - mu, an item is the closer the larger
                                                            cosine, of rows made unit length first
     S = <x, y>,  x = query                                 dot: <x, mu> is one constant per query
 
+Under cosine a zero item's |y|^2 is 1 more: so it is at distance 1 from all, as everything is from a
+zero query.
+
 The product itself gives it: x gets three more columns of ones, and y three that add up to
 h = -|y|^2 / 2, so no pass over the scores is needed. Computed is s = fl(<x', y'>), where x' and y'
-are those rows as the matrix product takes them, rounded to bfloat16 perhaps. Let u = 2^-24,
-c = (2d + 64) u, X >= |x|, |x'| and Y >= |y|, |y'| (without the added columns), and r_x >= |x' - x|,
-r_y >= |y' - y|. By the inequality of Cauchy and Schwarz |<x', y'> - <x, y>| <= r_x Y + X r_y. In
-any order of summation (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1,
-with twice its constant, as bfloat16 units round twice) the sum is within c/2 (X Y + |h|), and |y|^2
-within c/2 Y^2. What three columns of bfloat16 leave out of h is below u |h|. Together
+are those rows as the matrix product takes them, rounded to bfloat16 perhaps. Let u = 2^-24, c as in
+`rounding`, X >= |x|, |x'| and Y >= |y|, |y'| (without the added columns), and r_x >= |x' - x|,
+r_y >= |y' - y|. By the inequality of Cauchy and Schwarz |<x', y'> - <x, y>| <= r_x Y + X r_y. By
+`rounding` (its constant is twice Higham's, and bfloat16 units round twice) the sum is within
+c/2 (X Y + |h|), and |y|^2 within c/2 Y^2. What three columns of bfloat16 leave out of h is below
+u |h|. Together
 
     |s - S| <= E = r_x Y + X r_y + c X Y + c Y^2 + c X^2 + a,
 
@@ -32,7 +35,9 @@ import numpy as np
 from jax import Array, lax
 
 from siamese_jax.search.engine import exact
-from siamese_jax.search.engine.operands import TINY, Frame, Side, U, room
+from siamese_jax.search.engine.operands import TINY, Frame, Side
+from siamese_jax.search.engine.rounding import SINGLE, rounding
+from siamese_jax.search.engine.rows import Rows
 
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
@@ -87,13 +92,13 @@ def errors(
     x: Side, y: Side, origin_length: Array, width: Array, *, distance: str, group: int
 ) -> Array:
     """E, the largest of each group of items, float32 [n, m / group]."""
-    c = room(width)
+    c = rounding(width, SINGLE)
     length, residual = y.length, y.residual
     along = residual + c * length
     constant = c * length * length + residual * residual
     if distance == "cosine":
         # The unit rows themselves are rounded, and so is |y|^2 of them.
-        constant += (width + 16) * U * (length + 1)
+        constant += (width + 16) * SINGLE * (length + 1)
     if distance == "dot":
         along += c * origin_length
     along, constant, longest = (
@@ -118,15 +123,17 @@ def products(x: Array, y: Array, precision: str) -> Array:
     )
 
 
-def true_square(queries: np.ndarray, frame: Frame) -> np.ndarray:
-    """float64 [q], the term that turns a score into a distance: see `score_of`."""
-    x, origin = queries.astype(np.float64), frame.origin[: frame.width].astype(np.float64)
+def true_square(queries: Rows, here: slice, frame: Frame) -> np.ndarray:
+    """float64 [q], the term that turns a score of these queries into a distance: see `score_of`."""
+    origin = frame.origin[: frame.width].astype(np.float64)
+    if frame.distance in ("euclidean", "sqeuclidean") and not origin.any():
+        return queries.squares[here]
+    x = queries.shards[0][here].astype(np.float64)
     if frame.distance == "dot":
         return x @ origin
     if frame.distance == "cosine":
         exact.unit(x)
-    if origin.any():
-        x -= origin
+    x -= origin
     return np.vecdot(x, x)
 
 

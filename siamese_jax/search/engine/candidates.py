@@ -206,25 +206,29 @@ class Slice:
         """Takes the candidates in the block from `start` on."""
         groups = high.shape[1]
         group = s.shape[1] // groups
+        # The groups that reach the floor, numbered through, and their queries and first items.
         hit = np.flatnonzero(high >= self.floor[:, None])
         if not len(hit):
             return
-        scores = s.reshape(-1, group)
+        i = hit // groups
+        first = (start + (hit - i * groups) * group).astype(np.int32)
+        i = i.astype(np.int32)
+        error = (high.reshape(-1)[hit] - low.reshape(-1)[hit]) / 2
+        # A step down, lest the difference was rounded up.
+        least = np.nextafter(self.floor[i] - error, -np.float32(np.inf))
         step = max(1, _COPIED // group)
         copy = np.empty((min(step, len(hit)), group), np.float32)
         for at in range(0, len(hit), step):
-            some = hit[at : at + step]
-            error = (high.reshape(-1)[some] - low.reshape(-1)[some]) / 2
-            i = (some // groups).astype(np.int32)
-            # A step down, lest the difference was rounded up.
-            least = np.nextafter(self.floor[i] - error, -np.float32(np.inf))
+            some = slice(at, at + step)
             # Any mode but "raise" lets NumPy write into `out` directly.
-            part = np.take(scores, some, axis=0, out=copy[: len(some)], mode="clip")
-            inside = np.flatnonzero(part >= least[:, None])
+            scores = np.take(
+                s.reshape(-1, group), hit[some], 0, out=copy[: len(hit) - at], mode="clip"
+            )
+            inside = np.flatnonzero(scores >= least[some, None])
             which = inside // group
-            j = start + (some % groups)[which] * group + inside % group
-            found, e, i = part.reshape(-1)[inside], error[which], i[which]
-            self.found.append(Pairs(i, j.astype(np.int32), found + e, found - e))
+            j = first[some][which] + (inside - which * group).astype(np.int32)
+            found, e = scores.reshape(-1)[inside], error[some][which]
+            self.found.append(Pairs(i[some][which], j, found + e, found - e))
             self.waiting += len(inside)
             self.taken += len(inside)
             if self.waiting > self.limit:
@@ -244,10 +248,14 @@ class Slice:
     def reaching(self) -> Pairs:
         """The candidates that the floor has not passed, in the order of i."""
         nothing = [np.empty(0, t) for t in (np.int32, np.int32, np.float32, np.float32)]
-        all_ = Pairs(*map(np.concatenate, zip(nothing, *self.found, strict=True)))
-        reach = np.flatnonzero(all_.high >= self.floor[all_.i])
-        reach = reach[by_query(all_.i[reach], len(self.floor))]
-        return Pairs(*(v[reach] for v in all_))
+        left = Pairs(*map(np.concatenate, zip(nothing, *self.found, strict=True)))
+        reach = left.high >= self.floor[left.i]
+        if not reach.all():
+            left = Pairs(*(v[reach] for v in left))
+        if (left.i[1:] < left.i[:-1]).any():
+            order = by_query(left.i, len(self.floor))
+            left = Pairs(*(v[order] for v in left))
+        return left
 
 
 def run(

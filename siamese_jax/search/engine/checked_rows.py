@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.search.engine.blocks import check_rows
+from siamese_jax.search.engine.blocks import check_all
 from siamese_jax.search.engine.rows import Rows
 
 _STEP = 65536
@@ -33,9 +33,7 @@ def finite(x: ArrayLike, name: str, gallery: np.ndarray | None = None) -> np.nda
     rows = Rows([x], name)
     if gallery is not None and rows.width != gallery.shape[1]:
         raise UserError(f"{name} have {rows.width} columns, the gallery {gallery.shape[1]}")
-    for start in range(0, len(rows), _STEP):
-        check_rows(rows, start, min(_STEP, len(rows) - start))
-        rows.release()
+    check_all(rows)
     return rows.shards[0]
 
 

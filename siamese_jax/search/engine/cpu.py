@@ -22,20 +22,22 @@ def nearest(
     """The k first of every query, in another precision where that is adaptive.
 
     Yields (i, place, j, distance) arrays, in parts that are whole queries."""
-    euclidean = search.distance in ("euclidean", "sqeuclidean")
-    some = 0 < len(search.queries) <= one_pass.MOST and len(search.gallery.rows) > 0
-    if some and euclidean and adaptive and search.gallery.resident is False:
-        yield from _nearest_few(search, wanted, k)
-        return
     g = len(search.gallery.rows)
+    if adaptive and g and 0 < len(search.queries) <= one_pass.MOST and search.gallery.at_hand:
+        try:
+            i, j = one_pass.candidates(search, min(k, g))
+            yield order.first(i, j, search.away(0, i, j), wanted)
+            return
+        except candidates.TooManyError:
+            pass  # Raised before anything was yielded, here as below.
     sizes = all_distances.plan(len(search.queries), g, search.rows.width, k, search.memory_limit)
     # A product in float64 does more than "float32" asks for.
     if (adaptive or precision == "float32") and g and sizes is not None:
         try:
-            yield from _nearest_dense(search, wanted, sizes)
+            yield from all_distances.nearest_of_all(search, wanted, sizes)
             return
         except candidates.TooManyError:
-            pass  # Raised before anything was yielded, here as below.
+            pass
     if adaptive and precision == "bfloat16":
         try:
             yield from _nearest_scan(search, wanted, k, precision, patience=8 * k)
@@ -43,33 +45,6 @@ def nearest(
         except candidates.TooManyError:
             precision = "float32"
     yield from _nearest_scan(search, wanted, k, precision, patience=np.inf)
-
-
-def _nearest_few(search: Search, wanted: np.ndarray, k: int) -> Iterator[tuple]:
-    i, j = one_pass.candidates(
-        search.queries,
-        search.gallery.rows,
-        min(k, len(search.gallery.rows)),
-        search.there,
-        search.codes,
-        functools.partial(search.settle, 0, wanted),
-    )
-    away = search.away(0, i, j)
-    yield order.first(i, j, away, wanted)
-
-
-def _nearest_dense(
-    search: Search, wanted: np.ndarray, sizes: all_distances.Plan
-) -> Iterator[tuple]:
-    return all_distances.nearest_of_all(
-        search.queries,
-        search.gallery.rows,
-        wanted,
-        sizes,
-        there=search.there,
-        codes=search.codes,
-        distance=search.distance,
-    )
 
 
 def _nearest_scan(
@@ -87,16 +62,11 @@ def _nearest_scan(
     def chunks(start: int) -> Iterator[candidates.Chunk]:
         for at, count, side in search.sides(frame, sizes.chunk, start, start + sizes.state):
             floor = candidates.lowest(side, count)
-            floor[np.asarray(side.zero)] = np.inf
             yield candidates.Chunk(at, side, k, floor, settle, sizes.pairs)
 
     def answers(part: candidates.Slice) -> tuple:
         own = wanted[part.at : part.at + len(part.floor)]
         i, j, away = _measured(search, part, len(own), frame)
-        zero = np.asarray(chunk.side.zero)[part.rows][: len(own)]
-        more = search.with_zeros(part.at, zero, blocks.zeros, k)
-        i, j = np.concatenate([i, more[0]]), np.concatenate([j, more[1]])
-        away = np.concatenate([away, np.ones(len(more[0]), np.float32)])
         i, place, j, away = order.first(i, j, away, own)
         return i + part.at, place, j, away
 
@@ -125,7 +95,7 @@ def _measured(
     limit = np.full(count, np.inf)
     enough = np.diff(starts, append=len(i)) >= k
     limit[i[starts][enough]] = np.maximum.reduceat(near, starts)[enough] if len(i) else []
-    square = bounds.true_square(search.queries[part.at : part.at + count], frame)
+    square = bounds.true_square(search.rows, slice(part.at, part.at + count), frame)
     least = bounds.score_of(limit, square, search.distance)
     rest = np.flatnonzero(~first & (pairs.high >= bounds.below(least)[pairs.i]))
     away[rest] = search.away(part.at, pairs.i[rest], pairs.j[rest])
@@ -140,33 +110,24 @@ def within(search: Search, reach: np.ndarray, precision: str) -> Iterator[tuple]
     frame, sizes, blocks = _prepare(search, precision, 1)
     for at, count, side in search.sides(frame, sizes.chunk):
         here = slice(at, at + count)
-        square = bounds.true_square(search.queries[here], frame)
+        square = bounds.true_square(search.rows, here, frame)
         least = bounds.score_of(reach[here], square, search.distance)
         floor = candidates.lowest(side, count)
         floor[:count] = bounds.below(least)
         if search.distance == "euclidean":
             floor[:count][reach[here] < 0] = np.inf
         floor[:count] = np.maximum(floor[:count], np.finfo(np.float32).min)
-        floor[np.asarray(side.zero)] = np.inf
         chunk = candidates.Chunk(at, side, None, floor, lambda _, i, j: (i, j), sizes.pairs)
         list(candidates.run([chunk], blocks, frame, sizes, exclude=search.codes is not None))
-        yield from chunk.each(functools.partial(_reached, search, reach, chunk, blocks.zeros))
+        yield from chunk.each(functools.partial(_reached, search, reach))
 
 
 def _reached(
-    search: Search,
-    reach: np.ndarray,
-    chunk: candidates.Chunk,
-    zeros: list[np.ndarray],
-    part: candidates.Slice,
+    search: Search, reach: np.ndarray, part: candidates.Slice
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(i, j, distance) of the items within the reach of a slice's queries."""
     reach, g = reach[part.at : part.at + len(part.floor)], len(search.gallery.rows)
-    zero = np.asarray(chunk.side.zero)[part.rows][: len(reach)]
-    i, j = (
-        np.concatenate(v)
-        for v in zip(part.reaching()[:2], search.with_zeros(part.at, zero, zeros, g), strict=True)
-    )
+    i, j = part.reaching()[:2]
     away = search.away(part.at, i, j)
     near = away <= reach[i]
     i, _, j, away = order.first(i[near], j[near], away[near], np.full(len(reach), g))

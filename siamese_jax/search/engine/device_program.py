@@ -7,9 +7,9 @@ device may have left out, no answer can be missing; the few queries where it isn
 again by `scan`, which takes as many candidates as it needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,16 +62,30 @@ def place(mesh: Mesh, array: np.ndarray) -> Array:
     return jax.device_put(array, NamedSharding(mesh, P(_AXIS)))
 
 
+class Asked(NamedTuple):
+    """Queries as the program takes them: float32 [n, padded d], columns from d on zero, and codes
+    int32 [n]; on all devices."""
+
+    rows: Any
+    code: Any
+
+
+class Slab(NamedTuple):
+    """Some of the gallery, split over the devices, m rows on each: float32 [devices * m, padded d],
+    bool, which rows are to be found, and codes int32."""
+
+    rows: Array
+    there: Array
+    code: Array
+
+
 @partial(
     jax.jit,
     static_argnames=("mesh", "k", "block", "distance", "precision", "exclude"),
 )
 def search(
-    queries: Array,
-    query_code: Array,
-    rows: Array,
-    there: Array,
-    code: Array,
+    asked: Asked,
+    slab: Slab,
     origin: Array,
     width: Array,
     *,
@@ -85,13 +99,11 @@ def search(
     """Every device's k first of its own rows. To be traced with 64-bit types enabled.
 
     Args:
-      queries: float32 [n, padded d], on all devices; columns from `width` on are zero.
-      query_code: int32 [n].
-      rows: float32 [devices * m, padded d], split over the devices; `block` divides m.
-      there: bool [devices * m], which rows are to be found.
-      code: int32 [devices * m].
+      asked: the queries.
+      slab: the rows; `block` divides m.
       origin: float32 [padded d].
       width: float32 [], d.
+      mesh: the devices.
       k: at most m.
       block: rows whose scores are in memory at a time.
       distance, precision, exclude: as in `bounds`.
@@ -102,32 +114,23 @@ def search(
       low: float32 [devices, n, k], the best lower ends of scores.
       ceiling: float32 [devices, n], the upper end of all that was left out.
       bad: int32 [devices], the first bad row of each device, or m.
-      zero: bool [devices * m], rows of zero length under cosine.
     """
     local = partial(
-        _local,
-        k=k,
-        block=block,
-        distance=distance,
-        precision=precision,
-        exclude=exclude,
+        _local, k=k, block=block, distance=distance, precision=precision, exclude=exclude
     )
     split = P(_AXIS)
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(P(), P(), split, split, split, P(), P()),
-        out_specs=dict.fromkeys(("row", "distance", "low", "ceiling", "bad", "zero"), split),
+        in_specs=(P(), split, P(), P()),
+        out_specs=dict.fromkeys(("row", "distance", "low", "ceiling", "bad"), split),
         check_vma=False,
-    )(queries, query_code, rows, there, code, origin, width)
+    )(asked, slab, origin, width)
 
 
 def _local(
-    queries: Array,
-    query_code: Array,
-    rows: Array,
-    there: Array,
-    code: Array,
+    asked: Asked,
+    slab: Slab,
     origin: Array,
     width: Array,
     *,
@@ -137,44 +140,51 @@ def _local(
     precision: str,
     exclude: bool,
 ) -> dict[str, Array]:
-    every = jnp.ones(len(queries), bool)
-    x = operands.prepare(
-        queries,
-        every,
-        query_code,
-        origin,
-        width,
-        is_query=True,
-        distance=distance,
-        precision=precision,
+    """`search` on one device, of its own part of the slab."""
+    n, m = len(asked.rows), len(slab.rows)
+    frame: dict[str, Any] = {"distance": distance, "precision": precision}
+    every = jnp.ones(n, bool)
+    x = operands.prepare(asked.rows, every, asked.code, origin, width, is_query=True, **frame)
+    y = operands.prepare(*slab, origin, width, is_query=False, **frame)
+    many = min(m, k + k // 4 + 32)
+    score = partial(
+        bounds.scores,
+        x,
+        origin_length=jnp.sqrt(jnp.sum(origin * origin)),
+        width=width,
+        group=min(_GROUP, block),
+        exclude=exclude,
+        **frame,
     )
-    y = operands.prepare(
-        rows,
-        there,
-        code,
-        origin,
-        width,
-        is_query=False,
-        distance=distance,
-        precision=precision,
-    )
-    length = jnp.sqrt(jnp.sum(origin * origin))
-    many = min(len(rows), k + k // 4 + 32)
-    n = len(queries)
+    best, where, error = _best_of_blocks(score, y, (n, many), block)
+    away = _distances(asked.rows, slab.rows, where, distance, width)
+    none = best == -jnp.inf
+    away = jnp.where(none, jnp.inf, away)
+    where = jnp.where(none, -1, lax.axis_index(_AXIS).astype(jnp.int32) * m + where)
+    # Ties are in the order of rows: both are sort keys.
+    away, where = lax.sort((away, where), dimension=1, num_keys=2)
+    # Everything was kept if all rows fit.
+    ceiling = best[:, -1] + error if many < m else jnp.full(n, -jnp.inf, jnp.float32)
+    low = jnp.where(none, -jnp.inf, best - error[:, None])
+    return {
+        "row": where[None, :, :k],
+        "distance": away[None, :, :k],
+        "low": low[None, :, :k],
+        "ceiling": ceiling[None],
+        "bad": jnp.min(jnp.where(y.fine, m, jnp.arange(m, dtype=jnp.int32)))[None],
+    }
+
+
+def _best_of_blocks(
+    score: Callable[..., tuple[Array, Array, Array]], y: Side, shape: tuple[int, int], block: int
+) -> tuple[Array, Array, Array]:
+    """The best scores of n queries, a block of items after another: float32 and int32 `shape`, how
+    many are kept being its last number, and the largest error of each query, float32 [n]."""
+    n, many = shape
 
     def step(carry: tuple[Array, Array, Array], start: Array) -> tuple[tuple, None]:
         best, where, error = carry
-        part = Side(*(lax.dynamic_slice_in_dim(v, start, block, axis=0) for v in y))
-        s, low, high = bounds.scores(
-            x,
-            part,
-            length,
-            width,
-            group=min(_GROUP, block),
-            exclude=exclude,
-            distance=distance,
-            precision=precision,
-        )
+        s, low, high = score(Side(*(lax.dynamic_slice_in_dim(v, start, block, axis=0) for v in y)))
         # -inf - -inf is where a group has no item.
         e = jnp.where(jnp.isfinite(high), (high - low) / 2, 0)
         s, j = _best(s, high, many)
@@ -185,31 +195,12 @@ def _local(
         return (best, where, jnp.maximum(error, jnp.max(e, axis=1))), None
 
     empty = (
-        jnp.full((n, many), -jnp.inf, jnp.float32),
-        jnp.zeros((n, many), jnp.int32),
+        jnp.full(shape, -jnp.inf, jnp.float32),
+        jnp.zeros(shape, jnp.int32),
         jnp.zeros(n, jnp.float32),
     )
-    starts = jnp.arange(0, len(rows), block, dtype=jnp.int32)
-    (best, where, error), _ = lax.scan(step, empty, starts)
-
-    away = _distances(queries, rows, where, distance, width)
-    none = best == -jnp.inf
-    away = jnp.where(none, jnp.inf, away)
-    first = lax.axis_index(_AXIS).astype(jnp.int32) * len(rows)
-    where = jnp.where(none, -1, first + where)
-    # Ties are in the order of rows: both are sort keys.
-    away, where = lax.sort((away, where), dimension=1, num_keys=2)
-    # Everything was kept if all rows fit.
-    ceiling = best[:, -1] + error if many < len(rows) else jnp.full(n, -jnp.inf, jnp.float32)
-    low = jnp.where(best == -jnp.inf, -jnp.inf, best - error[:, None])
-    return {
-        "row": where[None, :, :k],
-        "distance": away[None, :, :k],
-        "low": low[None, :, :k],
-        "ceiling": ceiling[None],
-        "bad": jnp.min(jnp.where(y.fine, len(rows), jnp.arange(len(rows), dtype=jnp.int32)))[None],
-        "zero": y.zero,
-    }
+    found, _ = lax.scan(step, empty, jnp.arange(0, len(y.fine), block, dtype=jnp.int32))
+    return found
 
 
 def _best(s: Array, high: Array, many: int) -> tuple[Array, Array]:
@@ -242,14 +233,17 @@ def _distances(queries: Array, rows: Array, where: Array, distance: str, width: 
         u, v = (_unit(x), _unit(y)) if distance == "cosine" else (x, y)
         squared = jnp.sum((v - u) ** 2, axis=1)
         if distance == "cosine":
-            squared = (
-                jnp.where(squared < ((width.astype(jnp.float64) + 4) / 2.0**52) ** 2, 0.0, squared)
-                / 2
-            )
+            least = ((width.astype(jnp.float64) + 4) / 2.0**52) ** 2
+            squared = jnp.where(squared < least, 0.0, squared) / 2
+            squared = jnp.where(_is_zero(x) | _is_zero(y), 1.0, squared)
         root = jnp.sqrt(squared) if distance == "euclidean" else squared
         return root.astype(jnp.float32)
 
     return lax.map(one, where.T, batch_size=8).T
+
+
+def _is_zero(x: Array) -> Array:
+    return jnp.all(x == 0, axis=1)
 
 
 def _unit(x: Array) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 from siamese_jax.search.engine import reused_memory, rounding
 from siamese_jax.search.engine.order import by_query, of_equal_length
 from siamese_jax.search.engine.parallel import THREADS, in_threads, rows_at_once
-from siamese_jax.search.engine.rows import Rows
+from siamese_jax.search.engine.rows import Rows, as_rows
 
 # Numbers that are worth products, and pairs that are rounded together.
 _FEW = 1 << 15
@@ -26,7 +26,7 @@ _PAIRS = 1 << 14
 
 
 def pair_distances(
-    queries: np.ndarray,
+    queries: np.ndarray | Rows,
     rows: Rows,
     i: np.ndarray,
     j: np.ndarray,
@@ -36,7 +36,7 @@ def pair_distances(
     """The distances of queries[i] from gallery rows j, elementwise.
 
     Args:
-      queries: float32 [q, d].
+      queries: float32 [q, d]; as `Rows`, their squares are computed once for all calls.
       rows: the gallery.
       i: int [n], faster in ascending order.
       j: int [n].
@@ -46,17 +46,17 @@ def pair_distances(
     Returns:
       float32 [n]. A value depends on its own two rows alone, so not on how the work is cut.
     """
-    if len(i) * queries.shape[1] < _FEW:
-        return _defined(queries, rows, i, j, distance)
+    asked, d = as_rows(queries, "queries"), rows.width
+    if len(i) * d < _FEW:
+        return _defined(asked, rows, i, j, distance)
     if (i[1:] < i[:-1]).any():
         found = np.empty(len(i), np.float32)
-        order = by_query(i, len(queries))
-        found[order] = pair_distances(queries, rows, i[order], j[order], distance, memory)
+        order = by_query(i, len(asked))
+        found[order] = pair_distances(asked, rows, i[order], j[order], distance, memory)
         return found
-    d = queries.shape[1]
     # The items' own squares are worth a pass where there are more pairs than items.
     squares = rows.squares if len(j) >= len(rows) else None
-    asked = Rows([queries], "queries").squares
+    length = np.sqrt(asked.squares)
     # One shape for all searches of this width, for memory that was used before.
     shape = max(1, min(rows_at_once(d), memory // (12 * max(1, d) * THREADS))), d
     matrices = iter(list(of_equal_length(i, shape[0], min(_PAIRS, -(-len(i) // THREADS)))))
@@ -70,14 +70,14 @@ def pair_distances(
         ):
             for pairs in matrices:
                 own, items = i[pairs[:, 0]], np.take(j, pairs, mode="clip")
-                product, square = _products(queries, own, rows, items, squares, single, double)
-                lengths = np.sqrt(asked[own])[:, None], np.sqrt(square)
+                product, square = _products(asked.take(own), rows, items, squares, single, double)
+                lengths = length[own][:, None], np.sqrt(square)
                 found[pairs], unsure = rounding.from_product(
                     product, *lengths, rounding.rounding(d), distance
                 )
                 if unsure.any():
                     rest = pairs[unsure & (pairs < len(i))]
-                    found[rest] = _defined(queries, rows, i[rest], j[rest], distance)
+                    found[rest] = _defined(asked, rows, i[rest], j[rest], distance)
 
     in_threads(work)
     return found[:-1]
@@ -85,14 +85,13 @@ def pair_distances(
 
 def _products(
     queries: np.ndarray,
-    own: np.ndarray,
     rows: Rows,
     items: np.ndarray,
     squares: np.ndarray | None,
     single: np.ndarray,
     double: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(<x, y>, |y|^2) of queries int [n] and their items int [n, m], float64 [n, m] twice.
+    """(<x, y>, |y|^2) of queries [n, d] and their items int [n, m], float64 [n, m] twice.
 
     Args:
       squares: |y|^2 of all rows, if that is known.
@@ -108,7 +107,7 @@ def _products(
         rows.take(items[here].ravel(), out=y32)
         y[:] = y32
         y = y.reshape(*items[here].shape, -1)
-        x = queries[own[here]].astype(np.float64)
+        x = queries[here].astype(np.float64)
         np.vecdot(y, x[:, None, :], out=product[here])
         if squares is None:
             np.vecdot(y, y, out=square[here])
@@ -116,17 +115,18 @@ def _products(
 
 
 def _defined(
-    queries: np.ndarray, rows: Rows, i: np.ndarray, j: np.ndarray, distance: str
+    queries: np.ndarray | Rows, rows: Rows, i: np.ndarray, j: np.ndarray, distance: str
 ) -> np.ndarray:
     """`pair_distances` by the definition."""
+    asked = as_rows(queries, "queries")
     found = np.empty(len(i), np.float32)
-    step = rows_at_once(queries.shape[1])
+    step = rows_at_once(rows.width)
     starts = iter(range(0, len(i), step))
 
     def work() -> None:
         for at in starts:
             here = slice(at, at + step)
-            x, y = (v.astype(np.float64) for v in (queries[i[here]], rows.take(j[here])))
+            x, y = (v.astype(np.float64) for v in (asked.take(i[here]), rows.take(j[here])))
             found[here] = definition(x, y, distance)
 
     in_threads(work, len(i) > step)

@@ -1,17 +1,23 @@
-"""Very few queries against a gallery that is not prepared: one pass over it, no copies.
+"""Very few queries: one pass over the gallery as it is, without copies.
 
-Preparing a gallery pays when many queries share it. For a few, the squares of the differences are
-summed in float32, piece by piece in the cache. No sum is further than a factor 1 +- c,
-c = (2d + 64) 2^-24, from the true one (see `bounds`), so what can be among the k nearest is known.
+Preparing a gallery pays when many queries share it. For a few, <x, y> and |y|^2 are summed in
+float32, piece by piece in the cache. With X = |x|, Y = |y| and c of `rounding`, u = 2^-24,
+
+    s = |y|^2 - 2 <x, y>   is within c (X + Y)^2       euclidean, sqeuclidean
+    s = -<x, y>            is within c X Y             dot
+    s = -<x, y> / Y        is within c X               cosine; 8 c for the definition's own rounding
+
+of what orders the items, so what can be among the k nearest is known.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
 from siamese_jax.errors import UserError
-from siamese_jax.search.engine import blocks
+from siamese_jax.search.engine import blocks, operands
+from siamese_jax.search.engine.candidates import TooManyError
 from siamese_jax.search.engine.parallel import in_threads
+from siamese_jax.search.engine.request import Search
+from siamese_jax.search.engine.rounding import SINGLE, rounding
 from siamese_jax.search.engine.rows import Rows
 
 MOST = 4
@@ -19,89 +25,99 @@ MOST = 4
 # that a thread looks at together.
 _SLICE = 1 << 25
 _PIECE = 1 << 18
-_WAITING = 1 << 20
+# So many candidates are another way's: of a gallery far from the origin, or of one with no order.
+_MANY = 1 << 14
+# Rows shorter than this have a cosine that float32 may not tell.
+_SHORT = np.float32(2.0**-60)
 
-Settle = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-
-def candidates(
-    queries: np.ndarray,
-    rows: Rows,
-    k: int,
-    there: np.ndarray | None,
-    codes: tuple[np.ndarray, np.ndarray] | None,
-    settle: Settle,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that hold all of each query's k nearest by Euclidean distance, int32 [n] twice.
-
-    Args:
-      queries: float32 [q, d].
-      rows: the gallery.
-      k: at most its rows.
-      there: bool [g], the rows to be found; None for all.
-      codes: int32 [q] and [g]; a pair of equal codes is left out.
-      settle: keeps each query's k nearest of some pairs.
+def candidates(search: Search, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that hold all of each query's k nearest, int32 [n] twice; k at most the rows.
 
     Raises:
       UserError: a row is not finite, or too large.
+      TooManyError: so many that this is no way to go.
     """
-    check(Rows([queries], "queries"))
-    q, d = queries.shape
-    room = 1 + 4 * (2 * d + 64) * 2.0**-24
+    asked, rows = search.rows, search.gallery.rows
+    there, codes = search.there, search.codes
+    blocks.check_all(asked)
+    # |y|^2 of a gallery that is searched again are computed once.
+    squares = None if search.gallery.resident is False else rows.squares
+    q, d = search.queries.shape
     best = np.empty((q, 0), np.float32)
-    limit = np.full(q, np.inf)
-    i, j, squares = (np.empty(0, t) for t in (np.int32, np.int32, np.float32))
+    limit = np.full(q, np.inf, np.float32)
+    i, j, lows = (np.empty(0, t) for t in (np.int32, np.int32, np.float32))
     step = max(1, _SLICE // max(1, d))
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
-        s = _squares(queries, rows, start, stop)
+        product, square = _products(search.queries, rows, start, stop, squares)
+        low, high = _ends(asked, product, square, search.distance)
         rows.release()
         if there is not None:
-            s[:, ~there[start:stop]] = np.inf
+            low[:, ~there[start:stop]] = high[:, ~there[start:stop]] = np.inf
         if codes is not None:
-            s[codes[0][:, None] == codes[1][None, start:stop]] = np.inf
-        best = np.concatenate([best, s], axis=1)
+            own = codes[0][:, None] == codes[1][None, start:stop]
+            low[own] = high[own] = np.inf
+        best = np.concatenate([best, high], axis=1)
         if best.shape[1] >= k:
             best = np.partition(best, k - 1, axis=1)[:, :k]
-            limit = best.max(axis=1) * np.float64(room) + d * 2.0**-122
-        near, where = np.nonzero((s <= limit[:, None]) & (s < np.inf))
-        old = squares <= limit[i]
+            limit = best.max(axis=1)
+        near, where = np.nonzero((low <= limit[:, None]) & (low < np.inf))
+        old = lows <= limit[i]
         i = np.concatenate([i[old], near.astype(np.int32)])
         j = np.concatenate([j[old], (start + where).astype(np.int32)])
-        squares = np.concatenate([squares[old], s[near, where]])
-        if len(i) > max(_WAITING, 4 * q * k):
-            i, j = settle(i, j)
-            squares = np.full(len(i), -np.inf, np.float32)
-    last = squares <= limit[i]
+        lows = np.concatenate([lows[old], low[near, where]])
+        if len(i) > max(_MANY, 4 * q * k):
+            raise TooManyError
+    last = lows <= limit[i]
     return i[last], j[last]
 
 
-def _squares(queries: np.ndarray, rows: Rows, start: int, stop: int) -> np.ndarray:
-    """float32 [q, stop - start], |query - row|^2."""
-    q, d = queries.shape
-    found = np.empty((q, stop - start), np.float32)
-    size = max(1, _PIECE // max(1, d))
+def _products(
+    queries: np.ndarray, rows: Rows, start: int, stop: int, squares: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(<x, y> [q, stop - start], |y|^2 [stop - start]), float32, of rows that are fine."""
+    product = np.empty((len(queries), stop - start), np.float32)
+    square = np.empty(stop - start, np.float32)
+    size = max(1, _PIECE // max(1, rows.width))
     starts = iter(range(start, stop, size))
+    with np.errstate(over="ignore"):
+        if squares is not None:
+            square[:] = squares[start:stop]
 
     def work() -> None:
-        difference = np.empty((size, d), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for at in starts:
                 block = blocks.piece(rows, at, min(size, stop - at))
-                for n in range(q):
-                    e = np.subtract(block, queries[n], out=difference[: len(block)])
-                    here = found[n, at - start : at - start + len(block)]
-                    np.vecdot(e, e, out=here)
+                here = slice(at - start, at - start + len(block))
+                if squares is None:
+                    np.vecdot(block, block, out=square[here])
+                for n, query in enumerate(queries):
+                    np.vecdot(block, query, out=product[n, here])
 
     in_threads(work)
-    if q and not np.isfinite(found).all():
-        wrong = start + int(np.argmin(np.isfinite(found).all(axis=0)))
-        raise UserError(blocks.complaint(rows, wrong))
-    return found
+    fine = square <= operands.LONGEST**2
+    if not fine.all():
+        raise UserError(blocks.complaint(rows, start + int(np.argmin(fine))))
+    return product, square
 
 
-def check(rows: Rows) -> None:
-    """Refuses a row that is not finite, or whose squared distances could overflow."""
-    step = max(1, _SLICE // max(1, rows.width))
-    for at in range(0, len(rows), step):
-        blocks.check_rows(rows, at, min(step, len(rows) - at))
+def _ends(
+    asked: Rows, product: np.ndarray, square: np.ndarray, distance: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of the intervals around s, float32 [q, n], from <x, y> [q, n] and |y|^2 [n]."""
+    d = asked.width
+    c = np.float32(rounding(d, SINGLE))
+    x, y = np.sqrt(asked.squares).astype(np.float32)[:, None], np.sqrt(square)
+    tiny = np.float32(d * 2.0**-90)
+    if distance == "dot":
+        s, e = -product, c * x * y
+    elif distance == "cosine":
+        short = (y < _SHORT) | (x < _SHORT)
+        s = -product / np.maximum(y, _SHORT)
+        e = np.where(short, np.float32(np.inf), 8 * c * x)
+    else:
+        s, e = square - 2 * product, c * (x + y) ** 2
+        tiny = np.float32(d * 2.0**-122)
+    e = e + tiny
+    return s - e, s + e

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-U = 2.0**-24
+from siamese_jax.search.engine.rounding import SINGLE, rounding
+
 TINY = 2.0**-126
 # Columns of the product for the items' own term.
 ADDED = 3
@@ -42,7 +43,6 @@ class Side(NamedTuple):
       length: float32 [n], X or Y.
       residual: float32 [n], r_x or r_y.
       code: int32 [n], equal where query and item have the same id.
-      zero: bool [n], zero rows under cosine, which have no direction.
       fine: bool [n], whether a row is finite, and no longer than `LONGEST`.
     """
 
@@ -50,7 +50,6 @@ class Side(NamedTuple):
     length: Any
     residual: Any
     code: Any
-    zero: Any
     fine: Any
 
 
@@ -82,11 +81,6 @@ def fits(rows: np.ndarray) -> np.ndarray:
         return np.vecdot(rows, rows) <= LONGEST**2
 
 
-def room(width: Any) -> Any:
-    """c of `bounds`, for rows of `width` columns."""
-    return (2 * width + 64) * U
-
-
 def prepare(
     rows: Array,
     there: Array,
@@ -111,16 +105,16 @@ def prepare(
     """
     n, w = rows.shape
     fine = _squares(rows) <= LONGEST**2
-    zero = jnp.zeros(n, bool)
+    apart = jnp.zeros(n, jnp.float32)
     if distance == "cosine":
         most = jnp.max(jnp.abs(rows), axis=1)
         zero = most == 0
         rows = rows / jnp.where(zero, 1, most)[:, None]
         rows = rows / jnp.where(zero, 1, jnp.sqrt(_squares(rows)))[:, None]
+        apart = zero.astype(jnp.float32)
     if not (distance == "dot" and is_query):
         rows = rows - origin[None, :]
-    there &= ~zero
-    square = _squares(rows)
+    square = _squares(rows) + apart
     values, rounded = rows, rows
     if precision == "bfloat16":
         # XLA may leave out a conversion to fewer bits and back, but not this.
@@ -139,7 +133,7 @@ def prepare(
         added = jnp.stack([jnp.where(there, parts[0], -jnp.inf), *parts[1:]], axis=1)
     spare = jnp.zeros((n, product_width(w, precision) - w - ADDED), values.dtype)
     values = jnp.concatenate([values, spare, added.astype(values.dtype)], axis=1)
-    return Side(values, length, residual, code, zero, fine)
+    return Side(values, length, residual, code, fine)
 
 
 def _squares(x: Array) -> Array:
@@ -163,14 +157,15 @@ def prepare_into(
     x = np.empty_like(rows)
     if frame.distance == "cosine":
         most = np.max(np.abs(rows, out=x), axis=1)
-        side.zero[:] = most == 0
-        np.divide(rows, np.where(side.zero, 1, most)[:, None], out=x)
-        x /= np.where(side.zero, 1, np.sqrt(np.vecdot(x, x)))[:, None]
+        apart = most == 0
+        np.divide(rows, np.where(apart, 1, most)[:, None], out=x)
+        x /= np.where(apart, 1, np.sqrt(np.vecdot(x, x)))[:, None]
         rows, square = x, np.vecdot(x, x)
     if frame.origin.any() and not (frame.distance == "dot" and is_query):
         rows = np.subtract(rows, frame.origin, out=x)
         square = np.vecdot(x, x)
-    there = there & ~side.zero
+    if frame.distance == "cosine":
+        square += apart
     off = np.zeros(len(x), np.float32)
     if frame.precision == "bfloat16":
         rounded = _bfloat16(rows)
@@ -207,14 +202,14 @@ def sizes(
     square: Any, off: Any, there: Any, width: Any, *, distance: str, precision: str, xp: Any
 ) -> tuple[Any, Any, Any]:
     """(|x|^2, X, r_x) from |x|^2 and |x' - x|^2 as computed; 0 for rows that are not there."""
-    slack = width * TINY + ((width + 16) * U if distance == "cosine" else 0)
+    slack = width * TINY + ((width + 16) * SINGLE if distance == "cosine" else 0)
     square = xp.where(there, square, np.float32(0))
     length, residual = xp.sqrt(square), xp.sqrt(off)
     if precision == "tf32":
         # TensorFloat-32 keeps 10 bits of the fraction; it may cut instead of rounding.
         residual = np.float32(2.0**-10) * length
-    residual = xp.where(there, residual * (1 + room(width)) + slack, np.float32(0))
-    return square, (length + residual) * (1 + room(width)), residual
+    residual = xp.where(there, residual * (1 + rounding(width, SINGLE)) + slack, np.float32(0))
+    return square, (length + residual) * (1 + rounding(width, SINGLE)), residual
 
 
 def half(square: Any, distance: str) -> Any:

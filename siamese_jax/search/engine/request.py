@@ -3,7 +3,7 @@
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ class Search:
         self.memory_limit = memory_limit
         # float32 [q, d].
         self.queries = _whole(self.rows)
+        self.rows = Rows([self.queries], "queries")
         self.codes = self.gallery.codes(query_ids, len(self.rows))
         self.there = _kept(keep, self.gallery)
 
@@ -53,27 +54,26 @@ class Search:
     def sides(self, frame: Frame, size: int, start: int = 0, stop: int | None = None) -> Iterator:
         """(first query, how many, their side of the product), a chunk at a time."""
         stop = len(self.queries) if stop is None else min(stop, len(self.queries))
-        rows = Rows([self.queries], "queries")
         code = None if self.codes is None else self.codes[0]
         for at in range(start, stop, size):
             yield (
                 at,
                 min(size, stop - at),
-                blocks.prepare_rows(rows, at, size, None, code, frame, is_query=True),
+                blocks.prepare_rows(self.rows, at, size, None, code, frame, is_query=True),
             )
 
     def only(self, which: np.ndarray) -> "Search":
         """The same search for some of the queries."""
         rest = copy.copy(self)
         rest.queries = self.queries[which]
+        rest.rows = Rows([rest.queries], "queries")
         rest.codes = None if self.codes is None else (self.codes[0][which], self.codes[1])
         return rest
 
     def away(self, at: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Exact distances of the pairs (query at + i, item j), both int [m]: float [m]."""
-        own = self.queries[at : at + int(i.max(initial=0)) + 1]
         memory = self.memory_limit // 8
-        away = exact.pair_distances(own, self.gallery.rows, i, j, self.distance, memory)
+        away = exact.pair_distances(self.rows, self.gallery.rows, at + i, j, self.distance, memory)
         self.gallery.rows.release()
         return away
 
@@ -83,37 +83,6 @@ class Search:
         """Each query's first pairs among (i, j)."""
         i, _, j, _ = order.first(i, j, self.away(at, i, j), wanted[: i.max(initial=0) + 1])
         return i.astype(np.int32), j
-
-    def with_zeros(
-        self, at: int, zero: np.ndarray, items: Sequence[np.ndarray], k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs of zero rows under cosine, which are all at distance 1 and so in the order of
-        their rows: a zero item's with every query, a zero query's with every item.
-
-        Args:
-          at: the first query.
-          zero: bool [n], which queries are zero, from that on.
-          items: the zero items.
-          k: of how many items a query is to have at most.
-
-        Returns:
-          (i, counted from `at`, and j), int32 [m] twice.
-        """
-        found: list[tuple[np.ndarray, np.ndarray]] = [
-            (np.empty(0, np.int32), np.empty(0, np.int32))
-        ]
-        some = np.concatenate([np.empty(0, np.int64), *items])
-        if self.distance == "cosine" and (len(some) or zero.any()):
-            every = np.arange(len(self.gallery.rows))
-            every = every if self.there is None else every[self.there]
-            for one, lost in enumerate(zero):
-                mine = every if lost else some
-                if self.codes is not None:
-                    mine = mine[self.codes[1][mine] != self.codes[0][at + one]]
-                mine = mine[:k].astype(np.int32)
-                found.append((np.full(len(mine), one, np.int32), mine))
-        i, j = (np.concatenate(v) for v in zip(*found, strict=True))
-        return i, j
 
 
 def _whole(rows: Rows) -> np.ndarray:

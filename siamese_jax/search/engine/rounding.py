@@ -1,26 +1,32 @@
-"""When products in float64, added up in any order, tell a distance as defined to the last bit.
+"""How far computed products can be from the true ones: what search and metrics alike rest on.
 
-With v = 2^-53, A = |x|, B = |y| and c = (2d + 64) v, computed
+With u half the spacing of floats at 1 (2^-24 in float32, 2^-53 in float64), A = |x|, B = |y| and
+c = (2d + 64) u, computed
 
     <x, y>                is within c A B / 2,
     A^2 + B^2 - 2<x, y>   is within c (A + B)^2
 
-of the true one (Higham 2002, section 3.1), whichever the order of summation, and so is the
-definition in `exact`, with room for both. Both ends of that interval are rounded to float32 as the
-definition is. Where they agree, which is nearly everywhere, that is the distance.
+of the true one (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1),
+whichever the order of summation, with room for a few more roundings. Underflow comes on top.
+
+In float64 that tells a distance as defined to the last bit: the definition in `exact` lies in the
+same interval, with room for both. Both ends are rounded to float32 as the definition is. Where
+they agree, which is nearly everywhere, that is the distance.
 """
 
 from typing import Any
 
 import numpy as np
 
+# u of float32 and float64.
+SINGLE, DOUBLE = 2.0**-24, 2.0**-53
 # A jitted program takes numbers below 2^-126 for zero.
 _SMALLEST = 2.0**-120
 
 
-def rounding(d: int) -> float:
-    """c for rows of d columns."""
-    return (2 * d + 64) * 2.0**-53
+def rounding(d: Any, unit: float = DOUBLE) -> Any:
+    """c for rows of d columns; d may be an array."""
+    return (2 * d + 64) * unit
 
 
 def from_product(

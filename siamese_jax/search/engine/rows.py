@@ -50,6 +50,11 @@ class Rows:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @property
+    def mapped(self) -> bool:
+        """Whether some rows are those of a memory map."""
+        return any(isinstance(shard, np.memmap) for shard in self.shards)
+
     def read(self, start: int, out: np.ndarray) -> int:
         """Copies rows from `start` on into out [n, >= d]; returns how many there were."""
         stop = min(start + len(out), len(self))
