@@ -61,7 +61,7 @@ def counted(
         items = np.arange(start, min(start + chunk, len(space.gallery)))
         gallery = _Block.of(space, space.gallery, items, chunk)
         product = _product(queries.x, gallery.x, space.scale)
-        return [(0, _closer(space, product, queries, limits[0], gallery, 1), len(items))]
+        return [(0, _closer(space, product, queries, limits[0], gallery), len(items))]
 
     limits = [_Limits.of(space, found, rows, depths, len(queries.norms))]
     rounds = [[start] for start in range(0, len(space.gallery), chunk)]
@@ -85,14 +85,15 @@ def counted_within(
 
     def tile(limits: Sequence[_Limits], pair: tuple[int, int]) -> list[_Count]:
         i, j = pair
-        ways = [(i, j, 1), (j, i, 0)][: 1 if i == j else 2]
-        ways = [way for way in ways if way[0] < asking and limits[way[0]].known.any()]
+        ways = {i: j, j: i}  # who asks, who answers
+        ways = {a: b for a, b in ways.items() if a < asking and limits[a].known.any()}
         if not ways:
             return []
         product = _product(sides[i].x, sides[j].x, space.scale)
+        products = {j: product.T, i: product} if j in ways else {i: product}
         return [
-            (a, _closer(space, product, sides[a], limits[a], sides[b], axis), len(blocks[b]))
-            for a, b, axis in ways
+            (a, _closer(space, products[a], sides[a], limits[a], sides[b]), len(blocks[b]))
+            for a, b in ways.items()
         ]
 
     # In round r the blocks i and i + r meet: all have seen equally much after each round. Half-way
@@ -198,27 +199,28 @@ class _Limits:
     ) -> "_Limits":
         owner, item = found.lists(rows)
         exact = space.exact(rows[owner], item)
-        farthest = np.lexsort((-item, -exact, owner))
         count = np.bincount(owner, minlength=size)
+        # Each item's place among those of its query, the farthest first.
+        farthest = np.lexsort((-item, -exact, owner))
         place = np.empty_like(owner)
         place[farthest] = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-        # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
-        shape = (_power(count.max()), size)
-        limits = cls(
-            np.full(shape, -np.inf),
-            np.full(shape, -1),
-            np.full(shape, -1),
-            np.zeros(shape, np.int64),
-            np.zeros(shape, np.int64),
-            0,
-        )
-        limits.distance[place, owner] = exact
-        limits.item[place, owner] = item
-        limits.hit[place, owner] = np.arange(len(owner))
         first, every = depths.first[rows][owner], depths.every[rows][owner]
         nearest = place == count[owner] - 1
-        limits.depth[place, owner] = np.where(nearest, np.maximum(first, every), every)
-        return limits.counting(limits.before, 0)
+        depth = np.where(nearest, np.maximum(first, every), every)
+        # Sizes are rounded up to powers of two, so that few shapes are ever compiled.
+        shape = (_power(count.max()), size)
+
+        def table(values: np.ndarray, empty: float) -> np.ndarray:
+            found = np.full(shape, empty, values.dtype)
+            found[place, owner] = values
+            return found
+
+        none = np.zeros(shape, np.int64)
+        hit = np.arange(len(owner))
+        limits = cls(
+            table(exact, -np.inf), table(item, -1), table(hit, -1), table(depth, 0), none, 0
+        )
+        return limits.counting(none, 0)
 
     @property
     def known(self) -> np.ndarray:
@@ -241,10 +243,10 @@ class _Limits:
 
         return _Limits(
             keep(self.distance, -np.inf),
-            keep(self.item, -1).astype(np.int64),
-            keep(self.hit, -1).astype(np.int64),
-            keep(self.depth, 0).astype(np.int64),
-            keep(before, 0).astype(np.int64),
+            keep(self.item, -1),
+            keep(self.hit, -1),
+            keep(self.depth, 0),
+            keep(before, 0),
             self.seen + among,
         )
 
@@ -256,12 +258,12 @@ class _Limits:
 
 
 def _closer(
-    space: Space, product: Array, ask: _Block, limits: _Limits, answer: _Block, axis: int
+    space: Space, product: Array, ask: _Block, limits: _Limits, answer: _Block
 ) -> np.ndarray:
     """How many answers are closer than each limit, int64 [r, b].
 
     Args:
-      product: scale <x, y>; the answers lie along `axis`, those who ask along the other.
+      product: scale <x, y>, [who asks, who answers].
     """
     squared = space.squared(limits.distance)
     squared[~limits.known] = -np.inf
@@ -269,23 +271,23 @@ def _closer(
     rounding = np.where(limits.known, 2.0**-23 * np.abs(squared), 0)
     e = space.error(ask.norms, float(answer.norms.max()), 2.0**-24) + rounding
     low, high = (middle - e).astype(np.float32), (middle + e).astype(np.float32)
-    codes = np.array(jax.block_until_ready(_codes(product, answer.offset, low, high, axis)))
+    codes = np.array(jax.block_until_ready(_codes(product, answer.offset, low, high)))
 
     b, own = ask.own
     at = np.searchsorted(answer.rows, own)
     mine = answer.rows[np.minimum(at, len(answer.rows) - 1)] == own
-    codes[(b[mine], at[mine]) if axis else (at[mine], b[mine])] = 0
+    codes[b[mine], at[mine]] = 0
 
     few, flat = limits.few_before, codes.reshape(-1)
     marked = _flatnonzero(codes if few else codes & _UNSURE)
     unsure = flat[marked] >= _UNSURE
     if few:
         sure = marked[~unsure]
-        before = _listed(flat[sure], _places(sure, codes, axis)[0], low.shape)
+        before = _listed(flat[sure], sure // codes.shape[1], low.shape)
     else:
         flat[marked] = 0
-        before = _totals(codes, len(low), axis)
-    b, j = _places(marked[unsure], codes, axis)
+        before = _totals(codes, len(low))
+    b, j = np.divmod(marked[unsure], codes.shape[1])
     item = answer.rows[j]
     exact = space.exact(ask.rows[b], item)
     distance, limit = limits.distance[:, b], limits.item[:, b]
@@ -298,24 +300,18 @@ def _product(x: Array, y: Array, scale: int) -> Array:
     return scale * jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
 
 
-@partial(jax.jit, static_argnames="axis")
-def _codes(product: Array, offset: Array, low: Array, high: Array, axis: int) -> Array:
+@jax.jit
+def _codes(product: Array, offset: Array, low: Array, high: Array) -> Array:
     """Below how many of its query's limits [r, b] each score is, uint8; plus 128 if near one.
 
     The limits descend, so a score below n of them is below the first n.
     """
-    scores = jnp.expand_dims(offset, 1 - axis) - product
+    scores = offset[None, :] - product
     below = inside = jnp.zeros(scores.shape, jnp.int32)  # as wide as scores: one pass, no packing
     for r in range(len(low)):
-        below += (scores < jnp.expand_dims(low[r], axis)).astype(jnp.int32)
-        inside += (scores <= jnp.expand_dims(high[r], axis)).astype(jnp.int32)
+        below += (scores < low[r][:, None]).astype(jnp.int32)
+        inside += (scores <= high[r][:, None]).astype(jnp.int32)
     return (below | ((below != inside).astype(jnp.int32) << 7)).astype(jnp.uint8)
-
-
-def _places(flat: np.ndarray, codes: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places in flattened codes as (who asks, who answers)."""
-    i, j = np.divmod(flat, codes.shape[1])
-    return (i, j) if axis else (j, i)
 
 
 def _listed(n: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -326,24 +322,19 @@ def _listed(n: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return counts[::-1].cumsum(0)[::-1]
 
 
-def _totals(codes: np.ndarray, limits: int, axis: int) -> np.ndarray:
-    """How many codes are above each r < `limits` along an axis, int64 [limits, b].
+def _totals(codes: np.ndarray, limits: int) -> np.ndarray:
+    """How many codes of each row are above r, for each r < `limits`, int64 [limits, b].
 
-    Sums of up to 128 ones fit a byte. Down the columns NumPy adds bytes by the vector; along the
-    rows eight bytes are added as one number.
+    Eight bytes are added as one number: sums of up to 128 ones fit a byte.
     """
-    totals = np.zeros((limits, codes.shape[1 - axis]), np.int64)
-    step = 1024 if axis else 128
-    for start in range(0, codes.shape[axis], step):
-        part = codes[:, start : start + step] if axis else codes[start : start + step]
+    totals = np.zeros((limits, len(codes)), np.int64)
+    for start in range(0, codes.shape[1], 1024):
+        part = codes[:, start : start + 1024]
         for r in range(limits):
             above = (part > r).view(np.uint8)
-            if axis and above.shape[1] % 8 == 0:
-                eights = np.ascontiguousarray(above).view(np.uint64)
-                above = eights.sum(1, keepdims=True).view(np.uint8)
-                totals[r] += above.sum(1, dtype=np.int64)
-            else:
-                totals[r] += above.sum(axis, dtype=np.uint8 if not axis else np.int64)
+            if above.shape[1] % 8 == 0:
+                above = above.view(np.uint64).sum(1, keepdims=True).view(np.uint8)
+            totals[r] += above.sum(1, dtype=np.int64)
     return totals
 
 

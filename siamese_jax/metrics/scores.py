@@ -4,21 +4,22 @@ A matrix product gives scores
 
     s(x, y) = |y|^2 - 2 <x, y>      (or -<x, y> where the distance is a product).
 
-With u half the spacing of floats at 1, x and y rounded from the centred rows, and Y the largest
-|y|: the product errs by (d + 2) u |x| Y, the norm by 3 u Y^2, and subtracting, and rounding what
-it is compared with, by u (Y^2 + 2 |x| Y) each (Higham 2002, section 3.1: any order of summation).
-Centring by c, norms and distances in float64 add their own, with v = 2^-53; so does underflow, and
-distances D are rounded to float32, which makes ties of what lies within 2^-23 of them. So a score
-is off by at most
+With Y the largest |y|, and c_u, c_v the constants of `siamese_jax.search.engine.rounding` for the
+product's precision (u = 2^-24 in float32) and for float64 (v = 2^-53), it errs by c_u |x| Y;
+8 u Y^2 is for the norm, the subtraction and what the score is compared with; c_v is for centring by
+o, norms and distances in float64. Distances D are rounded to float32, which makes ties of what lies
+within 2^-23 of them. So a score is off by at most
 
-    e = 1.01 (u ((2 d + 16) |x| Y + 8 Y^2) + v (2 d + 16) (|x| + Y + |c|)^2) + d 2^-140 + 2^-23 D.
+    e = 1.01 (c_u |x| Y + 8 u Y^2 + c_v (|x| + Y + |o|)^2) + d 2^-139 + 2^-23 D.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from siamese_jax.search.engine.exact import pair_distances
+from siamese_jax.search.engine.rounding import rounding
 from siamese_jax.search.engine.rows import Rows
 
 
@@ -58,6 +59,12 @@ class Space:
         """The factor of <x, y> in the score."""
         return 2 if self.distance in ("euclidean", "sqeuclidean") else 1
 
+    @cached_property
+    def as_rows(self) -> tuple[Rows, Rows]:
+        """Queries and gallery, whose squares are computed once."""
+        gallery = Rows([self.gallery], "gallery")
+        return gallery if self.within else Rows([self.queries], "queries"), gallery
+
     def rows(self, raw: np.ndarray) -> np.ndarray:
         """Rows as scores use them, float64: centred, or for cosine of unit length."""
         rows = np.asarray(raw, np.float64)
@@ -69,10 +76,10 @@ class Space:
 
     def error(self, query_norms: np.ndarray, largest: float, unit: float) -> np.ndarray:
         """e of every query [b] without its last term, from |x|, Y and u."""
-        terms = 2 * self.gallery.shape[1] + 16
+        d = self.gallery.shape[1]
         whole = query_norms + largest + np.sqrt((self.origin**2).sum())
-        scores = unit * (terms * query_norms * largest + 8 * largest**2)
-        return 1.01 * (scores + 2.0**-53 * terms * whole**2) + terms * 2.0**-140
+        scores = rounding(d, unit) * query_norms * largest + 8 * unit * largest**2
+        return 1.01 * (scores + rounding(d) * whole**2) + (d + 8) * 2.0**-139
 
     def squared(self, distances: np.ndarray) -> np.ndarray:
         """Distances as they stand in scores: squared, where they are Euclidean."""
@@ -85,8 +92,8 @@ class Space:
 
     def exact(self, query: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Distances of pairs, the very ones that `rank` sorts by, float64 [n]."""
-        rows = Rows([self.gallery], "gallery")
-        found = pair_distances(self.queries, rows, query, item, self.distance)
+        asking, rows = self.as_rows
+        found = pair_distances(asking, rows, query, item, self.distance)
         return found.astype(np.float64)
 
 
