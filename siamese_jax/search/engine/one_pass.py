@@ -47,7 +47,8 @@ def candidates(search: Search, k: int) -> tuple[np.ndarray, np.ndarray]:
     best = np.empty((q, 0), np.float32)
     limit = np.full(q, np.inf, np.float32)
     i, j, lows = (np.empty(0, t) for t in (np.int32, np.int32, np.float32))
-    step = max(1, _SLICE // max(1, d))
+    # 64 bytes a pair: products, both ends and what they are made with.
+    step = max(1, min(_SLICE // max(1, d), search.memory_limit // (64 * q)))
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
         product, square = _products(search.queries, rows, start, stop, squares)
