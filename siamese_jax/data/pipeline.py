@@ -24,7 +24,7 @@ from siamese_jax.data.augment import (
     uniforms,
 )
 from siamese_jax.data.preprocess import FITS, read_image
-from siamese_jax.data.records import Records
+from siamese_jax.data.records import Records, content_key
 from siamese_jax.data.tf import tensorflow
 from siamese_jax.errors import UserError
 
@@ -45,6 +45,8 @@ class Reading(NamedTuple):
       strict: an image that cannot be read raises UserError; else it is a row of zeros with the mask
         False, listed in `.broken` and logged once.
       workers: images read at a time; None for the number of cores.
+      keys: id -> the key that the image's content had (`siamese_jax.data.records.content_keys`). An
+        image with another content by now is one that cannot be read: what is known of it is wrong.
     """
 
     image_size: int | tuple[int, int]
@@ -54,6 +56,7 @@ class Reading(NamedTuple):
     batch_size: int = 32
     strict: bool = False
     workers: int | None = None
+    keys: Mapping[int, bytes] | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -232,7 +235,7 @@ def _work(
     records: Records, plan: Plan, reading: Reading, broken: dict[str, str]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """What is drawn for a step, and an image read by it; what cannot be read goes into `broken`."""
-    augment, size = make_augment(reading.augment), reading.size
+    augment, size, keys = make_augment(reading.augment), reading.size, reading.keys
 
     def planned(step: np.ndarray) -> tuple[np.ndarray, ...]:
         rows, u = plan(int(step))
@@ -243,9 +246,15 @@ def _work(
         if row >= 0:
             box = None if records.box is None else records.box[row]
             path = str(records.path[row])
+
+            def check(data: bytes) -> None:
+                if keys is not None and content_key(data, box) != keys[int(records.id[row])]:
+                    raise UserError("its content has changed since it was first read; run again")
+
             try:
                 region = crop_region(augment, u)
-                image = read_image(path, size, fit=reading.fit, box=box, region=region)
+                how: Any = {"box": box, "region": region, "check": check if keys else None}
+                image = read_image(path, size, fit=reading.fit, **how)
                 return change_pixels(augment, image, *change), np.True_
             except UserError as e:
                 broken[path] = str(e)

@@ -6,11 +6,13 @@ runs many at a time.
 """
 
 import contextlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,6 +50,7 @@ def read_image(
     fit: str = "squash",
     box: Sequence[int] | np.ndarray | None = None,
     region: Callable[[float, float], Box] | None = None,
+    check: Callable[[bytes], None] | None = None,
 ) -> np.ndarray:
     """Reads an image at a size, antialiased (bilinear).
 
@@ -61,6 +64,7 @@ def read_image(
       box: left, upper, right, lower of the part that counts, in pixels of the upright picture, as
         people see and mark it; all zero or None for the whole.
       region: width, height -> the part of that to keep, for random crops.
+      check: is given the file's bytes, those that are then decoded, and may raise UserError.
 
     Returns:
       uint8 [h, w, 3].
@@ -70,7 +74,7 @@ def read_image(
         of more pixels than `limit_pixels` allows, or its box lies outside.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    with _opened(path) as image:
+    with _opened(path, check) as image:
         return _read(image, (width, height), fit, box, region)
 
 
@@ -84,7 +88,9 @@ def whole_image(path: "str | os.PathLike[str] | Image") -> "Image":
 
 
 @contextlib.contextmanager
-def _opened(path: "str | os.PathLike[str] | Image") -> Iterator["Image"]:
+def _opened(
+    path: "str | os.PathLike[str] | Image", check: Callable[[bytes], None] | None = None
+) -> Iterator["Image"]:
     """An opened file, or the image that is given; whatever goes wrong is one UserError."""
     from PIL import Image, UnidentifiedImageError
 
@@ -94,7 +100,12 @@ def _opened(path: "str | os.PathLike[str] | Image") -> Iterator["Image"]:
             # It stays as it is: reading a JPEG at a scale would change it.
             yield path.copy() if path.format in _SCALED else path
             return
-        with Image.open(path) as image:
+        source: Any = path
+        if check is not None:  # read once: the file may change at any time
+            data = Path(path).read_bytes()
+            check(data)
+            source = io.BytesIO(data)
+        with Image.open(source) as image:
             if image.format == "EPS":
                 raise UserError("a program in PostScript, which is not run; save it as PNG")
             if image.width * image.height > _most_pixels:

@@ -190,19 +190,33 @@ def content_keys(records: Records) -> list[bytes]:
     """A 16-byte key of each image's content: BLAKE2b of the file's bytes and of its box.
 
     Every byte is read, so an edited image is noticed even when its size and time stamp are not. A
-    file that cannot be read has the key of sixteen zero bytes.
+    file that cannot be read has a key of its own, that of its path below the root: it is like no
+    content and like no other such file.
     """
     boxes = [None] * len(records) if records.box is None else list(records.box)
+
+    def key_of(path: str, box: np.ndarray | None) -> bytes:
+        try:
+            with open(path, "rb") as file:
+                return _with_box(hashlib.file_digest(file, _blake2b), box)
+        except OSError:
+            name = as_text(os.path.relpath(path, records.root or None))
+            return hashlib.blake2b(_bytes(name), digest_size=16, person=b"unreadable").digest()
+
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(_content_key, records.path, boxes, chunksize=64))
+        return list(pool.map(key_of, records.path, boxes, chunksize=64))
 
 
-def _content_key(path: str, box: np.ndarray | None) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            key = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-    except OSError:
-        return bytes(16)
+def content_key(data: bytes, box: np.ndarray | None = None) -> bytes:
+    """The key of a file's bytes, as `content_keys` gives it, 16 bytes."""
+    return _with_box(_blake2b(data), box)
+
+
+def _blake2b(data: bytes = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=16)
+
+
+def _with_box(key: Any, box: np.ndarray | None) -> bytes:
     if box is not None and box.any():
         key.update(np.asarray(box, "<i4").tobytes())
     return key.digest()

@@ -57,27 +57,36 @@ class CachedVectors:
         Returns:
           int64 [n] into `store.vectors()`; -1 for images that cannot be read.
         """
-        missing = self.store.rows(keys) < 0
-        # Two copies of one image have one key, and are computed once.
-        first = {keys[i]: i for i in reversed(range(len(keys))) if missing[i]}
-        todo = np.array(sorted(first.values()), np.int64)
-        if len(todo):
+        tried = np.zeros(len(keys), bool)
+        while True:
+            rows = self.store.rows(keys)
+            # Two copies of one image have one key, and are computed once; the second is asked where
+            # the first could not be read, or had changed.
+            asked = np.flatnonzero((rows < 0) & ~tried).tolist()
+            todo = np.array(sorted({keys[i]: i for i in reversed(asked)}.values()), np.int64)
+            if not len(todo):
+                return rows
+            tried[todo] = True
             key_of = {int(ids[i]): keys[i] for i in todo}
-            known = len(ids) - int(missing.sum())
-            title = f"{describe} ({known} of {len(ids)} known)" if known else describe
-            with (
-                logging_redirect_tqdm(),  # or a warning would end up inside the bar
-                tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
-            ):
-                for batch in self.batches(todo):
-                    kept = f"{bar.n} of {len(todo)} images are done and kept in {self.store.folder}"
-                    stopping.check(kept)
-                    good = np.asarray(batch["mask"])
-                    vectors = np.asarray(self.compute(batch["image"]))[good]
-                    with naming(self.store.folder, kept):
-                        self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
-                    bar.update(min(len(good), len(todo) - bar.n))
-        return self.store.rows(keys)
+            self._compute(todo, key_of, describe, len(ids) - int((rows < 0).sum()), len(ids))
+
+    def _compute(
+        self, todo: np.ndarray, key_of: dict[int, bytes], describe: str, known: int, total: int
+    ) -> None:
+        """Computes these records' rows, block by block."""
+        title = f"{describe} ({known} of {total} known)" if known else describe
+        with (
+            logging_redirect_tqdm(),  # or a warning would end up inside the bar
+            tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
+        ):
+            for batch in self.batches(todo):
+                kept = f"{bar.n} of {len(todo)} images are done and kept in {self.store.folder}"
+                stopping.check(kept)
+                good = np.asarray(batch["mask"])
+                vectors = np.asarray(self.compute(batch["image"]))[good]
+                with naming(self.store.folder, kept):
+                    self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
+                bar.update(min(len(good), len(todo) - bar.n))
 
 
 def feature_batches(
@@ -139,11 +148,13 @@ def embed_records(
     from siamese_jax.data.pipeline import Reading, eval_batches
     from siamese_jax.data.records import content_keys
 
-    def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
-        reading = Reading(part.image_size, part.fit, batch_size=batch_size, strict=strict)
-        return eval_batches(records.select(rows), reading)
-
     keys = content_keys(records) if keys is None else keys
+    known = dict(zip(records.id.tolist(), keys, strict=True))
+
+    def batches(part: "Encoder", rows: np.ndarray) -> Iterable[Batch]:
+        how: Any = {"batch_size": batch_size, "strict": strict, "keys": known}
+        return eval_batches(records.select(rows), Reading(part.image_size, part.fit, **how))
+
     return _embedded(encoder, records, keys, batches, cache_dir)
 
 

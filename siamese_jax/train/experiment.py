@@ -229,6 +229,7 @@ def make_inputs(
         seed=config.seed,
         batch_size=config.eval.batch_size,
         strict=config.data.strict,
+        keys=dict(zip(records.id.tolist(), keys, strict=True)),
     )
     if any(jax.tree.leaves(moving)) or not config.cache.enabled:
         return image_inputs(model, trunk.variables, records, reading)

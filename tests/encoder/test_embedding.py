@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import siamese_jax as sj
-from siamese_jax.encoder.embedding import CachedVectors, embed_folder, feature_batches
+from siamese_jax.data.records import content_keys
+from siamese_jax.data.sources import load_images
+from siamese_jax.encoder.embedding import (
+    CachedVectors,
+    embed_folder,
+    embed_records,
+    feature_batches,
+)
 from siamese_jax.encoder.encoder import Encoder
 from siamese_jax.errors import UserError
 from siamese_jax.storage.tree import fingerprint
@@ -231,6 +238,31 @@ def test_a_touched_image_alone_is_computed_again(folder, encoder, tmp_path):
         assert counting.count == 1
     finally:
         changed.write_bytes(original)
+
+
+def test_what_changed_since_it_was_hashed_is_left_out(folder, encoder, tmp_path, caplog):
+    """The cache keeps vectors of the bytes that were decoded, whatever happens in between."""
+    records = load_images(folder)
+    keys = content_keys(records)
+    right = embed_records(encoder, records, keys=keys, cache_dir=tmp_path / "right").vectors
+    changed, copy, other = (folder / "class1" / f"{i}.png" for i in range(3))
+    before = [path.read_bytes() for path in (changed, copy)]
+    try:
+        changed.write_bytes(other.read_bytes())
+        found = embed_records(encoder, records, keys=keys, cache_dir=tmp_path)
+        assert f"skipped {changed}: its content has changed" in caplog.text
+        np.testing.assert_array_equal(found.vectors, np.delete(right, 3, axis=0))
+        with pytest.raises(UserError, match=r"0\.png: its content has changed since"):
+            embed_records(encoder, records, keys=keys, cache_dir=tmp_path / "new", strict=True)
+        keys[4] = keys[3]  # of two copies the first one has changed: the second is read
+        copy.write_bytes(before[0])
+        found = embed_records(encoder, records, keys=keys, cache_dir=tmp_path)
+        np.testing.assert_array_equal(found.vectors, right[[0, 1, 2, 3, 3, 5, 6, 7, 8]])
+    finally:
+        for path, data in zip((changed, copy), before, strict=True):
+            path.write_bytes(data)
+    after = embed_records(encoder, records, cache_dir=tmp_path).vectors
+    np.testing.assert_array_equal(after, right)
 
 
 def test_another_option_is_another_cache(folder, encoder, tmp_path):
