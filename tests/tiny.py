@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -70,3 +71,12 @@ def append_some(folder: Path, start: int) -> None:
     for i in range(start, start + 20):
         key = i.to_bytes(16, "little")
         VectorStore(folder, (1,)).append([key], np.full((1, 1), i, np.float32))
+
+
+def hold_run(folder: Path, ready: Any, wait: Any) -> None:
+    """What a process does that trains in a folder: it is the only one there."""
+    from siamese_jax.storage import run_folder
+
+    with run_folder.claimed(folder):
+        ready.set()
+        wait.wait(60)

@@ -1,18 +1,21 @@
 """Checkpoints by Orbax: asynchronous, verified, and without what never changes.
 
-    checkpoints/frozen/        leaves that training does not touch, once per run
-    checkpoints/<step>/state   every other leaf of the state, by its path
-    checkpoints/<step>/meta    a digest of those leaves
+    checkpoints/frozen/<digest> leaves that training does not touch, once, by their content
+    checkpoints/<step>/state    every other leaf of the state, by its path
+    checkpoints/<step>/metrics  the metrics at that step, where one of them chooses
+    checkpoints/<step>/meta     the digests of the leaves and of the frozen ones, how long the log
+                                was, and a check of all this and of the metrics
 
-    checkpoints/<step>/metrics the metrics at that step, where one of them chooses
-
-A checkpoint is trusted only if its leaves have the digest written beside them. The newest ones are
-kept to go on from, and beside them the best one, which is the result.
+A checkpoint is trusted only if its leaves and what is said of it have the digests written beside
+them. The newest ones are kept to go on from, and beside them the best one, which is the result.
+Version 0.1.0 kept the frozen leaves in checkpoints/frozen itself, and a digest of the others alone.
 """
 
+import functools
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from siamese_jax.errors import UserError
 from siamese_jax.storage.run_folder import RunFolder, read_json
-from siamese_jax.storage.tree import Leaves, digest, flatten
+from siamese_jax.storage.tree import Leaves, digest, fingerprint, flatten
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class Checkpoints:
       best_metric: a name among the metrics given to `save`; the checkpoint with its largest value
         (see `best_first`) is kept as well.
       start: the step that the run goes on from. Later checkpoints are removed: they could not be
-        read, or the run would have gone on from them.
+        read, or the run would have gone on from them. So are earlier ones that are damaged.
     """
 
     def __init__(
@@ -63,10 +66,11 @@ class Checkpoints:
         if max_to_keep < 1:
             raise UserError(f"train.max_to_keep={max_to_keep}: must be 1 or more")
         self.folder = Path(folder).absolute()
-        self.frozen = frozen
-        for step in steps(self.folder):
-            if start is not None and step > start:
-                shutil.rmtree(self.folder / str(step))
+        self.frozen, self._frozen_name, self._best_metric = frozen, "", best_metric
+        if start is not None:
+            for step in steps(self.folder):
+                if step > start or _described(self.folder, step) is None:
+                    shutil.rmtree(self.folder / str(step))
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -78,23 +82,55 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
-        """Copies the state and writes it in the background; the first time, the frozen part too."""
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        log_mark: Sequence[int] | None = None,
+    ) -> None:
+        """Copies the state and writes it in the background; the first time, the frozen part too.
+
+        Args:
+          step: above that of all others.
+          state: any tree of arrays.
+          metrics: of that step; not kept where none of them chooses.
+          log_mark: what `MetricsLog.mark` says of the log by now.
+        """
         leaves = jax.device_get(flatten(state))
+        metrics = dict(metrics or {}) if self._best_metric else {}
         still = {name: leaf for name, leaf in leaves.items() if name in self.frozen}
-        if still and not (self.folder / "frozen").exists():
-            save_leaves(self.folder / "frozen", still)
+        if still and not self._frozen_name:
+            self._frozen_name = self._save_frozen(still)
         moving = {name: leaf for name, leaf in leaves.items() if name not in self.frozen}
+        meta = {"digest": digest(moving), "frozen": self._frozen_name, "log": log_mark}
         saved = self.manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(_escape(moving)),
-                meta=ocp.args.JsonSave({"digest": digest(moving)}),
+                meta=ocp.args.JsonSave({**meta, "check": fingerprint(**meta, metrics=metrics)}),
             ),
-            metrics=metrics or {},
+            metrics=metrics,
         )
         if not saved:  # Orbax passes over a step that is not above all others, without a word.
             raise ValueError(f"{self.folder} holds step {step} or a later one already")
+
+    def _save_frozen(self, leaves: Leaves) -> str:
+        """Writes the frozen leaves, unless they are there and sound; their name is their digest."""
+        name, folder = digest(leaves), self.folder / "frozen"
+        others = [p for p in folder.iterdir() if p.name != name] if folder.is_dir() else []
+        for other in others if not steps(self.folder) else ():  # of a start that died
+            shutil.rmtree(other, ignore_errors=True)
+        try:
+            if digest(load_leaves(folder / name)) == name:
+                return name
+        except Exception as error:  # Not there, or Orbax's error on damage: it has many kinds.
+            if (folder / name).exists():
+                log.warning("%s is damaged (%s); it is written again", folder / name, _line(error))
+        shutil.rmtree(folder / name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_leaves(folder / name, leaves)
+        return name
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
@@ -127,9 +163,34 @@ def steps(folder: str | Path) -> list[int]:
 
 def best_steps(folder: str | Path, metric: str) -> list[int]:
     """Steps of the finished checkpoints that have a metric, the best first (see `best_first`)."""
-    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in steps(folder)}
-    found = {step: read_json(file) for step, file in files.items() if file.exists()}
-    return best_first({step: metrics.get(metric) for step, metrics in found.items()})
+    found = {step: _described(Path(folder), step) or {} for step in steps(folder)}
+    return best_first({step: about.get("metrics", {}).get(metric) for step, about in found.items()})
+
+
+def log_mark(folder: str | Path, step: int) -> list[int] | None:
+    """What the checkpoint of a step was given as `log_mark`; None where there is none."""
+    return (_described(Path(folder), step) or {}).get("log")
+
+
+def _described(folder: Path, step: int) -> dict[str, Any] | None:
+    """What is said of a checkpoint, its metrics included; None, and a warning, on damage."""
+    try:
+        return _description(folder / str(step))
+    except (OSError, ValueError) as error:
+        log.warning("checkpoint %s is damaged: %s", folder / str(step), _line(error))
+        return None
+
+
+def _description(path: Path) -> dict[str, Any]:
+    meta, metrics = read_json(path / "meta" / "metadata"), {}
+    if (path / "metrics").exists():
+        metrics = read_json(path / "metrics" / "metrics")
+    if not isinstance(meta, dict) or not isinstance(metrics, dict):
+        raise ValueError("what is said of it is no JSON object")
+    check = meta.pop("check", None)
+    if "frozen" in meta and check != fingerprint(**meta, metrics=metrics):
+        raise ValueError("what is said of it, or its metrics, have changed")
+    return {**meta, "metrics": metrics}
 
 
 def save_leaves(path: Path, leaves: Leaves) -> None:
@@ -146,6 +207,7 @@ def save_leaves(path: Path, leaves: Leaves) -> None:
 
 def load_leaves(path: Path) -> Leaves:
     """Reads leaves and verifies their digest. Raises ValueError (or Orbax's error) on damage."""
+    _ignore_late_calls()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         found = checkpointer.restore(
             path.absolute(),
@@ -158,6 +220,19 @@ def load_leaves(path: Path) -> Leaves:
     if digest(leaves) != found["meta"]["digest"]:
         raise ValueError(f"{path}: the digest of the leaves differs from the one saved with them")
     return leaves
+
+
+@functools.cache
+def _ignore_late_calls() -> None:
+    """Orbax ends its event loop at the first damaged leaf; the reads of the others then complain,
+    each with a traceback that nobody can catch."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def load_newest(folder: str | Path, step: int | None = None) -> tuple[int, Leaves] | None:
@@ -195,23 +270,39 @@ def load_first(folder: str | Path, candidates: Iterable[int]) -> tuple[int, Leav
       UserError: there are checkpoints, but none can be read.
     """
     folder, candidates = Path(folder), list(candidates)
-    if not candidates:
-        return None
-    try:
-        frozen = load_leaves(folder / "frozen") if (folder / "frozen").exists() else {}
-    except Exception as error:
-        raise UserError(
-            f"{folder / 'frozen'} is damaged ({_line(error)}); start again in another --workdir"
-        ) from error
     for candidate in candidates:
         try:
-            return candidate, {**frozen, **load_leaves(folder / str(candidate))}
+            return candidate, _load(folder, candidate)
         except Exception as error:  # Whatever Orbax raises on damage: it has many kinds.
             log.warning("checkpoint %s is damaged: %s", folder / str(candidate), _line(error))
+    if not candidates:
+        return None
+    others = {*steps(folder)} - {*candidates}
     raise UserError(
         f"none of the checkpoints in {folder} can be read (steps "
-        f"{', '.join(map(str, candidates))}); start again in another --workdir"
+        f"{', '.join(map(str, candidates))}); "
+        + ("train again to go on from another" if others else "start again in another --workdir")
     )
+
+
+def is_sound(folder: str | Path, step: int) -> bool:
+    """Whether a checkpoint can be read; a warning says why not."""
+    try:
+        return load_first(folder, [step]) is not None
+    except UserError:
+        return False
+
+
+def _load(folder: Path, step: int) -> Leaves:
+    """Every leaf of one checkpoint, frozen ones included, verified."""
+    about = _description(folder / str(step))
+    frozen, older = about.get("frozen"), folder / "frozen" / "meta"
+    leaves = load_leaves(folder / "frozen" / frozen) if frozen else {}
+    if frozen is None and older.exists():
+        leaves = load_leaves(folder / "frozen")
+    if frozen and digest(leaves) != frozen:
+        raise ValueError(f"{folder / 'frozen' / frozen}: other leaves than its name says")
+    return {**leaves, **load_leaves(folder / str(step))}
 
 
 def _line(error: Exception) -> str:

@@ -7,11 +7,25 @@ events/         the same for TensorBoard
 checkpoints/    see checkpoint.py
 report/         index.html, and per_query_<split>.npz behind its numbers
 results.json    written last: a run that has it is finished
+lock            held by the process that trains
+
+run.json and results.json hold a digest of their own content, run.json that of config.json too.
+Where one differs, a line says so: it was edited, or it is damaged.
+
+One process a folder: a second one is refused. The lock is the system's (flock) and dies with its
+process, however that ends. On a network's folder it holds between machines where the server keeps
+locks (NFS 4, NFS 3 with lockd, SMB, Lustre with -o flock); mounted with `nolock` or `local_lock` it
+holds on each machine by itself. Where a file system has no locks, a line says so.
 """
 
+import contextlib
+import fcntl
 import json
+import logging
+import os
 import platform
-from collections.abc import Collection, Mapping
+import socket
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +33,10 @@ from typing import Any, NamedTuple
 import jax
 
 from siamese_jax.errors import UserError
-from siamese_jax.storage.writing import written
+from siamese_jax.storage.tree import fingerprint
+from siamese_jax.storage.writing import remove_drafts, written
 
+log = logging.getLogger(__name__)
 PACKAGES = ("siamese-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # The fields of each file that its readers rely on.
 FIELDS = {
@@ -79,7 +95,67 @@ def read(folder: Path, *, finished: bool = False) -> RunFolder:
         elif finished or name != "results.json":
             what = "a finished run" if finished else "a run"
             raise UserError(f"{folder} is not {what}: {name} is missing")
+    _verify(folder, found)
     return RunFolder(folder, found["config.json"], found["run.json"], found.get("results.json"))
+
+
+def _verify(folder: Path, found: Mapping[str, dict[str, Any]]) -> None:
+    """Says which files are not as they were written, and takes the digests out of them."""
+    stored = {name: content.pop("digest", None) for name, content in found.items()}
+    stored["config.json"] = found["run.json"].get("config_digest")
+    for name, content in found.items():
+        if stored[name] not in (None, _digest(content)):
+            said = "%s is not as it was written: it was edited, or it is damaged"
+            log.warning(said, folder / name)
+    found["run.json"].pop("config_digest", None)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return fingerprint(content=_as_stored({k: v for k, v in content.items() if k != "seconds"}))
+
+
+def write_start(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes config.json and run.json: from here on the folder is this run's."""
+    write_json(folder / "config.json", config)
+    write_checked(folder / "run.json", {**facts, "config_digest": _digest(config)})
+
+
+def write_checked(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_json` with a digest of the content in it, of all but the seconds that it took."""
+    write_json(path, {**content, "digest": _digest(content)})
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process alone, and removes what killed ones left half written.
+
+    Raises:
+      UserError: another process has it, or it is a file.
+    """
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115  (closed below)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder} is a file; choose another --workdir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it, "
+                "or choose another --workdir"
+            ) from None
+        except OSError as error:
+            said = "%s has no locks (%s): see to it that no other process uses it"
+            log.warning(said, folder, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        for place in (folder, folder / "report"):
+            remove_drafts(place)
+        yield
 
 
 def per_query_path(folder: Path, split: str) -> Path:

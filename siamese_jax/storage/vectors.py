@@ -43,7 +43,8 @@ class VectorStore:
         self.row_bytes = 4 * int(np.prod(shape))
         words = KEY_BYTES // 4 + int(np.prod(shape))
         self._weights = np.random.PCG64(0).random_raw(words + 1) | np.uint64(1)
-        self._forget()
+        self._rows: dict[bytes, int] = {}
+        self._count, self._sound = 0, np.zeros(0, bool)  # of rows; which were checked
         with self._locked():
             self._repair()
         self._read_keys()
@@ -152,15 +153,11 @@ class VectorStore:
             self._write("sums.part", self._sums(own, vectors).tobytes())
         os.replace(draft, self._path("sums"))
 
-    def _forget(self) -> None:
-        self._rows: dict[bytes, int] = {}
-        self._count = 0
-        self._sound = np.zeros(0, bool)  # by row: whether it was checked
-
     def _read_keys(self) -> None:
         """Reads the keys added since the last look; of two rows with one key the later counts."""
         if self._path("keys").stat().st_size < KEY_BYTES * self._count:
-            self._forget()  # Cut back since then, by whatever damaged it.
+            # Cut back since then, by whatever damaged it.
+            self._rows, self._count, self._sound = {}, 0, np.zeros(0, bool)
         with open(self._path("keys"), "rb") as file:
             file.seek(KEY_BYTES * self._count)
             data = file.read()

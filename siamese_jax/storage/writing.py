@@ -10,6 +10,7 @@ from typing import IO, Any
 from siamese_jax.errors import naming
 
 SAFE = "what was there before is untouched"
+_DRAFT = ".part"
 
 
 @contextlib.contextmanager
@@ -33,7 +34,7 @@ def written(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> It
             with open(target, mode, **options) as file:
                 yield file
             return
-        draft = target.with_name(f".{uuid.uuid4().hex[:12]}.part")
+        draft = target.with_name(f".{uuid.uuid4().hex[:12]}{_DRAFT}")
         try:
             with open(draft, mode, **options) as file:
                 yield file
@@ -46,3 +47,9 @@ def written(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> It
             raise
         finally:
             draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Removes what killed processes left of `written` in a folder where nobody is writing."""
+    for draft in folder.glob(f".*{_DRAFT}"):
+        draft.unlink(missing_ok=True)

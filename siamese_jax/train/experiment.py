@@ -54,6 +54,7 @@ from siamese_jax.train.loop import (
     evaluate_state,
     evaluated,
     run_steps,
+    tell,
     validation_metric,
 )
 from siamese_jax.train.metrics_log import read_curves
@@ -81,15 +82,22 @@ def train(
 
     Raises:
       UserError: what the user can mend: a path, a field, weights that cannot be had, a loss that
-        is not finite.
+        is not finite, a folder that another process trains in.
     """
-    workdir, began = Path(workdir), time.monotonic()
     check_config(config)
+    with run_folder.claimed(Path(workdir)):
+        return _train(config, Path(workdir), fork)
+
+
+def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[str, Any]:
+    began = time.monotonic()
     before = run_folder.begun(workdir, config.to_dict(), may_differ=["train.steps"])
     before = before and extended(before, config)
     if before and before.results is not None:
-        log.info("%s is finished; its results stand", workdir)
-        return before.results
+        if checkpoint.is_sound(workdir / "checkpoints", before.results["checkpoint_step"]):
+            log.info("%s is finished; its results stand", workdir)
+            return before.results
+        log.warning("%s was finished, but its checkpoint cannot be read: it goes on", workdir)
     found = checkpoint.load_newest(workdir / "checkpoints")
     facts = before.facts if before and found else {"warnings": []}
     parent = None if found else find_parent(workdir, fork, config)
@@ -112,23 +120,19 @@ def train(
     stopping.check("no step was taken")
     # From here on the folder is this run's.
     set_aside(before)
-    run_folder.write_json(workdir / "config.json", config.to_dict())
-    run_folder.write_json(workdir / "run.json", facts)
+    run_folder.write_start(workdir, config.to_dict(), facts)
     with naming(workdir, "checkpoints that were saved are kept"):
         state, last = run_steps(run, state, step, sampler, moving)
-    best = checkpoint.load_first(
-        workdir / "checkpoints",
-        checkpoint.best_steps(workdir / "checkpoints", validation_metric(config)),
-    )
-    if best and best[0] != config.train.steps:
-        log.info("step %d is the best on validation, and the result", best[0])
-        state, last = tree.unflatten(best[1], state), {}
+    best, chosen = read_back(run)
+    if chosen[0] != config.train.steps:
+        log.info("step %d is the best on validation, and the result", chosen[0])
+        state, last = tree.unflatten(chosen[1], state), {}
     after = last or evaluate_state(run, state, evaluated(inputs.records))
     marked = np.zeros(int(records.id.max()) + 1, np.uint64)
     marked[records.id] = marks(records, keys)
     results = finish(run, state, after, marked, "validation" if best else "last step")
     results["seconds"] = round(time.monotonic() - began, 1)
-    run_folder.write_json(workdir / "results.json", results)
+    run_folder.write_checked(workdir / "results.json", results)
     return results
 
 
@@ -360,6 +364,23 @@ def start(
 # The end ------------------------------------------------------------------------------------
 
 
+def read_back(run: Run) -> tuple[bool, tuple[int, dict[str, Any]]]:
+    """Whether validation chooses the checkpoint, and the chosen one as it lies on disk.
+
+    Raises:
+      UserError: it cannot be read; the same command goes on from one that can.
+    """
+    folder = run.folder / "checkpoints"
+    best = checkpoint.best_steps(folder, validation_metric(run.config))
+    chosen = checkpoint.load_first(folder, best or checkpoint.steps(folder)[:1])
+    if chosen is None:  # No step was asked for.
+        return False, (run.config.train.steps, {})
+    if best and chosen[0] != best[0]:
+        note = f"step {best[0]} is the best on validation, but its checkpoint cannot be read"
+        tell([note], run.facts)
+    return bool(best), chosen
+
+
 def finish(
     run: Run,
     state: TrainState,
@@ -402,7 +423,7 @@ def finish(
         log.warning("%d images could not be read and were left out:", len(skipped))
         for reason in skipped.values():
             log.warning("  %s", reason)
-    run_folder.write_json(run.folder / "run.json", facts)
+    run_folder.write_start(run.folder, config.to_dict(), facts)
     write_report(
         run.folder / "report" / "index.html",
         title=f"{run.folder.name}: {config.loss.name} on {config.data.source}",

@@ -82,17 +82,18 @@ def run_steps(
     options, start, total = run.config.train, int(state.step), run.config.train.steps
     splits = evaluated(run.inputs.records)
     checkpoints = open_checkpoints(run, state, moving)
-    metrics_log = MetricsLog(run.folder, start)
+    begins = not checkpoint.steps(checkpoints.folder)
+    metrics_log = open_log(run, checkpoints.folder, -1 if begins else start)
     batches = run.inputs.batches(sampler, start)
     latest: dict[str, float] = {}
     last: dict[str, Evaluated] = {}
     taken: Taken | None = None
     try:
-        if "validation" in splits and not checkpoint.steps(checkpoints.folder):
+        if "validation" in splits and begins:
             # The start is a candidate too.
             begun = named_means(evaluate_state(run, state, ["validation"]))
             metrics_log.write(0, begun)
-            checkpoints.save(0, state, begun)
+            checkpoints.save(0, state, begun, metrics_log.mark)
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
             for now in range(start + 1, total + 1):
                 batch = next(batches)
@@ -115,7 +116,8 @@ def run_steps(
                 if now % options.checkpoint_every == 0 or evaluate_now or stop:
                     check_finite(taken, run.folder)
                     (run.folder / "config.json").stat()  # where it is gone, Orbax makes another
-                    checkpoints.save(now, state, latest if evaluate_now else {})
+                    known = latest if evaluate_now else {}
+                    checkpoints.save(now, state, known, metrics_log.mark)
                 bar.update()
                 if stop:
                     break
@@ -125,6 +127,21 @@ def run_steps(
         metrics_log.close()
         checkpoints.close()
     return state, last
+
+
+def open_log(run: Run, checkpoints: Path, step: int) -> MetricsLog:
+    """The run's log, to go on from the checkpoint of a step; -1 where there is none."""
+    mark = None if step < 0 else checkpoint.log_mark(checkpoints, step)
+    metrics_log = MetricsLog(run.folder, step, mark)
+    tell(metrics_log.notes, run.facts)
+    return metrics_log
+
+
+def tell(notes: list[str], facts: dict[str, Any]) -> None:
+    """Says what the results should be read with, now and on the report's page."""
+    for note in notes:
+        log.warning("%s", note)
+    facts["warnings"].extend(note for note in notes if note not in facts["warnings"])
 
 
 def open_checkpoints(run: Run, state: TrainState, moving: Any) -> checkpoint.Checkpoints:

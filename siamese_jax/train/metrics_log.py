@@ -1,11 +1,14 @@
 """metrics.jsonl and TensorBoard events: written as a run goes, read for its curves."""
 
 import json
-from collections.abc import Mapping
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from siamese_jax.errors import UserError
 from siamese_jax.report.page import is_number
+from siamese_jax.storage.writing import written
 
 
 def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, float]]]:
@@ -16,10 +19,13 @@ def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, flo
     last line cut short by a crash is skipped; a broken line before it is the user's to look at.
 
     Raises:
-      UserError: a line other than the last is no such object.
+      UserError: there is no such file, or a line other than the last is no such object.
     """
     curves: dict[str, dict[int, float]] = {}
-    lines = Path(metrics_jsonl_path).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(metrics_jsonl_path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{metrics_jsonl_path} cannot be read ({error})") from None
     for i, line in enumerate(lines):
         try:
             entry = json.loads(line)
@@ -38,29 +44,61 @@ def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, flo
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events; lines after `step` are of a run that was cut off."""
+    """metrics.jsonl and TensorBoard events of a run that begins, or goes on, at a step.
 
-    def __init__(self, workdir: Path, step: int):
+    What the log holds of later steps is of a run that was cut off: it is dropped, by writing the
+    rest beside and renaming it. The events are written anew from the log, so that no point is there
+    twice; TensorBoard then shows them as of now.
+
+    Args:
+      workdir: the run's folder.
+      step: where it goes on; -1 where there is no checkpoint, and nothing to keep.
+      mark: of the log at that step, as the checkpoint has it; None for runs of version 0.1.0.
+
+    Attributes:
+      notes: what has to be said: a log that lost lines, or where they changed.
+    """
+
+    def __init__(self, workdir: Path, step: int, mark: Sequence[int] | None = None):
         import tensorflow as tf
 
-        self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if _step(line) <= step]
-            self._path.write_text("".join(line + "\n" for line in kept))
-        self._file = open(self._path, "a")  # noqa: SIM115  (closed by close)
+        path = workdir / "metrics.jsonl"
+        data = path.read_bytes() if path.exists() else b""
+        self.notes: list[str] = []
+        kept = data[: mark[0]] if mark else b""
+        if not mark or [len(kept), zlib.crc32(kept)] != [*mark]:
+            lines = data.split(b"\n")
+            kept = b"".join(line.rstrip() + b"\n" for line in lines if _step(line) <= step)
+            if mark or (step > 0 and not kept):
+                self.notes.append(
+                    f"{path} was shortened, removed or changed: of the steps up to {step} it has "
+                    f"{len(kept.splitlines())} lines that can be read, and the curves only those"
+                )
+        if kept != data:
+            with written(path, "wb") as file:
+                file.write(kept)
+        self._mark = (len(kept), zlib.crc32(kept))
+        self._file = open(path, "ab")  # noqa: SIM115  (closed by close)
+        shutil.rmtree(workdir / "events", ignore_errors=True)
         self._events = tf.summary.create_file_writer(str(workdir / "events"))
+        for line in kept.splitlines():
+            values = json.loads(line)
+            self._show(int(values.pop("step")), values)
+        self._events.flush()
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """How many bytes the log has, and their CRC-32: kept with a checkpoint."""
+        return self._mark
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a step's values to metrics.jsonl and to TensorBoard's events."""
-        import tensorflow as tf
-
         # Python writes the shortest decimal that reads back as the same float: nothing is lost.
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        line = json.dumps({"step": step, **values}).encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
-        with self._events.as_default():
-            for name, value in values.items():
-                tf.summary.scalar(name, value, step=step)
+        self._mark = (self._mark[0] + len(line), zlib.crc32(line, self._mark[1]))
+        self._show(step, values)
         self._events.flush()
 
     def close(self) -> None:
@@ -68,8 +106,16 @@ class MetricsLog:
         self._file.close()
         self._events.close()
 
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        import tensorflow as tf
 
-def _step(line: str) -> float:
+        with self._events.as_default():
+            for name, value in values.items():
+                if is_number(value):
+                    tf.summary.scalar(name, value, step=step)
+
+
+def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

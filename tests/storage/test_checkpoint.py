@@ -1,12 +1,21 @@
 """Checkpoints: the newest to go on from, the best to be the result, and damage that is noticed."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 
 from siamese_jax.errors import UserError
-from siamese_jax.storage.checkpoint import Checkpoints, best_steps, load_first, load_newest, steps
+from siamese_jax.storage.checkpoint import (
+    Checkpoints,
+    best_steps,
+    is_sound,
+    load_first,
+    load_newest,
+    log_mark,
+    steps,
+)
 
 
 def state(step):
@@ -90,3 +99,50 @@ def test_what_a_run_goes_on_from_is_the_last(tmp_path):
     checkpoints.close()
     with pytest.raises(UserError, match="max_to_keep=0"):
         Checkpoints(tmp_path, max_to_keep=0)
+
+
+def with_frozen(folder, value, step, **options):
+    """A start with a frozen leaf of this value, that saves one step."""
+    checkpoints = Checkpoints(folder, frozen=frozenset({"still"}), best_metric="m", **options)
+    still = np.full(4, value, np.float32)
+    checkpoints.save(step, state(step) | {"still": still}, {"m": 0.5}, (7, 8))
+    checkpoints.close()
+
+
+def test_frozen_leaves_are_those_of_the_checkpoint_s_own_start(tmp_path, caplog):
+    """A start that died after it wrote other ones leaves nothing behind that is taken for these."""
+    with_frozen(tmp_path, 1.0, 1)
+    shutil.rmtree(tmp_path / "1")
+    with_frozen(tmp_path, 2.0, 1, start=0)
+    np.testing.assert_array_equal(load_newest(tmp_path)[1]["still"], np.full(4, 2, np.float32))
+    assert len([*(tmp_path / "frozen").iterdir()]) == 1
+    damage(tmp_path / "frozen")
+    with pytest.raises(UserError, match=r"none of the checkpoints"):
+        load_newest(tmp_path)
+    caplog.clear()
+    with_frozen(tmp_path, 2.0, 2, start=1)
+    assert "it is written again" in caplog.text
+    assert load_newest(tmp_path)[0] == 2
+    assert is_sound(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("metrics/metrics", "0.9", "0.1"), ("meta/metadata", "[7, 8]", "[7, 9]")],
+)
+def test_what_is_said_of_a_checkpoint_is_verified(tmp_path, name, before, after, caplog):
+    """A metric that changed would choose another checkpoint."""
+    checkpoints = Checkpoints(tmp_path, best_metric="m", max_to_keep=3)
+    for step, value in ((1, 0.9), (2, 0.5)):
+        checkpoints.save(step, state(step), {"m": value}, (7, 8))
+    checkpoints.close()
+    assert (best_steps(tmp_path, "m"), log_mark(tmp_path, 1)) == ([1, 2], [7, 8])
+    file = tmp_path / "1" / name
+    text = file.read_text()
+    assert before in text or before.replace(" ", "") in text
+    file.write_text(text.replace(before, after).replace(before.replace(" ", ""), after))
+    assert best_steps(tmp_path, "m") == [2]
+    assert "have changed" in caplog.text
+    assert not is_sound(tmp_path, 1)
+    Checkpoints(tmp_path, start=2).close()
+    assert steps(tmp_path) == [2]

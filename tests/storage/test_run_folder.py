@@ -1,8 +1,11 @@
 """The one reader of a run's folder: what it gives, and damage that every tool says in one line."""
 
 import json
+import multiprocessing
+import os
 
 import pytest
+import tiny
 
 from siamese_jax import weights
 from siamese_jax.__main__ import main
@@ -97,3 +100,56 @@ def test_a_run_of_another_config_is_told_apart(folder):
     assert run_folder.begun(folder, CONTENT["config.json"]).step == 7
     with pytest.raises(UserError, match=r"another config: distance \('cosine' there, 'dot' now\)"):
         run_folder.begun(folder, CONTENT["config.json"] | {"distance": "dot"})
+
+
+def test_what_was_edited_or_damaged_is_said(tmp_path, caplog):
+    """A digit that changed leaves a file readable; only its digest tells."""
+    results = CONTENT["results.json"] | {"test": {"after": {"recall@1": 0.25}}, "seconds": 3}
+    run_folder.write_start(tmp_path, CONTENT["config.json"], CONTENT["run.json"])
+    run_folder.write_checked(tmp_path / "results.json", results)
+    found = run_folder.read(tmp_path)
+    assert [found.config, found.facts, found.results] == [
+        *({**CONTENT, "results.json": results}).values()
+    ]
+    assert not caplog.text
+    for name, before, after in (
+        ("config.json", '"cosine"', '"dot"'),
+        ("run.json", '"form"', '"from"'),
+        ("results.json", "0.25", "0.35"),
+    ):
+        text = (tmp_path / name).read_text()
+        assert before in text
+        (tmp_path / name).write_text(text.replace(before, after))
+        caplog.clear()
+        if name == "run.json":  # a field is lost
+            with pytest.raises(UserError, match=r"run\.json is damaged: it has no trunk\.form"):
+                run_folder.read(tmp_path)
+        else:
+            run_folder.read(tmp_path)
+            assert [r.getMessage() for r in caplog.records] == [
+                f"{tmp_path / name} is not as it was written: it was edited, or it is damaged"
+            ]
+        (tmp_path / name).write_text(text)
+
+
+def test_a_folder_is_one_process_s_until_it_dies(tmp_path):
+    folder = tmp_path / "new" / "run"
+    context = multiprocessing.get_context("spawn")
+    ready, wait = context.Event(), context.Event()
+    other = context.Process(target=tiny.hold_run, args=(folder, ready, wait))
+    other.start()
+    assert ready.wait(60)
+    in_use = pytest.raises(UserError, match=rf"in use by process {other.pid} on .*: wait for it")
+    with in_use, run_folder.claimed(folder):
+        pass
+    (folder / ".0123456789ab.part").write_text("half")
+    other.kill()
+    other.join()
+    in_use = pytest.raises(UserError, match=f"in use by process {os.getpid()}")
+    with run_folder.claimed(folder), in_use, run_folder.claimed(folder):
+        pass
+    assert [p.name for p in folder.iterdir()] == ["lock"]
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="is a file"), run_folder.claimed(place):
+            pass
