@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.data.labels import label_codes, missing
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine.checked_rows import finite, unit_rows
+from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
 from siamese_jax.values import SHRINKAGE, check, whole
 
@@ -65,13 +66,13 @@ class Whitening:
     def load(cls, path: str | Path) -> "Whitening":
         """Raises UserError where `path` isn't a saved whitening."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                return cls(file["mean"], file["projection"], about)
+            found = read_arrays(path, "whitening", ("about", "mean", "projection"))
+            about = json.loads(str(found["about"]))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; save a fitted whitening there first") from None
-        except Exception:  # a damaged zip fails in more ways than can be listed
-            raise UserError(f"{path}: not a whitening saved by Whitening.save") from None
+        except ValueError as error:
+            raise UserError(f"{path}: not a whitening saved by Whitening.save ({error})") from None
+        return cls(found["mean"], found["projection"], about)
 
 
 def fit_whitening(

@@ -238,7 +238,7 @@ class Gallery:
         Args:
           folder: the folder.
           resident: as for `Gallery`.
-          verify: whether to compare the files' sha256 with the manifest.
+          verify: whether to compare the files' sha256 with the manifest, which reads them whole.
 
         Raises:
           UserError: a file is missing, or is not what the manifest says.
@@ -246,19 +246,19 @@ class Gallery:
         folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
+            shape, sums = (manifest["rows"], manifest["width"]), dict(manifest["sha256"])
             vectors = np.load(folder / "vectors.npy", mmap_mode="r")
             ids = np.load(folder / "ids.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise UserError(f"{folder} holds no readable gallery: {error}") from error
         if manifest.get("format") != _FORMAT:
             raise UserError(f"{folder} has gallery format {manifest.get('format')}, not {_FORMAT}")
-        shape = (manifest["rows"], manifest["width"])
         if vectors.shape != shape or ids.shape != shape[:1]:
             raise UserError(
                 f"{folder} holds vectors {vectors.shape} and ids {ids.shape}, but its manifest "
                 f"says {shape}: save it again"
             )
-        for name, value in manifest["sha256"].items() if verify else ():
+        for name, value in sums.items() if verify else ():
             if _sha256(folder / name) != value:
                 raise UserError(
                     f"{folder / name} is not the file its manifest names: save it again"

@@ -49,15 +49,22 @@ def main(argv: Sequence[str]) -> None:
         return
 
     from siamese_jax.storage.cache import enable_compilation_cache
+    from siamese_jax.storage.run_folder import claimed
 
     enable_compilation_cache()
     workdir = args.workdir or Path("runs") / Path(args.config).stem
+    with claimed(workdir):
+        compare(chosen, workdir, Path(args.config).stem, list(grid))
+
+
+def compare(chosen: Sequence[Cell], workdir: Path, title: str, axes: Sequence[str]) -> None:
+    """Runs the cells of a grid, and writes their table."""
     outcomes, failures = run_all(chosen, workdir)
     if not outcomes:
         raise UserError(f"no cell could be run; the first said: {next(iter(failures.values()))}")
     speeds = measure_speeds(workdir, [cell for cell in chosen if cell.name in outcomes])
     rows = compare_table.table(chosen, outcomes, speeds)
-    compare_table.write(workdir, Path(args.config).stem, rows, list(grid), failures)
+    compare_table.write(workdir, title, rows, axes, failures)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"report: {workdir / 'index.html'}")
 

@@ -8,8 +8,6 @@ lie beside it. Other images, other labels or another split are refused: such num
 compared. An interval that holds 0 means that these queries do not tell the two apart.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder
+from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.run_folder import RunFolder
 from siamese_jax.tools import cli, search
 
@@ -142,11 +141,7 @@ def _read_evaluation(path: Path) -> Measured:
 def _columns(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(f"{path} is missing: it is no split of the run, or the run is not finished")
-    try:
-        with np.load(path) as arrays:
-            columns = dict(arrays)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}); run or evaluate again") from None
+    columns = read_arrays(path, "file of per-query values")
     if "query" not in columns:
         raise UserError(f"{path} does not say which queries it is of: run or evaluate again")
     return columns

@@ -5,7 +5,6 @@ of one encoder, which then need not be given.
 """
 
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
 
 if TYPE_CHECKING:
@@ -35,13 +35,8 @@ def write(path: str, columns: dict[str, Any], facts: dict[str, Any]) -> None:
 
 def _read(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns of these names that are there; UserError where it is no file of embeddings."""
-    try:
-        with np.load(path) as arrays:
-            if missing := {"vectors", "paths", "labels", "provenance"} - {*arrays.files}:
-                raise KeyError(f"no {min(missing)}")
-            return {name: arrays[name] for name in names if name in arrays.files}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no file of embeddings that `embed` wrote ({error})") from None
+    what = "file of embeddings that `embed` wrote"
+    return read_arrays(path, what, ("vectors", "paths", "labels", "provenance"), names)
 
 
 def read_facts(path: str) -> dict[str, Any]:
