@@ -33,6 +33,7 @@ def points(events: Path) -> list[tuple[str, int]]:
 
     found = []
     for path in sorted(events.iterdir()):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
             found += [(value.tag, event.step) for value in event.summary.value]
     return sorted(found)
