@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,8 +62,6 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int, mark: Sequence[int] | None = None):
-        import tensorflow as tf
-
         path = workdir / "metrics.jsonl"
         data = path.read_bytes() if path.exists() else b""
         self.notes: list[str] = []
@@ -80,10 +80,10 @@ class MetricsLog:
         self._mark = (len(kept), zlib.crc32(kept))
         self._file = open(path, "ab")  # noqa: SIM115  (closed by close)
         shutil.rmtree(workdir / "events", ignore_errors=True)
-        self._events = tf.summary.create_file_writer(str(workdir / "events"))
+        self._events = Events(workdir / "events")
         for line in kept.splitlines():
             values = json.loads(line)
-            self._show(int(values.pop("step")), values)
+            self._events.write(int(values.pop("step")), values)
         self._events.flush()
 
     @property
@@ -98,7 +98,7 @@ class MetricsLog:
         self._file.write(line)
         self._file.flush()
         self._mark = (self._mark[0] + len(line), zlib.crc32(line, self._mark[1]))
-        self._show(step, values)
+        self._events.write(step, values)
         self._events.flush()
 
     def close(self) -> None:
@@ -106,13 +106,39 @@ class MetricsLog:
         self._file.close()
         self._events.close()
 
-    def _show(self, step: int, values: Mapping[str, float]) -> None:
-        import tensorflow as tf
 
-        with self._events.as_default():
-            for name, value in values.items():
-                if is_number(value):
-                    tf.summary.scalar(name, value, step=step)
+class Events:
+    """A new file of scalars in a folder, for TensorBoard; TensorFlow, seconds to load, writes none.
+
+    Format: TFRecords of `Event` messages, the first of which names the version.
+    """
+
+    def __init__(self, folder: Path):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}"  # TensorBoard looks for it
+        self._records = RecordWriter(open(folder / name, "ab"))  # noqa: SIM115  (closed by close)
+        self._records.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One event of a step's numbers."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=n, simple_value=v) for n, v in values.items() if is_number(v)]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=points))
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Gives what was written to the system."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
 
 
 def _step(line: bytes) -> float:

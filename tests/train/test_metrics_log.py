@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import outcome
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from siamese_jax.errors import UserError
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
@@ -30,6 +32,10 @@ def test_a_log_goes_on_where_the_checkpoint_is(tmp_path):
     assert (notes, steps_of(tmp_path)) == ([], [*range(1, 10)])
     shown = outcome.points(tmp_path / "events")
     assert shown == sorted((name, step) for step in range(1, 10) for name in ("loss", "a"))
+    read = EventAccumulator(str(tmp_path / "events")).Reload().Scalars("loss")
+    assert [(p.step, np.float32(p.value)) for p in read] == [
+        (s, np.float32(1 / s)) for s in range(1, 10)
+    ]
     assert read_curves(tmp_path / "metrics.jsonl")["loss"] == [(s, 1 / s) for s in range(1, 10)]
     notes, _ = write(tmp_path, [1], -1)  # a start without a checkpoint keeps nothing
     assert (notes, steps_of(tmp_path)) == ([], [1])
