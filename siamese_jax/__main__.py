@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except stopping.Stopped as stopped:
         name = signal.Signals(stopped.number).name
         return _end(f"stopped by {name}: {stopped}; go on: {command(argv)}", 128 + stopped.number)
+    except KeyboardInterrupt:  # raised by a library, or where handlers cannot be set
+        return _end(f"stopped by SIGINT; go on: {command(argv)}", 128 + signal.SIGINT)
     except BrokenPipeError:  # `... | head` has seen enough.
         return 1
     except OSError as error:

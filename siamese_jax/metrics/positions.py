@@ -80,10 +80,10 @@ def positions(
     taken in the order of how many relevant items they have, so that a block of them needs about
     the same room for each, however unequal the classes are. Those with none are left out.
     """
-    if memory_limit < 1 << 21:  # a half of it is the search's, which needs 1 MiB
-        raise UserError(f"memory_limit={memory_limit} is less than 2 MiB (2**21 bytes)")
     depth = int(np.maximum(depths.first, depths.every).max(initial=1))
     if depth <= SHALLOW:
+        if memory_limit < 1 << 21:  # a half of it is the search's, which needs 1 MiB
+            raise UserError(f"memory_limit={memory_limit} is less than 2 MiB (2**21 bytes)")
         yield from _ranked(queries, gallery, relevance, distance, depth, memory_limit)
         return
     space, counts = Space.of(queries, gallery, distance), relevance.counts
