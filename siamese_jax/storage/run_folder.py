@@ -218,7 +218,8 @@ def begun(
     if changed:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(changed[:5])}"
-            f"{' and more' if len(changed) > 5 else ''}. Choose another --workdir"
+            f"{' and more' if len(changed) > 5 else ''}. Choose another --workdir; a new run that "
+            f"begins with its parameters: --workdir={workdir} --fork=NEW"
         )
     return found
 

@@ -45,7 +45,8 @@ def find_config(name: str) -> str:
         )
     path, own = shipped() / f"{name}.py", Path("configs") / f"{name}.py"
     other = own.is_file() and not own.samefile(path)
-    log.info("%s is read%s", path, f", not {own}: for that, --config={own}" if other else "")
+    if other:
+        log.info("%s is read, not %s: for that, --config=%s", path, own, own)
     return str(path)
 
 

@@ -7,8 +7,10 @@ the run's folder, made or resumed; by default runs/<config>-<hash of it>. A run'
 do: it holds its config. Every field can be set: --config.train.steps=300; `siamese-jax config`
 lists them. `python main.py` is the same, in a checkout.
 
-    siamese-jax train --workdir=runs/emoji --config.train.steps=700        goes on, where it can
     siamese-jax train --workdir=runs/emoji --fork=runs/next --config.optim.learning_rate=1e-4
+        begins a new run with the parameters of the old one
+    siamese-jax train --workdir=runs/next --config.train.steps=700
+        goes on to more steps, where optim.schedule has been "constant" from the start
 """
 
 import hashlib

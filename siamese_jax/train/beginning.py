@@ -38,8 +38,8 @@ def extended(run: RunFolder, config: ConfigDict) -> RunFolder:
     if config.optim.schedule != "constant":
         raise UserError(
             f"{said}, but under optim.schedule={config.optim.schedule} the learning rate of every "
-            "step depends on it: choose another --workdir, or begin a new run with its parameters: "
-            "--fork=NEW"
+            'step depends on it; only under "constant" can a run go on. For a new run that begins '
+            f"with its parameters: --workdir={run.folder} --fork=NEW"
         )
     if taken and now < taken[0]:
         raise UserError(f"{said}, but it has taken {taken[0]} already: choose another --workdir")

@@ -200,10 +200,15 @@ def find(name: str, config: ConfigDict) -> Option:
     if option not in known:
         raise UserError(
             f"{name}: {called} has no such option{nearest(option, known)}; it has "
-            f"{', '.join(known) or 'none'}; other options come with the section: "
-            f"--config.{section}=\"{{'name': '{called}', ...}}\""
+            f"{', '.join(known) or 'none'}{_elsewhere(section, option)}"
         )
     return known[option]
+
+
+def _elsewhere(section: str, option: str) -> str:
+    """Which of the section's other choices have an option of that name."""
+    names = [name for name in SECTIONS[section][0] if option in options_of(section, name)]
+    return f"; {option} is one of {', '.join(names)}" if names else ""
 
 
 def options_of(section: str, called: str) -> Mapping[str, Option]:

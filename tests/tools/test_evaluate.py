@@ -255,8 +255,14 @@ MISTAKES = {
     "other images": (["--landmarks={gnd}", "--gallery={shop}/class0"], "are not there"),
     "method": (["--query={shop}", "--rerank=magic"], "none of k_reciprocal, diffusion"),
     "option": (["--query={shop}", "--rerank=diffusion:k1=3"], "no option 'k1'"),
-    "value": (["--query={shop}", "--rerank=diffusion:alpha=x"], "must be a finite number from 0 below 1"),
-    "range": (["--query={shop}", "--rerank=diffusion:alpha=2"], "must be a finite number from 0 below 1"),
+    "value": (
+        ["--query={shop}", "--rerank=diffusion:alpha=x"],
+        "must be a finite number from 0 below 1",
+    ),
+    "range": (
+        ["--query={shop}", "--rerank=diffusion:alpha=2"],
+        "must be a finite number from 0 below 1",
+    ),
     "weights": (["--query={shop}", "--fuse-weights=1,2"], "2 numbers for 1 encoders"),
     "scale": (["--query={shop}", "--scales=0"], "above 0"),
     "folder": (["--query={shop}", "--encoder=/no/such/run"], "/no/such/run does not exist"),
