@@ -15,11 +15,10 @@ Where one differs, a line says so: it was edited, or it is damaged.
 One process a folder: a second one is refused. The lock is the system's (flock) and dies with its
 process, however that ends. On a network's folder it holds between machines where the server keeps
 locks (NFS 4, NFS 3 with lockd, SMB, Lustre with -o flock); mounted with `nolock` or `local_lock` it
-holds on each machine by itself. Where a file system has no locks, a line says so.
+holds on each machine by itself. Where there are no locks (Windows), a line says so.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from typing import Any, NamedTuple
 import jax
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.lock import lock
 from siamese_jax.storage.tree import fingerprint
 from siamese_jax.storage.writing import remove_drafts, written
 
@@ -140,16 +140,13 @@ def claimed(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is a file; choose another --workdir") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             file.seek(0)
             raise UserError(
                 f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it, "
                 "or choose another --workdir"
             ) from None
-        except OSError as error:
-            said = "%s has no locks (%s): see to it that no other process uses it"
-            log.warning(said, folder, error.strerror)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

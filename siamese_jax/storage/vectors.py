@@ -15,13 +15,14 @@ missing: it is said, and computed again.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from siamese_jax.storage.lock import lock
 
 log = logging.getLogger(__name__)
 KEY_BYTES, SUM_BYTES = 16, 8
@@ -171,5 +172,5 @@ class VectorStore:
     def _locked(self) -> Iterator[None]:
         """One writer at a time, between processes."""
         with open(self.folder / "lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file)
             yield

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from siamese_jax import stopping
 from siamese_jax.errors import REMEDIES, UserError, naming
+from siamese_jax.storage.lock import lock
 from siamese_jax.weights.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -195,14 +196,9 @@ def _copy(response: object, file: object) -> int:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One process at a time writes the part of a target, where the system has file locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with target.with_name(target.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """One process at a time writes the part of a target."""
+    with target.with_name(target.name + ".lock").open("w") as file:
+        lock(file)
         yield
 
 

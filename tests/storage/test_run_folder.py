@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -12,6 +14,7 @@ from siamese_jax.__main__ import main
 from siamese_jax.encoder.load import load_encoder
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder
+from siamese_jax.storage.vectors import VectorStore
 
 CONTENT = {
     "config.json": {
@@ -149,6 +152,22 @@ def test_a_folder_is_one_process_s_until_it_dies(tmp_path):
     with run_folder.claimed(folder), in_use, run_folder.claimed(folder):
         pass
     assert [p.name for p in folder.iterdir()] == ["lock"]
+
+
+def test_where_there_are_no_locks_that_is_said_once(tmp_path, caplog, monkeypatch):
+    """As on Windows, where everything is imported as well."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    code = "import sys; sys.modules['fcntl'] = None; import siamese_jax.storage.vectors"
+    code += ", siamese_jax.storage.run_folder, siamese_jax.weights.download"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.ROOT)
+    for _ in range(2):
+        with run_folder.claimed(tmp_path / "run"):
+            pass
+        VectorStore(tmp_path / "cache", (1,))
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" has no locks")[0] for line in said] == [
+        str(tmp_path / "run"), str(tmp_path / "cache"),
+    ]  # fmt: skip
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match="is a file"), run_folder.claimed(place):
