@@ -134,8 +134,8 @@ def write(
     plot = pareto_plot(
         "Accuracy against speed",
         [(row["images/s"], row["recall@1"]) for row in rows],
-        [" ".join(row[axis] for axis in names) for row in rows],
-        [row[names[0]] for row in rows],
+        [" ".join(row[axis] for axis in names) or title for row in rows],
+        [row[names[0]] if names else title for row in rows],
         x="images/s",
         y="recall@1",
     )

@@ -19,7 +19,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.tools.compare import images_per_second
 from siamese_jax.tools.compare_grid import Cell, cells
-from siamese_jax.tools.compare_table import table
+from siamese_jax.tools.compare_table import table, write
 from siamese_jax.tools.configs import override, set_field
 
 ROOT = Path(__file__).parents[2]
@@ -594,16 +594,17 @@ def test_grid_cells_are_every_combination():
         override(base, ["--confg.a=1"])
 
 
-def test_seeds_are_averaged_with_their_deviation():
-    def outcome(recall):
-        metrics = {"recall@1": recall, "map@r": recall / 2}
-        return {
-            "test": {"before": {"recall@1": 0.25}, "after": metrics},
-            "parameters": {"trunk": 10, "head": 5},
-            "embedding_dim": 4,
-            "trunk": {"trunk": "t", "fallback_for": None},
-        }
+def outcome(recall):
+    metrics = {"recall@1": recall, "map@r": recall / 2}
+    return {
+        "test": {"before": {"recall@1": 0.25}, "after": metrics},
+        "parameters": {"trunk": 10, "head": 5},
+        "embedding_dim": 4,
+        "trunk": {"trunk": "t", "fallback_for": None},
+    }
 
+
+def test_seeds_are_averaged_with_their_deviation():
     chosen = [Cell({"loss": x, "seed": s}, None) for x in "ab" for s in "012"]
     recalls = {"a-0": 0.5, "a-1": 0.6, "a-2": 0.7, "b-0": 0.9, "b-2": 0.7}
     speeds = {"a-0": 10.0, "a-1": 20.0, "a-2": 30.0, "b-0": 1.0, "b-2": 1.0}
@@ -615,6 +616,16 @@ def test_seeds_are_averaged_with_their_deviation():
     assert rows[0]["recall@1"] == pytest.approx(0.8)
     assert rows[0]["parameters"] == 15
     assert rows[0]["runs"] == ["b-0", "b-2"]
+
+
+def test_a_grid_of_seeds_alone_is_one_row(tmp_path):
+    recalls = {"0": 0.5, "1": 0.7}
+    chosen = [Cell({"seed": s}, None) for s in recalls]
+    rows = table(chosen, {n: outcome(r) for n, r in recalls.items()}, dict.fromkeys(recalls, 2.0))
+    write(tmp_path, "seeds", rows, ["seed"], {})
+    assert read_csv(tmp_path / "compare.csv")[0]["recall@1"] == "0.6"
+    assert (tmp_path / "compare.md").read_text().count("\n") == 3
+    assert "seeds: recall@1 0.6" in (tmp_path / "index.html").read_text()
 
 
 def test_images_per_second_is_the_median_pass():
