@@ -13,12 +13,20 @@ from siamese_jax.encoder.combined import Combined, whitened
 from siamese_jax.encoder.whitening import Whitening, fit_whitening
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder, tree
+from siamese_jax.values import PIXELS, check, optional, text
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
     from siamese_jax.encoder.encoder import Encoder
 
 POINTER, WHITENING = "encoder.json", "whitening.npz"
+# What a pointer may hold; `load_encoder` checks more.
+ARGUMENTS = {
+    **dict.fromkeys(("name", "weights", "pool", "dtype"), text()),
+    **dict.fromkeys(("stage", "offline_fallback", "form", "ignore"), optional(text())),
+    "image_size": optional(PIXELS),
+    "preprocessing": None,
+}
 
 
 def whiten(
@@ -104,8 +112,23 @@ def save(
 
 
 def load_arguments(folder: Path) -> dict[str, Any] | None:
-    """What `load_encoder` is to be called with in a folder's place, or None for a run's folder."""
-    return run_folder.read_json(folder / POINTER) if (folder / POINTER).is_file() else None
+    """What `load_encoder` is to be called with in a folder's place, or None for a run's folder.
+
+    Raises:
+      UserError: it is no such thing, or damaged.
+    """
+    path = folder / POINTER
+    if not path.is_file():
+        return None
+    held = run_folder.read_json(path)
+    unknown = {*held} - {*ARGUMENTS} if isinstance(held, dict) else {"content"}
+    if unknown or "name" not in held:
+        what = f"{min(unknown)} is unknown" if unknown else "it has no name"
+        raise UserError(f"{path} is damaged: {what}; run `whiten` again")
+    for name, value in held.items():
+        if kind := ARGUMENTS[name]:
+            check(f"{path}: {name}", value, kind)
+    return held
 
 
 def home(folder: str | os.PathLike[str]) -> Path:
@@ -118,10 +141,14 @@ def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Co
     """The encoder, with the folder's whitening where there is one.
 
     Raises:
-      UserError: the whitening was fitted to another encoder.
+      UserError: the whitening was fitted to another encoder, or is gone.
     """
     path = folder / WHITENING
     if not path.exists():
+        if (folder / POINTER).exists():  # such a folder is there for nothing else
+            raise UserError(
+                f"{path} is missing: run `whiten` again, or load without it (--no-whitening)"
+            )
         return encoder
     whitening = Whitening.load(path)
     if whitening.about.get("encoder") not in (encoder.fingerprint, _former_identity(encoder)):

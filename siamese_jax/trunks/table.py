@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import efficientnet, resnet, vgg
+from siamese_jax.values import check, flag, number, several
 
 Triple = tuple[float, float, float]
 
@@ -24,6 +25,12 @@ class Preprocessing:
     std: Triple
     bgr: bool = False
 
+
+_WRITTEN = {
+    "mean": several(number(), 3, 3),
+    "std": several(number(above=0), 3, 3),
+    "bgr": flag(),
+}
 
 # Keras's name for it is "caffe": blue first, the mean of ImageNet's pixels taken off, no scaling.
 CAFFE = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), bgr=True)
@@ -52,7 +59,10 @@ def as_preprocessing(value: str | Preprocessing | Mapping[str, Any]) -> Preproce
     """
     if isinstance(value, Preprocessing):
         return value
-    if isinstance(value, Mapping):  # as JSON keeps one
+    if not isinstance(value, str):  # as JSON keeps one
+        for name, kind in _WRITTEN.items():
+            held = value.get(name) if isinstance(value, Mapping) else None
+            check(f"preprocessing.{name}", held, kind)
         return Preprocessing(tuple(value["mean"]), tuple(value["std"]), value["bgr"])
     if value in PREPROCESSING:
         return PREPROCESSING[value]

@@ -203,6 +203,35 @@ def test_a_whitening_of_another_encoder_is_refused(world, encoder, tmp_path):
         sj.whiten(encoder, world / "shop" / "class0", method="learned")
 
 
+POINTERS = {
+    "a list": [],
+    "nothing": {},
+    "no name": {"image_size": 32},
+    "an unknown one": {"name": "resnet18", "imagesize": 32},
+    "a size in words": {"name": "resnet18", "weights": "random", "image_size": "x"},
+    "a size below 1": {"name": "resnet18", "weights": "random", "image_size": -1},
+    "scaling by 0": {"name": "resnet18", "preprocessing": {"mean": [0] * 3, "std": [0] * 3}},
+    "no scaling": {"name": "resnet18", "preprocessing": [1]},
+}
+
+
+@pytest.mark.parametrize("name", POINTERS)
+def test_a_damaged_pointer_is_one_line(name, tmp_path):
+    (tmp_path / "encoder.json").write_text(json.dumps(POINTERS[name]))
+    with pytest.raises(UserError, match=r"encoder\.json|preprocessing") as raised:
+        load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_encoder_s_folder_without_its_whitening_is_refused(tmp_path):
+    """As is one whose `whiten` was killed between the two files."""
+    arguments = {"name": "resnet18", "weights": "random", "image_size": SIZE}
+    (tmp_path / "encoder.json").write_text(json.dumps(arguments))
+    with pytest.raises(UserError, match=r"whitening\.npz is missing"):
+        load(tmp_path)
+    assert load(tmp_path, whitening=False).embedding_dim == 512
+
+
 def test_the_tools_apply_a_whitening_by_themselves(world, tmp_path):
     plain, _ = embedded(world, "plain", *ENCODER)
     before, out = caches(world), tmp_path / "white"
