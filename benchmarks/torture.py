@@ -89,7 +89,7 @@ def _damages(place: Place, path: Path, count: int) -> Iterator[None]:
         flipped = bytes([data[i] ^ (1 << int(rng.integers(8)))])
         forms = (data[:i], data[:i] + flipped + data[i + 1 :], data[:i].ljust(len(data), b"\0"))
         if kind == len(forms):
-            path.unlink()
+            path.unlink(missing_ok=True)
         else:
             path.write_bytes(forms[kind])
         yield
@@ -108,7 +108,10 @@ def files(place: Place) -> Counter[str]:
             counts["trials"] += 1
             said.count = 0
             try:
-                counts["silent"] += outcome.of_tools(run) != expected and not said.count
+                silent = outcome.of_tools(run) != expected and not said.count
+                counts["silent"] += silent
+                if silent:
+                    print(f"{path}: other values, and nothing was said", file=sys.stderr)
             except UserError:
                 pass
             except Exception as error:
