@@ -188,7 +188,8 @@ def _description(path: Path) -> dict[str, Any]:
     if not isinstance(meta, dict) or not isinstance(metrics, dict):
         raise ValueError("what is said of it is no JSON object")
     check = meta.pop("check", None)
-    if "frozen" in meta and check != fingerprint(**meta, metrics=metrics):
+    older = check is None and "frozen" not in meta  # of version 0.1.0
+    if not older and check != fingerprint(**meta, metrics=metrics):
         raise ValueError("what is said of it, or its metrics, have changed")
     return {**meta, "metrics": metrics}
 
@@ -302,7 +303,10 @@ def _load(folder: Path, step: int) -> Leaves:
         leaves = load_leaves(folder / "frozen")
     if frozen and digest(leaves) != frozen:
         raise ValueError(f"{folder / 'frozen' / frozen}: other leaves than its name says")
-    return {**leaves, **load_leaves(folder / str(step))}
+    leaves |= load_leaves(folder / str(step))
+    if int(leaves.get("step", step)) != step:
+        raise ValueError(f"it holds step {int(leaves['step'])}, which is another one's")
+    return leaves
 
 
 def _line(error: Exception) -> str:

@@ -128,7 +128,11 @@ def test_frozen_leaves_are_those_of_the_checkpoint_s_own_start(tmp_path, caplog)
 
 @pytest.mark.parametrize(
     ("name", "before", "after"),
-    [("metrics/metrics", "0.9", "0.1"), ("meta/metadata", "[7, 8]", "[7, 9]")],
+    [
+        ("metrics/metrics", "0.9", "0.1"),
+        ("meta/metadata", "[7, 8]", "[7, 9]"),
+        ("meta/metadata", '"frozen"', '"frozem"'),  # what has a check is not of version 0.1.0
+    ],
 )
 def test_what_is_said_of_a_checkpoint_is_verified(tmp_path, name, before, after, caplog):
     """A metric that changed would choose another checkpoint."""
@@ -146,3 +150,11 @@ def test_what_is_said_of_a_checkpoint_is_verified(tmp_path, name, before, after,
     assert not is_sound(tmp_path, 1)
     Checkpoints(tmp_path, start=2).close()
     assert steps(tmp_path) == [2]
+
+
+def test_a_checkpoint_at_another_one_s_place_is_not_taken_for_it(tmp_path, caplog):
+    save_all(tmp_path, [0.1, 0.2, 0.3], max_to_keep=3)
+    shutil.rmtree(tmp_path / "3")
+    shutil.copytree(tmp_path / "1", tmp_path / "3")
+    assert load_newest(tmp_path)[0] == 2
+    assert "3 is damaged: it holds step 1" in caplog.text
