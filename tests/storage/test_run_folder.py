@@ -133,6 +133,13 @@ def test_what_was_edited_or_damaged_is_said(tmp_path, caplog):
                 f"{tmp_path / name} is not as it was written: it was edited, or it is damaged"
             ]
         (tmp_path / name).write_text(text)
+    for name, digest in (("run.json", "digest"), ("run.json", "config_digest")):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text.replace(f'"{digest}"', f'"{digest[:-1]}u"'))
+        caplog.clear()
+        run_folder.read(tmp_path)
+        assert "is not as it was written" in caplog.text
+        (tmp_path / name).write_text(text)
 
 
 def test_a_folder_is_one_process_s_until_it_dies(tmp_path):
