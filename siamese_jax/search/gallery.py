@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +21,9 @@ from siamese_jax.search.engine.blocks import Blocks, padded
 from siamese_jax.search.engine.operands import Frame
 from siamese_jax.search.engine.rows import Rows, as_rows
 
+log = logging.getLogger(__name__)
 _FORMAT = 1
+_FILES = {"vectors.npy", "ids.npy", "manifest.json"}
 # Prepared copies larger than this are made anew for every search instead of being kept.
 _RESIDENT = 2 * 2**30
 
@@ -196,14 +199,16 @@ class Gallery:
           UserError: the folder exists and holds something else than a gallery, or ids are such as
             no NumPy file holds.
         """
-        folder = Path(folder)
+        folder = Path(os.path.realpath(folder))
         if self.ids.dtype.kind == "O":
             raise UserError(
                 "some ids end in a NUL character or have more than 64 bits, which NumPy's files do "
                 "not hold: give the gallery others to save it"
             )
-        if folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
-            raise UserError(f"{folder} is not empty and holds no gallery: give another folder")
+        if folder.exists() and not {p.name for p in folder.iterdir()} <= _FILES:
+            raise UserError(
+                f"{folder} holds no gallery, or something else as well: give another folder"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
         shutil.rmtree(part, ignore_errors=True)
@@ -226,8 +231,12 @@ class Gallery:
             "sha256": {name: _sha256(part / name) for name in ("vectors.npy", "ids.npy")},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
+        former = _former(folder)
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            folder.rename(former)
         part.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
 
     @classmethod
     def load(
@@ -238,12 +247,16 @@ class Gallery:
         Args:
           folder: the folder.
           resident: as for `Gallery`.
-          verify: whether to compare the files' sha256 with the manifest, which reads them whole.
+          verify: whether to compare the sha256 of the vectors with the manifest, which reads them
+            whole; that of the ids is always compared.
 
         Raises:
           UserError: a file is missing, or is not what the manifest says.
         """
         folder = Path(folder)
+        if not folder.exists() and _former(folder).exists():  # a `save` was killed at its renaming
+            log.warning("%s was not saved whole; the gallery that was there is taken", folder)
+            folder = _former(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text())
             shape, sums = (manifest["rows"], manifest["width"]), dict(manifest["sha256"])
@@ -258,8 +271,8 @@ class Gallery:
                 f"{folder} holds vectors {vectors.shape} and ids {ids.shape}, but its manifest "
                 f"says {shape}: save it again"
             )
-        for name, value in sums.items() if verify else ():
-            if _sha256(folder / name) != value:
+        for name, value in sums.items():
+            if (verify or name != "vectors.npy") and _sha256(folder / name) != value:
                 raise UserError(
                     f"{folder / name} is not the file its manifest names: save it again"
                 )
@@ -287,6 +300,11 @@ def _origin(rows: Rows, distance: str) -> np.ndarray:
             origin[:d] = mean
     rows.release()
     return origin
+
+
+def _former(folder: Path) -> Path:
+    """Where `save` keeps what was there before, until the new one is in its place."""
+    return folder.with_name(f".{folder.name}.former")
 
 
 def _sha256(path: Path) -> str:

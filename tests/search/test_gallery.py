@@ -1,6 +1,7 @@
 """Gallery: searched like its array, grown, thinned out, saved and loaded."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +84,40 @@ def test_a_damaged_folder_is_refused(rng, tmp_path):
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds no gallery"):
         Gallery(vectors).save(tmp_path / "other")
+    (tmp_path / "other" / "manifest.json").write_text("{}")  # a web page's, say
+    with pytest.raises(UserError, match="something else"):
+        Gallery(vectors).save(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.tex").exists()
+
+
+def test_damaged_ids_are_refused(rng, tmp_path):
+    """They are read whole anyway; the vectors, a memory map, are verified where that is asked."""
+    Gallery(rng.normal(size=(9, 4)), np.arange(9)).save(tmp_path / "g")
+    np.save(tmp_path / "g" / "ids.npy", np.arange(9)[::-1])
+    with pytest.raises(UserError, match=r"ids\.npy is not the file its manifest names"):
+        Gallery.load(tmp_path / "g")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_save_that_dies_as_it_renames_loses_nothing(number, rng, tmp_path, monkeypatch, caplog):
+    Gallery(rng.normal(size=(9, 4))).save(tmp_path / "g")
+    calls, rename = [], Path.rename
+
+    def dies(path, target):
+        calls.append(path)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    smaller = Gallery(rng.normal(size=(5, 4)))
+    monkeypatch.setattr(Path, "rename", dies)
+    with pytest.raises(KeyboardInterrupt):
+        smaller.save(tmp_path / "g")
+    assert len(Gallery.load(tmp_path / "g")) == 9
+    assert ("not saved whole" in caplog.text) == (number == 2)
+    smaller.save(tmp_path / "g")
+    assert len(Gallery.load(tmp_path / "g")) == 5
+    assert not list(tmp_path.glob(".*.former"))
 
 
 def test_mistakes_are_named(rng):
