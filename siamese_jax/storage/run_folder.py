@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from siamese_jax.errors import UserError
+from siamese_jax.errors import UserError, naming
 from siamese_jax.storage.lock import lock
 from siamese_jax.storage.tree import fingerprint
 from siamese_jax.storage.writing import remove_drafts, written
@@ -125,6 +125,20 @@ def write_checked(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, {**content, "digest": _digest(content)})
 
 
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """What `write_checked` wrote; None where it is not there or, with a warning, damaged."""
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        if content.pop("digest", None) in (None, _digest(content)):
+            return content
+    except (UserError, AttributeError, TypeError):  # no JSON, or no object
+        pass
+    log.warning("%s is damaged; it is made again", path)
+    return None
+
+
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Holds a folder for this process alone, and removes what killed ones left half written.
@@ -147,9 +161,9 @@ def claimed(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by {file.read().strip() or 'another process'}: wait for it, "
                 "or choose another --workdir"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         for place in (folder, folder / "report"):
             remove_drafts(place)
         yield

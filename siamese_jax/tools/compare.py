@@ -106,16 +106,17 @@ def measure_speeds(workdir: Path, finished: Sequence[Cell]) -> dict[str, float]:
     """Cell name -> images/s through trunk and head, decoding not counted.
 
     Cells that differ in neither trunk nor head share one measure. The measures are kept in
-    speed.json, so that a resumed comparison does not mix them with those of another moment.
+    speed.json, so that a resumed comparison does not mix them with those of another moment; where
+    it is damaged they are taken again.
     """
     import jax
 
     from siamese_jax.encoder.load import load_encoder
-    from siamese_jax.storage.run_folder import read_json, write_json
+    from siamese_jax.storage.run_folder import read_checked, write_checked
 
     path = workdir / "speed.json"
     device = jax.devices()[0].device_kind
-    kept = read_json(path) if path.exists() else {}
+    kept = read_checked(path) or {}
     measured: dict[str, float] = kept.get(device, {})
     speeds = {}
     for cell in finished:
@@ -125,7 +126,7 @@ def measure_speeds(workdir: Path, finished: Sequence[Cell]) -> dict[str, float]:
         if key not in measured:
             encoder = load_encoder(workdir / cell.name)
             measured[key] = images_per_second(encoder)
-            write_json(path, {**kept, device: measured})
+            write_checked(path, {**kept, device: measured})
         speeds[cell.name] = measured[key]
     return speeds
 

@@ -142,6 +142,18 @@ def test_what_was_edited_or_damaged_is_said(tmp_path, caplog):
         (tmp_path / name).write_text(text)
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"cpu": 3', '{"cpu": 3, "digest": "f"}'])
+def test_a_damaged_file_that_can_be_made_again_is_said(text, tmp_path, caplog):
+    path = tmp_path / "speed.json"
+    assert run_folder.read_checked(path) is None
+    run_folder.write_checked(path, {"cpu": 3})
+    assert run_folder.read_checked(path) == {"cpu": 3}
+    assert not caplog.text
+    path.write_text(text)
+    assert run_folder.read_checked(path) is None
+    assert "speed.json is damaged; it is made again" in caplog.text
+
+
 def test_a_folder_is_one_process_s_until_it_dies(tmp_path):
     folder = tmp_path / "new" / "run"
     context = multiprocessing.get_context("spawn")
