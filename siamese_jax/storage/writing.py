@@ -46,7 +46,8 @@ def written(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> It
                 error.filename, error.filename2 = os.fspath(path), None
             raise
         finally:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that became read-only says so again
+                draft.unlink(missing_ok=True)
 
 
 def remove_drafts(folder: Path) -> None:
