@@ -1,8 +1,10 @@
 """A disk that is full, read-only, or gone; a device without memory: one line, and nothing lost."""
 
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -114,7 +116,15 @@ def test_a_run_on_a_small_disk(folder, tmp_path, capfd):
     )
     if mounted.returncode:
         pytest.skip("this machine does not allow mounting")
+    stack = contextlib.ExitStack()
     try:
+        with contextlib.suppress(OSError), open(disk / "rest", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert train(folder, disk / "run") == 2
+        line = last_line(capfd.readouterr().err)
+        assert line.startswith(f"error: {disk / 'run' / 'lock'}: No space left on device")
+        (disk / "rest").unlink()
         assert train(folder, disk / "run") == 2
         line = last_line(capfd.readouterr().err)
         assert "No space left on device" in line
@@ -122,6 +132,8 @@ def test_a_run_on_a_small_disk(folder, tmp_path, capfd):
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert train(folder, disk / "run") == 2
         assert "Read-only file system" in last_line(capfd.readouterr().err)
+        with pytest.raises(OSError, match=re.escape(f"{disk / 'v.npz'}'")):
+            stack.enter_context(writing.written(disk / "v.npz"))
         subprocess.run(["mount", "-o", "remount,rw,size=500m", str(disk)], check=True)
         assert train(folder, disk / "run") == 0
         json.loads((disk / "run" / "results.json").read_text())
