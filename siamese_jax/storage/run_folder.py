@@ -27,7 +27,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 
@@ -143,10 +143,13 @@ def read_checked(path: Path) -> dict[str, Any] | None:
 def claimed(folder: Path) -> Iterator[None]:
     """Holds a folder for this process alone, and removes what killed ones left half written.
 
+    A folder that nothing was written to is left as it was, also where it was not there.
+
     Raises:
       UserError: another process has it, or it is a file.
     """
     path = folder / "lock"
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+")  # noqa: SIM115  (closed below)
@@ -155,6 +158,8 @@ def claimed(folder: Path) -> Iterator[None]:
     with file:
         try:
             lock(file, wait=False)
+            if not _lies_at(file, path):  # its holder has just given up, and removed it
+                raise BlockingIOError
         except BlockingIOError:
             file.seek(0)
             raise UserError(
@@ -166,7 +171,21 @@ def claimed(folder: Path) -> Iterator[None]:
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         for place in (folder, folder / "report"):
             remove_drafts(place)
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # gone by now, or others have come
+                if os.listdir(folder) == [path.name]:
+                    path.unlink()
+                    for place in made:
+                        place.rmdir()
+
+
+def _lies_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def per_query_path(folder: Path, split: str) -> Path:

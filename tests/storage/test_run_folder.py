@@ -170,7 +170,10 @@ def test_a_folder_is_one_process_s_until_it_dies(tmp_path):
     in_use = pytest.raises(UserError, match=f"in use by process {os.getpid()}")
     with run_folder.claimed(folder), in_use, run_folder.claimed(folder):
         pass
-    assert [p.name for p in folder.iterdir()] == ["lock"]
+    assert not [*folder.iterdir()]  # nothing was written; the folder was there before
+    with pytest.raises(KeyError), run_folder.claimed(tmp_path / "another" / "run"):
+        raise KeyError
+    assert not (tmp_path / "another").exists()
 
 
 def test_where_there_are_no_locks_that_is_said_once(tmp_path, caplog, monkeypatch):
