@@ -15,8 +15,12 @@ import tarfile
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 import siamese_jax as sj
+from siamese_jax.errors import UserError
+from siamese_jax.storage import run_folder
+from siamese_jax.train.fields import check_config, completed
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,16 @@ def test_a_stopped_run_goes_on(old):
     assert losses[0].keys() == losses[1].keys()
     # Processors differ in the last digits of the trunk's features.
     np.testing.assert_allclose([*losses[0].values()], [*losses[1].values()], rtol=1e-3)
+
+
+def test_a_config_of_it_is_completed(old):
+    stored = json.loads((old / "runs" / "finished" / "config.json").read_text())
+    with pytest.raises(UserError, match="lacks the field"):
+        check_config(ConfigDict(stored))
+    config = completed(ConfigDict(stored))
+    check_config(config)
+    assert config.trunk.offline_fallback is config.data.layout is None
+    assert run_folder.begun(old / "runs" / "finished", config.to_dict()) is not None
 
 
 def test_a_finished_run_ranks(old):

@@ -38,7 +38,7 @@ from siamese_jax.train.beginning import (
     set_aside,
     warn_of_other_data,
 )
-from siamese_jax.train.fields import check_config
+from siamese_jax.train.fields import check_config, completed
 from siamese_jax.train.from_config import (
     embedding_width,
     make_loss,
@@ -84,6 +84,7 @@ def train(
       UserError: what the user can mend: a path, a field, weights that cannot be had, a loss that
         is not finite, a folder that another process trains in.
     """
+    config = completed(config)
     check_config(config)
     with run_folder.claimed(Path(workdir)):
         return _train(config, Path(workdir), fork)

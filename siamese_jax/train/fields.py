@@ -188,6 +188,19 @@ def check_config(config: ConfigDict) -> None:
         check(name, value, find(name, config).kind)
 
 
+def completed(config: ConfigDict) -> ConfigDict:
+    """A copy of a config, as version 0.1.0 may have written it: fields that came later are None,
+    and so are those where it wrote the text "None"."""
+    made = ConfigDict(config.to_dict())
+    for name, option in FIELDS.items():
+        section, _, last = name.rpartition(".")
+        holder = made.get(section) if section else made
+        if isinstance(holder, ConfigDict) and option.kind.holds(None):
+            with holder.ignore_type():
+                holder[last] = None if holder.get(last) == "None" else holder.get(last)
+    return made
+
+
 def find(name: str, config: ConfigDict) -> Option:
     """The row of a field, by its dotted name. UserError where the config has no such field."""
     if name in FIELDS:
