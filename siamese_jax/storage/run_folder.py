@@ -115,9 +115,12 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def write_start(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes config.json and run.json: from here on the folder is this run's."""
-    write_json(folder / "config.json", config)
+    """Writes run.json and config.json: from here on the folder is this run's.
+
+    The facts first: a start that dies between them is told again, and is not forgotten.
+    """
     write_checked(folder / "run.json", {**facts, "config_digest": _digest(config)})
+    write_json(folder / "config.json", config)
 
 
 def write_checked(path: Path, content: Mapping[str, Any]) -> None:

@@ -44,7 +44,8 @@ def extended(run: RunFolder, config: ConfigDict) -> RunFolder:
     if taken and now < taken[0]:
         raise UserError(f"{said}, but it has taken {taken[0]} already: choose another --workdir")
     log.info("%s: it goes on", said)
-    run.facts.setdefault("extended", []).append({"from": then, "to": now})
+    told = run.facts.setdefault("extended", [])
+    told += [change] if (change := {"from": then, "to": now}) not in told[-1:] else []
     return run._replace(results=None)
 
 

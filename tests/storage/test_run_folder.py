@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from siamese_jax import weights
 from siamese_jax.__main__ import main
@@ -15,6 +16,7 @@ from siamese_jax.encoder.load import load_encoder
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder
 from siamese_jax.storage.vectors import VectorStore
+from siamese_jax.train.beginning import extended
 
 CONTENT = {
     "config.json": {
@@ -140,6 +142,28 @@ def test_what_was_edited_or_damaged_is_said(tmp_path, caplog):
         run_folder.read(tmp_path)
         assert "is not as it was written" in caplog.text
         (tmp_path / name).write_text(text)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_extension_whose_start_dies_is_told_once(number, tmp_path, monkeypatch):
+    options = {"optim": {"schedule": "constant"}}
+    then, now = (CONTENT["config.json"] | options | {"train": {"steps": n}} for n in (4, 8))
+    run_folder.write_start(tmp_path, then, CONTENT["run.json"])
+    calls, replace = [], os.replace
+
+    def dies(*names):
+        calls.append(names)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        replace(*names)
+
+    found = extended(run_folder.read(tmp_path), ConfigDict(now))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.write_start(tmp_path, now, found.facts)
+    found = extended(run_folder.read(tmp_path), ConfigDict(now))
+    assert found.facts["extended"] == [{"from": 4, "to": 8}]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"cpu": 3', '{"cpu": 3, "digest": "f"}'])
