@@ -5,8 +5,10 @@ a message, the help and `docs/config.md` say the same.
 """
 
 import ast
+import contextlib
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -43,9 +45,24 @@ def check(name: str, value: Any, kind: Kind) -> None:
     siamese_jax.errors.UserError: train.steps=-1: must be a whole number from 1 on
     """
     if not kind.holds(value):
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise UserError(f"{name}={shown}: must be {kind.says}")
+        raise UserError(f"{name}={shown(value)}: must be {kind.says}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: on one line, and cut where it is long."""
+    try:
+        said = " ".join(repr(value).split())
+    except Exception:  # such as a whole number of more digits than Python prints
+        said = f"<{type(value).__name__}>"
+    return said if len(said) <= 80 else said[:77] + "..."
+
+
+def literal(given: str) -> Any:
+    """What a Python literal stands for; ValueError where it is none, or nested without end."""
+    try:
+        return ast.literal_eval(given.strip())
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"no literal: {error}") from error
 
 
 def parse(name: str, text: str, kind: Kind) -> Any:
@@ -94,7 +111,7 @@ def number(
     says = " ".join(["a finite number", *ends])
 
     def holds(value: Any) -> bool:
-        if not _is(value, numbers.Real) or not math.isfinite(value):
+        if not _is(value, numbers.Real) or not abs(value) <= sys.float_info.max:
             return False
         return (
             (low is None or value >= low)
@@ -108,7 +125,7 @@ def number(
 
 def choice(*names: str) -> Kind:
     """One of some names."""
-    return Kind(f"one of {', '.join(names)}", lambda value: value in names, str)
+    return Kind(f"one of {', '.join(names)}", lambda value: _is(value, str) and value in names, str)
 
 
 def text(what: str = "text") -> Kind:
@@ -160,14 +177,21 @@ def several(kind: Kind, least: int = 0, most: int | None = None) -> Kind:
 
     def read(given: str) -> tuple[Any, ...]:
         if given.strip()[:1] in ("(", "["):
-            try:
-                found = ast.literal_eval(given.strip())
+            with contextlib.suppress(ValueError):  # text that begins so, such as a pattern
+                found = literal(given)
                 return tuple(found) if isinstance(found, tuple | list) else (found,)
-            except (ValueError, SyntaxError):
-                pass  # text that begins so, such as a pattern
         return tuple(kind.read(part.strip()) for part in given.split(",") if part.strip())
 
     return Kind(f"{count} values, each {kind.says}", holds, read)
+
+
+def rising(kind: Kind) -> Kind:
+    """Values of which none is below the one before."""
+
+    def holds(value: Any) -> bool:
+        return kind.holds(value) and list(value) == sorted(value)
+
+    return Kind(f"{kind.says}, none below the one before", holds, kind.read)
 
 
 def _flag(given: str) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string and not isinstance(action.type, Value):  # --gallery=$UNSET
+            raise argparse.ArgumentError(action, "is empty: give a value, or leave it out")
+        return super()._get_value(action, arg_string)  # type: ignore[misc]
+
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` with the message, where argparse would end the process."""
         raise UserError(f"{message}; see `{self.prog} --help`")
@@ -63,7 +69,9 @@ class Value:
         try:
             return values.parse("", given, self.kind)
         except UserError:
-            raise argparse.ArgumentTypeError(f"{given!r} must be {self.kind.says}") from None
+            raise argparse.ArgumentTypeError(
+                f"{values.shown(given)} must be {self.kind.says}"
+            ) from None
 
 
 def pattern() -> Value:
@@ -235,5 +243,17 @@ def check_outputs(paths: Sequence[str], suffixes: Sequence[str], option: str = "
     for path in paths:
         if Path(path).suffix.lower() not in suffixes:
             raise UserError(f"{option}={path}: the name must end in one of {', '.join(suffixes)}")
-        if Path(path).is_dir():
+        if Path(path).is_dir() or path.endswith("/"):
             raise UserError(f"{option}={path} is a folder; name a file")
+        check_place(path, option)
+
+
+def check_place(path: str | os.PathLike[str], option: str = "--out") -> None:
+    """UserError for a place that nothing can be written to: found before the work, not after."""
+    from pathlib import Path
+
+    there = next(place for place in Path(path).absolute().parents if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{option}={path}: {there} is a file; choose another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{option}={path}: {there} cannot be written to; choose another place")

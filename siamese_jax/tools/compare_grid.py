@@ -50,7 +50,31 @@ def read_grid(name: str) -> tuple[ConfigDict, Grid]:
     config, path, module = read_config(name)
     if not getattr(module, "GRID", None):
         raise UserError(f"{path} is no grid: it needs get_config() and GRID = {{axis: {{...}}}}")
+    if not _is_grid(module.GRID):
+        raise UserError(
+            f"{path}: GRID must be {{axis: {{name: {{field: value}}}}}}, with one name or more on "
+            "each axis, and names of text that holds a letter or digit"
+        )
     return config, module.GRID
+
+
+def _is_grid(grid: Any) -> bool:
+    """Whether every name can be part of a folder's, and every change is one of named fields."""
+
+    def is_axis(axis: Any) -> bool:
+        return isinstance(axis, Mapping) and bool(axis) and all(map(is_choice, axis.items()))
+
+    def is_choice(item: tuple[Any, Any]) -> bool:
+        name, changes = item
+        return _is_name(name) and isinstance(changes, Mapping) and all(map(_is_name, changes))
+
+    return (
+        isinstance(grid, Mapping) and all(map(_is_name, grid)) and all(map(is_axis, grid.values()))
+    )
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and re.search(r"\w", name) is not None
 
 
 def cells(base: ConfigDict, grid: Grid) -> list[Cell]:
@@ -63,10 +87,14 @@ def cells(base: ConfigDict, grid: Grid) -> list[Cell]:
     for names in itertools.product(*(axis for axis in grid.values())):
         choice = dict(zip(grid, names, strict=True))
         config = ConfigDict(base.to_dict())
+        cell = Cell(choice, config)
         for axis, name in choice.items():
             for field, value in grid[axis][name].items():
-                set_field(config, field, value)
-        found.append(Cell(choice, config))
+                try:
+                    set_field(config, field, value)
+                except UserError as error:
+                    raise UserError(f"the cell {cell.name}: {error}") from None
+        found.append(cell)
     folders = [cell.name for cell in found]
     if len(set(folders)) < len(folders):
         raise UserError(f"two cells of the grid would share a folder: {sorted(folders)}")

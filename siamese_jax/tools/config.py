@@ -33,7 +33,7 @@ The defaults are those of `configs/common.py`. In a shell: `--config.train.steps
 def options() -> cli.Parser:
     """The tool's options."""
     parser = cli.Parser("config", __doc__)
-    parser.add_argument("start", nargs="?", default="", help="of the names to print")
+    parser.add_argument("start", nargs="?", help="print only the names that begin so")
     parser.add_argument("--markdown", action="store_true", help="print docs/config.md")
     return parser
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     if args.markdown:
         print("\n".join(page()))
         return
-    rows = [row for row in [*fields(), *named()] if row[0].startswith(args.start)]
+    rows = [row for row in [*fields(), *named()] if row[0].startswith(args.start or "")]
     if not rows:
         raise UserError(f"no field begins with {args.start!r}; see `siamese-jax config`")
     for name, default, must, meaning in rows:

@@ -1,6 +1,5 @@
 """Which file a --config means, what it holds, and how the command line changes its fields."""
 
-import ast
 import importlib
 import importlib.util
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
+from siamese_jax.values import literal, shown
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +79,11 @@ def read_config(name: str) -> tuple[ConfigDict, Path, ModuleType]:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if colon else module.get_config()
-    except Exception as error:  # whatever that file does wrong
+        if isinstance(config, ConfigDict):
+            return ConfigDict(config.copy_and_resolve_references()), path, module
+    except (Exception, SystemExit) as error:  # whatever that file does wrong
         raise UserError(f"--config={name}: {_where(error, path)}") from None
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config={name}: get_config() gives no ConfigDict")
-    return ConfigDict(config.copy_and_resolve_references()), path, module
+    raise UserError(f"--config={name}: get_config() gives no ConfigDict")
 
 
 def base_config() -> ConfigDict:
@@ -107,7 +107,7 @@ def run_config(folder: Path) -> ConfigDict:
     return config
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """What went wrong in a config, and in which line of it."""
     frames = [
         f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
@@ -141,7 +141,9 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
         section[last] = value
     except TypeError:
         kind = type(section[last]).__name__
-        raise UserError(f"{field}={value!r}: the config has a {kind} there") from None
+        raise UserError(
+            f"{field}={shown(value)}: the config has one of type {kind} there"
+        ) from None
 
 
 def override(config: ConfigDict, arguments: Sequence[str], tool: str = "train") -> None:
@@ -159,8 +161,12 @@ def override(config: ConfigDict, arguments: Sequence[str], tool: str = "train") 
     from siamese_jax import values
     from siamese_jax.train import fields
 
+    holders = {name.partition(".")[0] for name in fields.FIELDS if "." in name}
+    for name in holders.intersection(config):
+        if not isinstance(config[name], ConfigDict):
+            raise UserError(f"{name}={shown(config[name])}: must be a section of fields")
     given = list(_given(arguments, tool))
-    sections = [name for name, _ in given if isinstance(config.get(name), ConfigDict)]
+    sections = [name for name, _ in given if name in holders]
     order = sorted(given, key=lambda one: (one[0] not in sections, not one[0].endswith(".name")))
     for name, text in order:
         if name in sections:
@@ -192,12 +198,14 @@ def _given(arguments: Sequence[str], tool: str) -> Iterator[tuple[str, str | Non
 
 def _section(name: str, text: str | None) -> dict[str, Any]:
     try:
-        value = ast.literal_eval(text or "")
-    except (ValueError, SyntaxError):
+        value = literal(text or "")
+    except ValueError:
         value = None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and key.isidentifier() for key in value
+    ):
         raise UserError(
-            f"--config.{name}={text}: a section is given whole, as \"{{'name': ..., ...}}\"; one "
-            f"field of it is --config.{name}.FIELD=VALUE"
+            f"--config.{name}={shown(text)}: a section is given whole, as "
+            f"\"{{'name': ..., ...}}\"; one field of it is --config.{name}.FIELD=VALUE"
         )
     return value

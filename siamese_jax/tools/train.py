@@ -53,6 +53,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give an experiment: --config=configs/resnet_triplet.py")
     override(config, rest)
 
+    from siamese_jax.train.fields import check_config
+
+    check_config(config)
+
     from siamese_jax.report.tables import text_table
     from siamese_jax.storage.cache import enable_compilation_cache
     from siamese_jax.train.experiment import train

@@ -60,6 +60,7 @@ def convert(file: str, trunk: str, out: str, **reading: Any) -> TrunkWeights:
     """Port any readable file (or a run's folder) into our `.npz`; `reading` is `load`'s."""
     if Path(out).suffix != ".npz":
         raise UserError(f"--out={out} must end in .npz")
+    cli.check_place(out)
     weights = load(trunk, file if "/" in file else f"./{file}", **reading)
     save(out, weights)
     return weights
@@ -114,7 +115,7 @@ def options() -> cli.Parser:
     )
     command = commands.add_parser
     listing = command("list", help="every source")
-    listing.add_argument("--trunk", choices=sorted(TRUNKS))
+    listing.add_argument("--trunk", choices=sorted(TRUNKS), help="only those of this one")
     fetching = command("fetch", help="download a source")
     fetching.add_argument("name", help="TRUNK or TRUNK=SOURCE")
     for part in (listing, fetching):

@@ -51,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
     name = args.encoder[0]
     if args.out is None and not Path(name).is_dir():
         raise UserError(f"{name} has no folder to save a whitening in: give --out=DIR")
+    out = args.out or Path(name)
+    cli.check_place(out / "whitening.npz")
 
     from siamese_jax.encoder.folder import whiten
 
@@ -68,7 +70,6 @@ def main(argv: Sequence[str]) -> None:
     encoder = cli.open_encoder(args, name, whitening=False)
     if args.dim is not None:  # before the work
         values.check("--dim", args.dim, values.whole(1, encoder.embedding_dim))
-    out = args.out or Path(name)
     made = whiten(
         encoder,
         records,

@@ -5,6 +5,7 @@
 what is named, from tables of their own.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ from siamese_jax.values import (
     nearest,
     number,
     optional,
+    rising,
     several,
     text,
     whole,
@@ -75,11 +77,11 @@ FIELDS: dict[str, Option] = {
     "data.strict": Option(flag(), "a broken image stops the run instead of being left out"),
     "data.cache_dir": Option(_TEXT, "default: $SIAMESE_JAX_CACHE or ~/.cache/siamese_jax"),
     "augment.crop_scale": Option(
-        several(number(above=0, high=1), 2, 2),
+        rising(several(number(above=0, high=1), 2, 2)),
         "least and largest share of the area that a random crop keeps",
     ),
     "augment.crop_ratio": Option(
-        several(number(above=0), 2, 2), "least and largest width / height of that crop"
+        rising(several(number(above=0), 2, 2)), "least and largest width / height of that crop"
     ),
     "augment.flip": Option(flag(), "mirror every second image"),
     "augment.brightness": Option(_SHARE, "by how much it may change, either way"),
@@ -132,7 +134,9 @@ FIELDS: dict[str, Option] = {
     "optim.learning_rate": Option(number(0), "after the warm-up"),
     "optim.schedule": Option(choice(*SCHEDULES), "of the learning rate, to 0 at the last step"),
     "optim.warmup_steps": Option(whole(0, 10**9), "in which the learning rate rises"),
-    "optim.weight_decay": Option(number(0), "of matrices, times the learning rate"),
+    "optim.weight_decay": Option(
+        number(0), "share of a matrix taken off each step, times the learning rate"
+    ),
     "optim.clip_norm": Option(number(0), "of the trainable leaves' gradient; 0 for no limit"),
     "optim.loss_lr_scale": Option(
         number(0), "factor on the learning rate of the loss's own parameters"
@@ -186,6 +190,19 @@ def check_config(config: ConfigDict) -> None:
         check(name, given.pop(name), option.kind)
     for name, value in given.items():
         check(name, value, find(name, config).kind)
+    for section in SECTIONS:
+        for option in needed(section, config[section].name):
+            if option not in config[section]:
+                raise UserError(f"{section}.name={config[section].name} needs {section}.{option}")
+
+
+def needed(section: str, called: str) -> list[str]:
+    """The options of a loss, a miner or a sampler that have no default."""
+    function = SECTIONS[section][0].get(called)
+    known = inspect.signature(function).parameters if function else {}
+    return [
+        name for name in options_of(section, called) if known[name].default is known[name].empty
+    ]
 
 
 def completed(config: ConfigDict) -> ConfigDict:
@@ -209,6 +226,7 @@ def find(name: str, config: ConfigDict) -> Option:
     if section not in SECTIONS or not option:
         raise UserError(f"{name}: the config has no such field{nearest(name, list(FIELDS))}")
     called = config.get(section, {}).get("name")
+    check(f"{section}.name", called, FIELDS[f"{section}.name"].kind)
     known = options_of(section, called)
     if option not in known:
         raise UserError(
@@ -236,4 +254,4 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
