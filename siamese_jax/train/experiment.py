@@ -108,7 +108,10 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
     model = encoder_model.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
     log_summary(records, trunk)
+    sampler = make_sampler(config, records)  # what cannot be is said before the trunk runs
     inputs = make_inputs(config, model, trunk, records, keys)
+    if len(inputs.records) < len(records):
+        sampler = make_sampler(config, inputs.records)
     if parent:
         facts["forked_from"] = parent.describe(config)
         warn_of_other_data(parent, fingerprint(records, keys), facts)
@@ -116,7 +119,6 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         facts = describe(config, facts, trunk, inputs.records, fingerprint(records, keys))
         facts["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
     run = Run(config, workdir, inputs, facts)
-    sampler = make_sampler(config, inputs)
     state, step, moving = start(run, model, trunk, found, parent)
     stopping.check("no step was taken")
     # From here on the folder is this run's.

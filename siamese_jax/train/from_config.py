@@ -53,9 +53,9 @@ def make_miner(config: ConfigDict) -> Callable[..., Any] | None:
     return _from_table(MINERS, "miner", config.miner, distance=config.distance)
 
 
-def make_sampler(config: ConfigDict, inputs: Inputs) -> Callable[[int], np.ndarray]:
+def make_sampler(config: ConfigDict, records: Records) -> Callable[[int], np.ndarray]:
     """The config's sampler over the training rows: a step's number to the rows of its batch."""
-    train = inputs.records.where("train")
+    train = records.where("train")
     side = train.side if train.side is not None and np.ptp(train.side) else None
     if side is not None and not len(_usable(train.label, side)):
         log.warning("no training class has images of two sides: positives are of one side")

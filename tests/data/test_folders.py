@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import unicodedata
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -460,7 +459,7 @@ def test_a_csv_without_some_or_all_labels(tmp_path):
 
 def sampler_of(records, **options):
     config = ConfigDict({"seed": 0, "sampler": {"name": "classes", **options}})
-    return make_sampler(config, SimpleNamespace(records=records))
+    return make_sampler(config, records)
 
 
 def test_a_class_of_one_picture_stops_nothing(tmp_path, caplog):

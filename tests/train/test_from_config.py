@@ -2,7 +2,6 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,7 +42,7 @@ def test_hierarchical_batches_come_from_few_super_classes(shop, tmp_path):
     config = hierarchical(table, shop, per_super=2)
     records, _ = load_data(config, {})
     train = records.where("train")
-    sample = make_sampler(config, SimpleNamespace(records=records))
+    sample = make_sampler(config, records)
     seen = set()
     for step in range(30):
         rows = sample(step).reshape(2, 2, 2)  # super-classes, classes, images
@@ -61,7 +60,7 @@ def test_hierarchical_batches_come_from_few_super_classes(shop, tmp_path):
 def test_hierarchical_without_super_classes_says_so(shop, tmp_path):
     def sampler(table):
         config = hierarchical(table, shop)
-        return make_sampler(config, SimpleNamespace(records=load_data(config, {})[0]))
+        return make_sampler(config, load_data(config, {})[0])
 
     kinds = ["bag", "", "shoe", *["bag"] * 9]
     with pytest.raises(UserError, match=r"needs super-classes, and .*plain\.csv has none"):
@@ -72,15 +71,15 @@ def test_hierarchical_without_super_classes_says_so(shop, tmp_path):
     del config.sampler.batch_size
     records = load_records("folder", shop)
     with pytest.raises(UserError, match="has none"):
-        make_sampler(config, SimpleNamespace(records=records))
+        make_sampler(config, records)
     config.sampler.name = "classes"
     with pytest.raises(UserError, match=r"sampler\.name=classes needs sampler\.batch_size"):
-        make_sampler(config, SimpleNamespace(records=records))
+        make_sampler(config, records)
     config.sampler = {"batch_size": 12}
     with pytest.raises(UserError, match=r"sampler\.name=None; choose one of classes"):
-        make_sampler(config, SimpleNamespace(records=records))
+        make_sampler(config, records)
     config.sampler.name = "classes"
-    assert len(make_sampler(config, SimpleNamespace(records=records))(0)) == 12
+    assert len(make_sampler(config, records)(0)) == 12
 
 
 def test_hierarchical_from_the_command_line(shop, tmp_path):
