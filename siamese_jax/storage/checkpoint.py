@@ -185,8 +185,6 @@ def _description(path: Path) -> dict[str, Any]:
     meta, metrics = read_json(path / "meta" / "metadata"), {}
     if (path / "metrics").exists():
         metrics = read_json(path / "metrics" / "metrics")
-    if not isinstance(meta, dict) or not isinstance(metrics, dict):
-        raise ValueError("what is said of it is no JSON object")
     check = meta.pop("check", None)
     older = check is None and "frozen" not in meta  # of version 0.1.0
     if not older and check != fingerprint(**meta, metrics=metrics):

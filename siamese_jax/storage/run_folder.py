@@ -210,13 +210,16 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, indent=2, default=_plain) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a file; UserError where it cannot be read, or is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a file; UserError where it cannot be read, or is no object of JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no names")
+        return found
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); remove it or choose another folder"
         ) from None

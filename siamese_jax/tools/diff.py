@@ -132,7 +132,9 @@ def _read_evaluation(path: Path) -> Measured:
                 "writes both"
             )
     content = run_folder.read_json(facts)
-    provenance = content["provenance"] if facts == path else content
+    provenance = content.get("provenance") if facts == path else content
+    if not isinstance(provenance, dict) or "split" not in provenance:
+        raise UserError(f"{facts} does not say what it was measured on: evaluate again")
     told = ("data", "split", "labels", "device")
     kept = {name: value for name, value in provenance.items() if name not in told}
     return Measured(provenance["split"], kept, _columns(per_query))
@@ -142,8 +144,8 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         raise UserError(f"{path} is missing: it is no split of the run, or the run is not finished")
     columns = read_arrays(path, "file of per-query values")
-    if "query" not in columns:
-        raise UserError(f"{path} does not say which queries it is of: run or evaluate again")
+    if lost := {"query", "gallery", "relevant"} - columns.keys():
+        raise UserError(f"{path} does not say its {min(lost)}: run or evaluate again")
     return columns
 
 
