@@ -187,3 +187,12 @@ def test_numbers_of_neighbours_are_whole_and_above_zero(rng, k):
 )
 def test_lists_that_are_no_rankings(lists):
     refuses(lambda: rerank.fuse_rankings(lists, 2), "rankings")
+
+
+def test_what_is_no_matrix_or_no_number_of_bytes():
+    rows = np.eye(D, dtype=np.float32)
+    with pytest.raises(UserError, match=r"queries must be \[n, d\]"):
+        sj.rank([[1.0, 2.0], [3.0]], rows, 1)
+    for limit in (0, np.nan, "x", None):
+        with pytest.raises(UserError, match=r"memory_limit=.* is less than 1 MiB"):
+            sj.rank(rows, rows, 1, memory_limit=limit)

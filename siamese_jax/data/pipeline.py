@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from siamese_jax import values
 from siamese_jax.data.augment import (
     Augment,
     change_pixels,
@@ -166,8 +167,7 @@ def eval_batches(records: Records, reading: Reading, *, view: int = 0) -> Batche
       view: the number of the augmented view.
     """
     size = reading.batch_size
-    if size < 1:
-        raise UserError(f"batch_size {size}: must be 1 or more")
+    values.check("batch_size", size, values.BATCH)
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(step * size, (step + 1) * size, dtype=np.int64)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from siamese_jax import values
 from siamese_jax.encoder import folder as encoder_folder
 from siamese_jax.encoder.combined import Combined
 from siamese_jax.encoder.encoder import Encoder, make_encoder
@@ -54,6 +55,7 @@ def load_encoder(
     Raises:
       UserError: no such run or trunk, or weights that cannot be had.
     """
+    values.check("image_size", image_size, values.optional(values.PIXELS))
     if Path(name).is_dir():
         if form or preprocessing or ignore:
             raise UserError(

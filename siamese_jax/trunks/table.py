@@ -67,7 +67,7 @@ def as_preprocessing(value: str | Preprocessing | Mapping[str, Any]) -> Preproce
     if value in PREPROCESSING:
         return PREPROCESSING[value]
     try:
-        mean, std = (_three(part) for part in value.split("/"))
+        mean, std = (_three(part) for part in str(value).split("/"))
         if min(std) <= 0:
             raise ValueError
     except ValueError:

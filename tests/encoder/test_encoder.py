@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 import siamese_jax as sj
 from siamese_jax import weights
@@ -242,6 +243,16 @@ def test_wrong_names(tmp_path):
         sj.load_encoder("resnet19")
     with pytest.raises(UserError, match="stage9"):
         sj.load_encoder("resnet18", weights="random", stage="stage9")
+    for size in (0, -5, 100_000, 32.5, "32"):
+        with pytest.raises(UserError, match=r"image_size=.*whole number from 1 to 4,096"):
+            sj.load_encoder("resnet18", weights="random", image_size=size)
+    with pytest.raises(UserError, match="preprocessing=5: choose from"):
+        sj.load_encoder("resnet18", weights="random", preprocessing=5)
+    made = sj.load_encoder("resnet18", weights="random", image_size=SIZE)
+    folder = tiny.make_folder(tmp_path / "shop", 1, 2)
+    for size in (0, 10**9, 1.5, None):
+        with pytest.raises(UserError, match=r"batch_size=.*whole number from 1 to 65,536"):
+            sj.embed_folder(made, folder, batch_size=size, cache_dir=tmp_path)
 
 
 def test_the_fingerprint_is_of_the_weights_and_not_of_the_processors_kernels():

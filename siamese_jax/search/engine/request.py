@@ -38,8 +38,8 @@ class Search:
             raise UserError(
                 f"queries have {self.rows.width} columns, the gallery {self.gallery.rows.width}"
             )
-        if memory_limit < 1 << 20:
-            raise UserError(f"memory_limit={memory_limit} is less than 1 MiB (2**20 bytes)")
+        if not isinstance(memory_limit, int | float) or not memory_limit >= 1 << 20:
+            raise UserError(f"memory_limit={memory_limit!r} is less than 1 MiB (2**20 bytes)")
         self.memory_limit = memory_limit
         # float32 [q, d].
         self.queries = _whole(self.rows)

@@ -136,7 +136,10 @@ def as_rows(x: Any, name: str) -> Rows:
 
 def _matrix(x: Any, name: str) -> np.ndarray:
     # A JAX array on the CPU is seen through NumPy without a copy.
-    x = x if isinstance(x, np.ndarray) else np.asarray(x)
+    try:
+        x = x if isinstance(x, np.ndarray) else np.asarray(x)
+    except ValueError as error:  # rows of several lengths
+        raise UserError(f"{name} must be [n, d]: {error}") from None
     if x.ndim != 2:
         raise UserError(f"{name} must be [n, d], not of shape {x.shape}")
     if x.dtype == object or not (
