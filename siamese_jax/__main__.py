@@ -104,6 +104,7 @@ def command(argv: Sequence[str]) -> str:
 
 
 def _end(line: str, code: int) -> int:
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # one line it is
     with contextlib.suppress(OSError):  # a terminal that has hung up
         print(line, file=sys.stderr)
     return code

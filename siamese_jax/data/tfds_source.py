@@ -73,7 +73,7 @@ def _builder(name: str, root: str | os.PathLike[str] | None) -> Any:
 
     try:
         return tfds.builder(name, data_dir=root)
-    except tfds.core.registered.DatasetNotFoundError as e:
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as e:  # no name at all
         raise UserError(f"TFDS knows no data set '{name}'; see tensorflow.org/datasets") from e
 
 

@@ -80,6 +80,8 @@ def test_an_unknown_name_and_a_download_that_fails(mocked, tmp_path):
     with pytest.raises(UserError, match="TFDS knows no data set 'birds'") as caught:
         load_records("tfds:birds", cache_dir=tmp_path)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="TFDS knows no data set ''"):
+        load_records("tfds:", cache_dir=tmp_path)
 
     def unreachable(self, *args, **kwargs):
         raise ConnectionError("no route to host\nand much more")

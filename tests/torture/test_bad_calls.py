@@ -31,8 +31,8 @@ FIELDS = {
     "data.validation_fraction": ("1.5", "inf"),
     "data.fit": ("stretch",),
     "data.strict": ("maybe", "1"),
-    "augment.crop_scale": ("(0.5,)", "(0,1)", "0.2,nan", "0.7"),
-    "augment.crop_ratio": ("-1,1", "(1,inf)"),
+    "augment.crop_scale": ("(0.5,)", "(0,1)", "0.2,nan", "0.7", "(0.9,0.1)"),
+    "augment.crop_ratio": ("-1,1", "(1,inf)", "(2,1)", "(1,1" + "0" * 400 + ")"),
     "augment.flip": ("2",),
     "augment.brightness": ("2", "-1"),
     "augment.hue": ("0.6",),
@@ -45,7 +45,14 @@ FIELDS = {
     "trunk.dtype": ("float16",),
     "trunk.freeze": ("(1,)",),
     "trunk.batch_norm": ("on",),
-    "head.layers": ("(16.0,)", "(0,)", "(-4,)", "x", "(10**9,)"),
+    "head.layers": (
+        "(16.0,)",
+        "(0,)",
+        "(-4,)",
+        "x",
+        "(10**9,)",
+        "(" + "1+" * 9999 + "1,)",
+    ),
     "head.init": ("zeros",),
     "head.activation": ("selu",),
     "head.dropout": ("1.0", "-0.5", "nan"),
@@ -85,6 +92,11 @@ LOSSES = {
     "{'name': 'multi_similarity', 'alpha': float}": "a section is given whole",
     "{'margin': 0.2}": "the config lacks the field loss.name",
     "triplet": "a section is given whole",
+    "{'name': 'triplet', 'a.b': 1}": "a section is given whole",
+    "{[1]: 2}": "a section is given whole",
+    "-" * 20_000 + "1": "a section is given whole",
+    "{'name': ['triplet']}": "loss.name=['triplet']: must be one of",
+    "{'name': 'circle', 'margin': 1" + "0" * 400 + "}": "must be a finite number",
     "[1, 2]": "a section is given whole",
 }
 # An option of a tool -> the call before it, what it may not be, and what the message says.
@@ -120,7 +132,16 @@ OPTIONS = [
     (RANK, "--fuse", ("ranks:c=-1",), "must be a finite number from 0"),
     (RANK, "--out", ("{new}.xlsx",), "--out={new}.xlsx: the name must end in one of .csv"),
     (RANK, "--out", ("{folder}",), "must end in one of"),
+    (RANK, "--out", ("{new}.csv/",), "is a folder; name a file"),
+    (RANK, "--out", ("{picture}/deep/x.csv",), "{picture} is a file; choose another place"),
+    (EVALUATE, "--per-class", ("{picture}/x.csv",), "--per-class={picture}/x.csv: {picture} is a"),
+    (WHITEN, "--out", ("{picture}/x", "{picture}"), "is a file"),
     (RANK, "--gallery", ("{none}",), "does not exist"),
+    (RANK, "--gallery", ("",), "argument --gallery: is empty"),
+    (EVALUATE, "--per-query", ("",), "argument --per-query: is empty"),
+    (EVALUATE, "--landmarks", ("",), "argument --landmarks: is empty"),
+    (TRAIN, "--workdir", ("",), "argument --workdir: is empty"),
+    (EMBED, "--cache-dir", ("",), "argument --cache-dir: is empty"),
     (RANK, "--offline-fallback", ("resnet51",), "no trunk is called 'resnet51'"),
     (RANK, "--preprocessing", ("bgr", "1/0", "0.5,0.5/1"), "choose from imagenet"),
     (RANK, "--nonsense", ("1",), "unrecognized arguments: --nonsense=1"),
@@ -155,6 +176,13 @@ CALLS = [
     ("train --config={bad_config}", "NameError: name 'nonsense' is not defined (line 3)"),
     ("train --config={no_syntax}", "SyntaxError"),
     ("train --config={no_config}", "AttributeError"),
+    ("train --config={ends}", "SystemExit"),
+    ("train --config={no_value}", "RequiredValueError"),
+    ("train --config={no_section} --config.loss.margin=1", "loss='triplet': must be a section"),
+    ("train --config={huge}", "train.steps=<int>: must be a whole number from 1"),
+    (["train", "--config=a\nb"], "--config=a\\nb: there is no such file"),
+    (TRAIN + "--config.train.steps.x=5", "train.steps.x: the config has no such field"),
+    ([*TRAIN.split(), "--config.sampler={{'name':'pairs'}}"], "needs sampler.batch_size"),
     (
         TRAIN + "--config.train.step=5",
         "train.step: the config has no such field; did you mean train.steps?",
@@ -200,6 +228,9 @@ CALLS = [
     ("compare", "the following arguments are required: --config"),
     ("compare --config={none}.py", "there is no such file"),
     ("compare --config=resnet_triplet", "is no grid"),
+    ("compare --config={bad_grid}", "names of text that holds a letter or digit"),
+    ("compare --config={empty_axis}", "one name or more on each axis"),
+    ("compare --config={bad_cell}", "the cell x: the config has no field train.step"),
     ("compare --config=compare_losses --config.train.steps=-1", "must be a whole number"),
     ("compare --config=compare_losses --config.train.step=1", "did you mean train.steps?"),
     ("compare --config=compare_losses --steps=1", "unknown argument --steps=1"),
@@ -238,6 +269,9 @@ CALLS = [
     ("diff {empty} {empty}", "is not a finished run"),
     ("diff {run} {run}", "{run}"),
     ("diff {picture} {picture}", "is not beside it"),
+    ("diff {no_facts} {no_facts}", "does not say what it was measured on"),
+    ("diff {a_list} {a_list}", "a_list.json"),
+    ("diff {no_columns} {no_columns}", "no_columns.json.per_query.npz does not say its gallery"),
     ("weights", "required: COMMAND"),
     ("weights sell", "invalid choice"),
     ("weights list --trunk=resnet51", "invalid choice"),
@@ -252,6 +286,22 @@ CALLS = [
     ("config nonsense", "no field begins with 'nonsense'"),
     ("config --html", "unrecognized arguments: --html"),
 ]
+
+
+_BASE = "def get_config():\n    config = common.base()\n"
+_LOOSE = f"{_BASE}    with config.unlocked(), config.ignore_type():\n        "
+_GIVE = "\n    return config\n"
+# Configs and grids that are not what they must be.
+CONFIGS = {
+    "ends": "raise SystemExit(0)",
+    "no_value": f"from ml_collections import config_dict\n{_LOOSE}"
+    f"config.seed = config_dict.required_placeholder(int){_GIVE}",
+    "no_section": f"{_LOOSE}config.loss = 'triplet'{_GIVE}",
+    "huge": f"{_BASE}    config.train.steps = 10**5000{_GIVE}",
+    "bad_grid": f"{_BASE}{_GIVE}GRID = {{'seed': {{0: {{'seed': 0}}}}}}",
+    "empty_axis": f"{_BASE}{_GIVE}GRID = {{'seed': {{}}}}",
+    "bad_cell": f"{_BASE}{_GIVE}GRID = {{'a': {{'x': {{'train.step': 1}}}}}}",
+}
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +335,12 @@ def world(tmp_path_factory):
     }
     for name, text in texts.items():
         (root / name).write_text(text)
+    told = {"no_facts": {}, "a_list": [], "no_columns": {"provenance": {"split": None}}}
+    for name, content in told.items():
+        (root / f"{name}.json").write_text(json.dumps(content))
+        np.savez(root / f"{name}.json.per_query.npz", query=np.zeros(1))
+    for name, body in CONFIGS.items():
+        (root / f"{name}.py").write_text(f"from configs import common\n{body}")
     (root / "binary.bin").write_bytes(b"\0\1\2")
     places = {
         name: root / name for name in ("shop", "flat", "empty", "folder", "run", "none", "new")
@@ -292,6 +348,8 @@ def world(tmp_path_factory):
     files = ("vectors.npz", "other_vectors.npz", "other_weights.npz", "prose.txt", "binary.bin")
     files += ("bad_config.py", "no_syntax.py", "no_config.py")
     places |= {name.split(".")[0]: root / name for name in files}
+    places |= {name: root / f"{name}.py" for name in CONFIGS}
+    places |= {name: root / f"{name}.json" for name in told}
     places |= {"bad_csv": root / "bad.csv", "bad_npz": root / "bad.npz"}
     places["no_utf8"] = os.fsdecode(os.fsencode(root) + b"/\xff")
     places["picture"] = root / "shop" / "class0" / "0.png"
