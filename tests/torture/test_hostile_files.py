@@ -1,5 +1,6 @@
 """Hostile files are read or refused: in one line, in time, in memory, and never by a crash."""
 
+import subprocess
 import sys
 
 import pytest
@@ -39,6 +40,11 @@ def test_changed_files_are_read_or_refused(format, reader, tmp_path):
     tried, faults = fuzz.fuzz(format, 1.5, tmp_path, reader)
     assert tried
     assert not faults
+
+
+def test_the_long_form_starts_by_itself():
+    done = subprocess.run([sys.executable, fuzz.__file__, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_must_not_be_is_seen():
