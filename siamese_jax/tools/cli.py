@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if not arg_string and not isinstance(action.type, Value):  # --gallery=$UNSET
             raise argparse.ArgumentError(action, "is empty: give a value, or leave it out")
-        return super()._get_value(action, arg_string)  # type: ignore[misc]
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` with the message, where argparse would end the process."""

@@ -191,9 +191,10 @@ def check_config(config: ConfigDict) -> None:
     for name, value in given.items():
         check(name, value, find(name, config).kind)
     for section in SECTIONS:
-        for option in needed(section, config[section].name):
-            if option not in config[section]:
-                raise UserError(f"{section}.name={config[section].name} needs {section}.{option}")
+        called = config[section].name
+        for missing in needed(section, called):
+            if missing not in config[section]:
+                raise UserError(f"{section}.name={called} needs {section}.{missing}")
 
 
 def needed(section: str, called: str) -> list[str]:
