@@ -108,10 +108,10 @@ def test_hierarchical_from_the_command_line(shop, tmp_path):
     assert wrong.returncode == 2
     last = wrong.stderr.strip().splitlines()[-1]
     assert last.startswith("error: sampler.per_class: shuffled has no such option")
-    assert """--config.sampler="{'name': 'shuffled', ...}\"""" in last
+    assert last.endswith("per_class is one of classes, hierarchical")
     unknown = tiny.run(tmp_path, *options, "--config.sampler.per_super=3")
     assert unknown.returncode == 2
-    assert "other options come with the section: --config.sampler=" in unknown.stderr
+    assert "per_super is one of hierarchical" in unknown.stderr
 
 
 def test_every_option_of_a_source_is_a_field(shop, tmp_path):
