@@ -5,7 +5,7 @@ Every field can be set on the command line: `--config.loss.margin=0.3`. What eac
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 
 def base() -> ConfigDict:
@@ -29,7 +29,12 @@ def base() -> ConfigDict:
             "sampler": {"name": "classes", "batch_size": 128, "per_class": 2},
             "optim": optim(),
             "train": train(),
-            "eval": {"ks": (1, 5, 10), "batch_size": 64},
+            "eval": {
+                "ks": (1, 5, 10),
+                "batch_size": 64,
+                "choose_by": "map@r",  # of validation: map@r, r_precision, mrr
+                "test_during_training": False,  # curves of the test data, which choose nothing
+            },
         }
     )
 
@@ -50,7 +55,8 @@ def data() -> ConfigDict:
             # classes for tfds:NAME
             "split_seed": -1,  # seed of the split by class; -1 takes `seed`
             "test_fraction": 0.5,  # of the classes, where the source brings no split
-            "validation_fraction": 0.0,  # of the classes; picks the best checkpoint
+            "validation_fraction": 0.0,  # of the classes; picks the best checkpoint. See also
+            # train.rehearse
             "fit": "squash",  # how a picture becomes a square: squash, crop or pad
             "max_pixels": placeholder(int),  # a picture of more is broken; default: 178,956,970
             "strict": False,  # a broken image stops the run instead of being skipped and listed
@@ -86,8 +92,9 @@ def trunk() -> ConfigDict:
             "preprocessing": placeholder(str),  # of a file: imagenet, inception, ..., MEAN/STD
             "ignore": placeholder(str),  # pattern of a file's leaves that are not the trunk's
             "image_size": 192,
-            "stage": placeholder(str),  # output to pool; the last by default
-            "pool": "average",  # average, max, rmac, gem
+            "stage": placeholder(str),  # output to pool, or several: stage4,top; default: the last;
+            # auto chooses by folds over the training classes
+            "pool": "average",  # average, max, rmac, gem3, gem; or one for each stage: average,max
             "dtype": "float32",  # or bfloat16
             "freeze": (".*",),  # patterns of parameter paths inside the trunk, e.g. ("stage[123]",)
             "batch_norm": "frozen",  # or "train": batch statistics in stages that are not frozen
@@ -126,21 +133,26 @@ def head() -> ConfigDict:
     return ConfigDict(
         {
             "layers": (512, 256, 256),
-            "init": "random",  # or "pca": the first layer starts as the PCA of the features
+            "init": "random",  # of the first layer: random, pca, or lda, a closed form by classes
+            "shrinkage": FieldReference(
+                "auto", field_type=object
+            ),  # of lda: auto chooses by folds over classes; or from 0 to 1: 0.5
             "activation": "relu",
             "dropout": 0.0,  # on the input of every dense layer
             "norm": "none",  # none, batch, layer
             "signed_sqrt": False,
+            "unit": False,  # each stage's features to unit length
             "centre": False,
             "normalize": True,
         }
     )
 
 
-def linear_head(width: int = 512) -> ConfigDict:
-    """One dense layer that starts as the PCA of centred, square-rooted features."""
+def linear_head(width: int = 512, init: str = "lda") -> ConfigDict:
+    """One dense layer on the roots of the features, that starts as a closed form, or as a PCA."""
     config = head()
-    config.update(layers=(width,), init="pca", dropout=0.3, signed_sqrt=True, centre=True)
+    config.update(layers=(width,), init=init, dropout=0.3)
+    config.update(signed_sqrt=True, unit=init == "lda", centre=True)
     return config
 
 
@@ -166,5 +178,7 @@ def train() -> ConfigDict:
             "eval_every": 100,
             "checkpoint_every": 100,
             "max_to_keep": 2,
+            "patience": 3,  # evaluations without a better one on validation, then stop; 0: never
+            "rehearse": True,  # without validation: hold training classes out first, for the steps
         }
     )

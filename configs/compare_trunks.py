@@ -13,7 +13,8 @@ def get_config():
     config = common.base()
     config.trunk.name = "efficientnet_lite0"
     config.trunk.image_size = 128  # so that a cell takes seconds
-    config.head = common.linear_head(512)
+    config.head = common.linear_head(512, init="pca")
+    config.train.rehearse = False
     config.cache.views = 2
     config.loss = {"name": "triplet", "mining": "hard", "margin": 0.2}
     config.sampler = {"name": "classes", "batch_size": 512, "per_class": 2}

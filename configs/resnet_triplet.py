@@ -1,11 +1,12 @@
-r"""ResNet50, frozen, a linear head from a PCA, cross-vendor triplets: the default experiment.
+r"""ResNet50, frozen, a linear head from a closed form, cross-vendor triplets: the default.
 
     python main.py --config=configs/resnet_triplet.py
     python main.py --config=configs/resnet_triplet.py --config.data.source=folder \
         --config.data.root=DIR
 
-On the emoji, with the offline fallback: recall@1 .547, recall@10 .851 on 965 unseen classes, the
-mean of three seeds (the trunk's own features: .310 and .596).
+Stages, shrinkage and steps are chosen on training classes. On the emoji, with the offline fallback:
+recall@1 .627, recall@10 .898 on 965 unseen classes, the mean of seeds 0 and 1 (the trunk's own
+features: .276 and .564; the closed form alone: .607 and .882).
 """
 
 from configs import common
@@ -17,7 +18,10 @@ def get_config():
     # ResNet50's weights are a download. Where it cannot be had, the trunk whose weights come with
     # the [demo] extra takes its place, with a warning; None makes that an error instead.
     config.trunk.offline_fallback = "efficientnet_lite0"
+    config.trunk.image_size = 224
+    config.trunk.stage = "auto"
     config.head = common.linear_head(512)
     config.loss = {"name": "triplet", "mining": "hard", "margin": 0.2}
     config.sampler = {"name": "classes", "batch_size": 512, "per_class": 2}
+    config.train.update(steps=300, eval_every=50, checkpoint_every=50)
     return config

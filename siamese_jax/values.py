@@ -128,6 +128,19 @@ def choice(*names: str) -> Kind:
     return Kind(f"one of {', '.join(names)}", lambda value: _is(value, str) and value in names, str)
 
 
+def listed(*names: str) -> Kind:
+    """Text: one of some names, or several with commas between.
+
+    >>> listed("average", "max").holds("average,max")
+    True
+    """
+
+    def holds(value: Any) -> bool:
+        return isinstance(value, str) and all(part in names for part in value.split(","))
+
+    return Kind(f"one of {', '.join(names)}, or several with commas between", holds, str)
+
+
 def text(what: str = "text") -> Kind:
     """Text that is not empty."""
     return Kind(what, lambda value: isinstance(value, str) and value != "", str)

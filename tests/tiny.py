@@ -23,6 +23,9 @@ TINY = (
     "--config.train.log_every=1",
     "--config.train.eval_every=6",
     "--config.train.checkpoint_every=4",
+    "--config.train.rehearse=False",
+    "--config.train.patience=0",
+    "--config.trunk.stage=stage4",
 )
 
 

@@ -41,6 +41,7 @@ class Combined:
       provenance: of the parts, and what was done with them.
       distance: what the embeddings are compared by.
       arguments: what `load_encoder` was called with, where it made this encoder.
+      joined_to: keys of the images that `join` was fitted to (see `fitted_to`).
     """
 
     parts: tuple[Part, ...]
@@ -50,6 +51,7 @@ class Combined:
     provenance: Mapping[str, Any]
     distance: str = "cosine"
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    joined_to: frozenset[bytes] = frozenset()
 
     def __repr__(self) -> str:
         how = ", ".join(f"{name}={value}" for name, value in self.how.items())
@@ -63,6 +65,11 @@ class Combined:
         images = np.asarray(images)
         seen = (part(_resized(images, part.image_size / self.image_size)) for part in self.parts)
         return self.join(list(seen))
+
+    @property
+    def fitted_to(self) -> frozenset[bytes]:
+        """`siamese_jax.data.records.content_keys` of all images that any part was fitted to."""
+        return self.joined_to.union(*(part.fitted_to for part in self.parts))
 
     @functools.cached_property
     def embedding_dim(self) -> int:
@@ -101,6 +108,7 @@ def whitened(encoder: Part, whitening: Whitening) -> Combined:
         {"whitening": whitening.digest},
         encoder.image_size,
         {**encoder.provenance, "whitening": {**whitening.about, "digest": whitening.digest}},
+        joined_to=whitening.fitted_to,
     )
 
 

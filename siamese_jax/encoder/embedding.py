@@ -9,7 +9,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -28,69 +28,108 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 
 
+class Kept(NamedTuple):
+    """What is kept of n records: parts that lie side by side.
+
+    Attributes:
+      vectors: float32 [rows, ...] of each part, memory maps.
+      rows: int64 [parts, n], the row of each record; -1 for one that cannot be read.
+    """
+
+    vectors: tuple[np.ndarray, ...]
+    rows: np.ndarray
+
+    @property
+    def there(self) -> np.ndarray:
+        """bool [n], the records of which all parts are there."""
+        return np.asarray((self.rows >= 0).all(axis=0))
+
+    def select(self, chosen: np.ndarray) -> "Kept":
+        """The same of the records of these places, int [m]."""
+        return Kept(self.vectors, self.rows[:, chosen])
+
+    def by_id(self, ids: np.ndarray) -> "Kept":
+        """The same with each record in the place of its id, int [n]; none where there is no id."""
+        rows = np.full((len(self.rows), int(ids.max()) + 1), -1, np.int64)
+        rows[:, ids] = self.rows
+        return Kept(self.vectors, rows)
+
+    def take(self, chosen: np.ndarray) -> np.ndarray:
+        """float32 [m, ...] of the records of these places, int [m], all of them there."""
+        parts = [part[rows[chosen]] for part, rows in zip(self.vectors, self.rows, strict=True)]
+        return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
 class CachedVectors:
-    """What `compute` gives for each record, by way of a store on disk.
+    """What `compute` gives for each record, by way of stores on disk.
 
     Args:
-      store: where vectors are kept.
+      stores: where vectors are kept; several for parts that lie side by side along the last axis.
       batches: rows -> batches of those records, as `siamese_jax.data.pipeline` makes them; the
         "id" of a batch's row is the record's.
-      compute: uint8 [b, h, w, 3] -> float32 [b, *store.shape].
+      compute: uint8 [b, h, w, 3] -> float32 [b, ...], all parts.
     """
 
     def __init__(
         self,
-        store: VectorStore,
+        stores: Sequence[VectorStore],
         batches: Callable[[np.ndarray], Iterable[Batch]],
         compute: Callable[[np.ndarray], np.ndarray],
     ):
-        self.store, self.batches, self.compute = store, batches, compute
+        self.stores, self.batches, self.compute = stores, batches, compute
 
-    def rows(self, ids: np.ndarray, keys: list[bytes], *, describe: str = "") -> np.ndarray:
-        """Computes what is missing, block by block, then returns each record's row in the store.
+    def kept(self, ids: np.ndarray, keys: list[bytes], *, describe: str = "") -> Kept:
+        """Computes what is missing, block by block, and returns what there is of each record.
 
         Args:
           ids: int [n], ids of the records.
           keys: the n keys.
           describe: title of the progress bar; nothing is shown where nothing is missing.
-
-        Returns:
-          int64 [n] into `store.vectors()`; -1 for images that cannot be read.
         """
         tried = np.zeros(len(keys), bool)
         while True:
-            rows = self.store.rows(keys)
+            kept = self._kept(keys)
             # Two copies of one image have one key, and are computed once; the second is asked where
             # the first could not be read, or had changed.
-            asked = np.flatnonzero((rows < 0) & ~tried).tolist()
+            asked = np.flatnonzero(~kept.there & ~tried).tolist()
             todo = np.array(sorted({keys[i]: i for i in reversed(asked)}.values()), np.int64)
             if not len(todo):
-                return rows
+                return kept
             tried[todo] = True
             key_of = {int(ids[i]): keys[i] for i in todo}
-            self._compute(todo, key_of, describe, len(ids) - int((rows < 0).sum()), len(ids))
+            self._compute(todo, key_of, describe, len(ids) - int((~kept.there).sum()), len(ids))
 
     def _compute(
         self, todo: np.ndarray, key_of: dict[int, bytes], describe: str, known: int, total: int
     ) -> None:
         """Computes these records' rows, block by block."""
+        folder = self.stores[0].folder
         title = f"{describe} ({known} of {total} known)" if known else describe
         with (
             logging_redirect_tqdm(),  # or a warning would end up inside the bar
             tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
         ):
             for batch in self.batches(todo):
-                kept = f"{bar.n} of {len(todo)} images are done and kept in {self.store.folder}"
+                kept = f"{bar.n} of {len(todo)} images are done and kept in {folder}"
                 stopping.check(kept)
                 good = np.asarray(batch["mask"])
                 vectors = np.asarray(self.compute(batch["image"]))[good]
-                with naming(self.store.folder, kept):
-                    self.store.append([key_of[int(i)] for i in batch["id"][good]], vectors)
+                with naming(folder, kept):
+                    self._append([key_of[int(i)] for i in batch["id"][good]], vectors)
                 bar.update(min(len(good), len(todo) - bar.n))
+
+    def _kept(self, keys: list[bytes]) -> Kept:
+        rows = np.stack([store.rows(keys) for store in self.stores])
+        return Kept(tuple(store.vectors() for store in self.stores), rows)
+
+    def _append(self, keys: list[bytes], vectors: np.ndarray) -> None:
+        ends = np.cumsum([store.shape[-1] for store in self.stores])[:-1]
+        for store, part in zip(self.stores, np.split(vectors, ends, axis=-1), strict=True):
+            store.append(keys, part)
 
 
 def feature_batches(
-    views: Sequence[tuple[np.ndarray, np.ndarray]],
+    views: Sequence[Kept],
     labels: np.ndarray,
     ids: np.ndarray,
     sample: Callable[[int], np.ndarray],
@@ -101,7 +140,7 @@ def feature_batches(
     """Training batches of cached features; the view of each item is drawn from (seed, step).
 
     Args:
-      views: (vectors float32 [r, ...], row int64 [n] of each record in them, -1 for none) a view.
+      views: what is kept of the n records, a view.
       labels, ids: of the n records.
       sample: a sampler: step -> indices into the records.
       seed: of the draw.
@@ -111,11 +150,11 @@ def feature_batches(
     while True:
         chosen = sample(step)
         drawn = np.random.default_rng((seed, step)).integers(0, len(views), len(chosen))
-        feature = np.zeros((len(chosen), *views[0][0].shape[1:]), np.float32)
+        feature = np.zeros((len(chosen), *views[0].take(chosen[:0]).shape[1:]), np.float32)
         mask = np.zeros(len(chosen), bool)
-        for view, (vectors, rows) in enumerate(views):
-            here = (drawn == view) & (rows[chosen] >= 0)
-            feature[here], mask[here] = vectors[rows[chosen[here]]], True
+        for view, kept in enumerate(views):
+            here = (drawn == view) & kept.there[chosen]
+            feature[here], mask[here] = kept.take(chosen[here]), True
         yield {"feature": feature, "label": labels[chosen], "id": ids[chosen], "mask": mask}
         step += 1
 
@@ -274,6 +313,7 @@ def _vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """float32 [m, d] of the images that can be read, and which they are, bool [n]."""
     from siamese_jax.encoder.combined import Combined
+    from siamese_jax.encoder.encoder import Apart
     from siamese_jax.storage.cache import cache_root
 
     if isinstance(encoder, Combined):
@@ -282,12 +322,14 @@ def _vectors(
         good = np.logical_and.reduce([there for _, there in parts])
         return encoder.join([vectors[good[there]] for vectors, there in parts]), good
     root = Path(cache_dir) if cache_dir else cache_root()
-    store = VectorStore(root / "embeddings" / encoder.fingerprint, (encoder.embedding_dim,))
-    cached = CachedVectors(store, functools.partial(batches, encoder), encoder)
+    whole = Apart((encoder,), encoder, np.asarray)
+    own, compute, finish = encoder.apart() if hasattr(encoder, "apart") else whole
+    stores = [VectorStore(root / "embeddings" / p.fingerprint, (p.embedding_dim,)) for p in own]
+    cached = CachedVectors(stores, functools.partial(batches, encoder), compute)
     mirrored = ", mirrored" if getattr(encoder, "mirror", False) else ""
     title = f"embedding at {encoder.image_size} px{mirrored}"
-    rows = cached.rows(records.id, keys, describe=title)
-    good = rows >= 0
-    if not good.any():
+    kept = cached.kept(records.id, keys, describe=title)
+    good = np.flatnonzero(kept.there)
+    if not len(good):
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")
-    return np.asarray(store.vectors()[rows[good]]), good
+    return finish(kept.take(good)), kept.there

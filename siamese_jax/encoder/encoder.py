@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from siamese_jax.encoder.model import (
     Array,
     Model,
     block_size,
-    feature_shape,
     in_blocks,
     inference_trunk,
     model_fingerprint,
@@ -22,6 +21,20 @@ from siamese_jax.errors import UserError
 from siamese_jax.trunks.folding import transformed_kernels
 
 log = logging.getLogger(__name__)
+
+
+class Apart(NamedTuple):
+    """An encoder as parts whose embeddings are kept side by side.
+
+    Attributes:
+      parts: what each of them is the embedding of.
+      compute: images -> all of them.
+      finish: all of them -> the encoder's embeddings.
+    """
+
+    parts: tuple["Encoder", ...]
+    compute: Callable[[np.ndarray], np.ndarray]
+    finish: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +52,8 @@ class Encoder:
       arguments: what `load_encoder` was called with, where it made this encoder.
       kernels: the trunk's, transformed for this image size and processor. They follow from the
         parameters, and are no part of what the encoder is.
+      fitted_to: keys of the images that it was trained on, where they are known, as
+        `siamese_jax.data.records.content_keys` gives them.
     """
 
     model: Model
@@ -51,6 +66,7 @@ class Encoder:
     mirror: bool = False
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kernels: Any = dataclasses.field(default_factory=dict)
+    fitted_to: frozenset[bytes] = frozenset()
 
     def __repr__(self) -> str:
         facts = [f"{self.image_size} px", f"{self.embedding_dim} dimensions", self.distance]
@@ -88,12 +104,20 @@ class Encoder:
         """Width of the embedding."""
         if self.model.head.layers:
             return self.model.head.layers[-1]
-        shape = feature_shape(
-            self.model,
-            {"params": self.params["trunk"], "batch_stats": self.batch_stats["trunk"]},
-            self.image_size,
-        )
-        return shape[-1]
+        return sum(self.model.widths)
+
+    def apart(self) -> "Apart":
+        """How its embeddings are kept: a bare trunk's stage by stage, before they are joined.
+
+        So any choice of stages finds what another one has computed.
+        """
+        head = self.model.head
+        if head.layers or head.gem or not (head.unit or head.signed_sqrt):
+            return Apart((self,), self, np.asarray)
+        models = self.model.apart()
+        raw = dataclasses.replace(self, model=self.model._replace(head=models[0].head))
+        parts = tuple(dataclasses.replace(self, model=model) for model in models)
+        return Apart(parts, raw, lambda rows: in_blocks(self._embed_block, rows, 512))
 
     @functools.cached_property
     def fingerprint(self) -> str:

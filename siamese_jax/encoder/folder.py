@@ -13,7 +13,7 @@ from siamese_jax.encoder.combined import Combined, whitened
 from siamese_jax.encoder.whitening import Whitening, fit_whitening
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder, tree
-from siamese_jax.values import PIXELS, check, optional, text
+from siamese_jax.values import PIXELS, check, flag, optional, text
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
@@ -25,6 +25,7 @@ ARGUMENTS = {
     **dict.fromkeys(("name", "weights", "pool", "dtype"), text()),
     **dict.fromkeys(("stage", "offline_fallback", "form", "ignore"), optional(text())),
     "image_size": optional(PIXELS),
+    "signed_sqrt": flag(),
     "preprocessing": None,
 }
 
@@ -56,7 +57,7 @@ def whiten(
     Raises:
       UserError: labels that "learned" lacks, no image, or what `fit_whitening` raises.
     """
-    from siamese_jax.data.records import Records, fingerprint
+    from siamese_jax.data.records import Records, content_keys, fingerprint
     from siamese_jax.data.sources import load_images
     from siamese_jax.encoder.embedding import embed_records
 
@@ -70,7 +71,8 @@ def whiten(
             f"{records.root}: learned whitening needs one label for each image; make class folders "
             "or a CSV with labels, or take pca"
         )
-    found = embed_records(encoder, records, **options)
+    keys = options.pop("keys", None) or content_keys(records)
+    found = embed_records(encoder, records, keys=keys, **options)
     labels = found.labels if method == "learned" else None
     fitted = fit_whitening(found.vectors, labels, dim=dim, shrinkage=shrinkage)
     about = {
@@ -78,10 +80,10 @@ def whiten(
         "dim": len(fitted.projection),
         "shrinkage": shrinkage,
         "images": len(found.vectors),
-        "data": fingerprint(records),
+        "data": fingerprint(records, keys),
         "encoder": encoder.fingerprint,
     }
-    whitening = dataclasses.replace(fitted, about=about)
+    whitening = dataclasses.replace(fitted, about=about, fitted_to=frozenset(keys))
     made = whitened(encoder, whitening)
     if out is not None:
         save(out, encoder, whitening)

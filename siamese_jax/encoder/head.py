@@ -1,4 +1,4 @@
-"""The head: dense layers on the pooled features, and how a linear one starts from a PCA."""
+"""The head: dense layers on the pooled features, and how the first one is fitted to start with."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamese_jax.encoder import lda
 from siamese_jax.encoder.pooling import GeM, l2_normalize
 from siamese_jax.errors import UserError
 
@@ -18,7 +19,7 @@ NORMS = ("none", "batch", "layer")
 
 
 class Head(nn.Module):
-    """pooled features -> [signed root] -> [centre] -> dense layers -> [unit length].
+    """pooled features -> [signed root] -> [unit parts] -> [centre] -> dense -> [unit length].
 
     Every dense layer has dropout on its input; all but the last are followed by the normalisation
     and the activation. No layers at all gives the (possibly transformed) features themselves.
@@ -30,6 +31,8 @@ class Head(nn.Module):
       norm: "none", "batch" or "layer", after every dense layer but the last.
       signed_sqrt: x -> sign(x) sqrt(|x|) on the features: tames bursty activations (Perronnin et
         al., 2010, "Improving the Fisher kernel", section 3.2).
+      unit: widths of the features' parts, one a stage, each of which is brought to unit length, so
+        that their cosines count alike; nothing leaves the lengths as they are.
       centre: subtract `batch_stats["mean"]`, fitted once on training features by `fit_head`.
       normalize: L2-normalise the embedding.
       gem: pool feature maps by GeM first; its power is a parameter of the head.
@@ -45,6 +48,7 @@ class Head(nn.Module):
     normalize: bool = True
     gem: bool = False
     dtype: Any = jnp.float32
+    unit: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False, mask: Array | None = None) -> Array:
@@ -73,6 +77,9 @@ class Head(nn.Module):
             # The slope is infinite at 0; where the feature is 0, it has none to pass on.
             size = jnp.sqrt(jnp.where(x == 0, 1.0, jnp.abs(x)))
             x = jnp.where(x == 0, 0.0, jnp.sign(x) * size)
+        if self.unit:
+            ends = np.cumsum(self.unit)[:-1].tolist()
+            x = jnp.concatenate([l2_normalize(part) for part in jnp.split(x, ends, -1)], axis=-1)
         if self.centre:
             mean = self.variable("batch_stats", "mean", jnp.zeros, (x.shape[-1],))
             x = x - mean.value[None]
@@ -99,8 +106,13 @@ def make_head(
     normalize: bool = True,
     gem: bool = False,
     dtype: Any = jnp.float32,
+    unit: bool = False,
+    parts: tuple[int, ...] = (),
 ) -> Head:
-    """A Head from config values, each checked. Raises UserError naming the field at fault."""
+    """A Head from config values, each checked. Raises UserError naming the field at fault.
+
+    `parts` are the widths of the features' parts, which `unit` brings to unit length.
+    """
     layers = (layers,) if isinstance(layers, int) else tuple(layers)
     if any(width < 1 for width in layers):
         raise UserError(f"head.layers={layers} has a width below 1; give positive widths")
@@ -111,42 +123,77 @@ def make_head(
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"head.dropout={dropout} is not in [0, 1)")
     return Head(
-        layers, activation, float(dropout), norm, signed_sqrt, centre, normalize, gem, dtype
+        layers,
+        activation,
+        float(dropout),
+        norm,
+        signed_sqrt,
+        centre,
+        normalize,
+        gem,
+        dtype,
+        tuple(parts) if unit else (),
     )
 
 
 def fit_head(
-    head: Head, variables: dict[str, Any], features: np.ndarray, *, pca: bool, block: int = 4096
+    head: Head,
+    variables: dict[str, Any],
+    features: np.ndarray,
+    *,
+    init: str = "random",
+    labels: np.ndarray | None = None,
+    shrinkage: float = 0.5,
+    block: int = lda.BLOCK,
 ) -> dict[str, Any]:
-    """Fits what a head takes from the training features: their mean, and a PCA as first layer.
+    """Fits what a head takes from the training features: their mean, and its first layer.
 
-    With mu and V the mean and the leading eigenvectors of the covariance of the transformed
-    features, the head's mean is mu (if it centres) and the first dense layer computes V^T x, less
-    V^T mu where the head does not centre. Accumulated in float64, block by block, so `features`
-    may be a memory map of any length.
+    With m the mean of the transformed features, the head's mean is m (if it centres) and the first
+    dense layer computes P (x - m), the head's part or its own. "pca" takes the leading eigenvectors
+    of the covariance for P, "lda" the closed form of `siamese_jax.encoder.lda`, scaled to rows of
+    mean square length 1. Accumulated in float64, block by block, so `features` may be a memory
+    map of any length.
 
     Args:
       head: the module.
       variables: {"params", "batch_stats"} of `head.init`.
-      features: float [n, ...], inputs of the head.
-      pca: whether the first dense layer starts as the PCA; it must not be wider than the features.
+      features: float [n, ...], inputs of the head; taken by places, int [m].
+      init: "random", "pca" or "lda" of the first dense layer; with the latter two it must not be
+        wider than the features.
+      labels: of "lda", int [n] with -1 for none, or bool [n, c].
+      shrinkage: of "lda".
       block: rows transformed at a time.
 
     Returns:
       New variables of the same structure.
+
+    Raises:
+      UserError: a layer that is too wide, or what `lda.closed_form` raises.
     """
     variables = jax.tree.map(lambda leaf: leaf, variables)
-    if not (pca or head.centre):
+    fitted = init != "random" and bool(head.layers)
+    if not (fitted or head.centre):
         return variables
-    # A head without layers is the transform of its features, and nothing else.
-    transform = jax.jit(lambda x: head.clone(layers=(), normalize=False).apply(variables, x))
-    moments = _moments(transform, features, block, second=pca)
-    mean, offset = moments[0], _stored_mean(head, variables)
+    none = np.full(len(features), -1)
+    labels = none if labels is None or init != "lda" else labels
+    found = lda.scatter(head_inputs(head, variables, features), labels, block=block)
+    mean, spread = lda.mean_and_covariance(found)
     if head.centre:
+        offset = np.asarray(variables["batch_stats"]["mean"], np.float64)
         variables["batch_stats"]["mean"] = jnp.asarray(offset + mean, jnp.float32)
-    if pca:
-        kernel = _leading_eigenvectors(moments[1], head.layers[0])
-        bias = np.zeros(head.layers[0]) if head.centre else -(mean @ kernel)
+    if fitted:
+        width = head.layers[0]
+        if width > len(mean):
+            raise UserError(
+                f"head.init={init!r} cannot make {width} outputs of {len(mean)} features; "
+                f"set head.layers to at most {len(mean)}, or head.init='random'"
+            )
+        if init == "pca":
+            kernel = lda.eigen(spread)[1][:, :width]
+        else:
+            kernel = lda.closed_form(found, shrinkage=shrinkage, width=width)[1].T
+            kernel /= np.sqrt(np.square(kernel).sum() / width)
+        bias = np.zeros(width) if head.centre else -(mean @ kernel)
         variables["params"]["dense1"] = {
             "kernel": jnp.asarray(kernel, jnp.float32),
             "bias": jnp.asarray(bias, jnp.float32),
@@ -154,32 +201,18 @@ def fit_head(
     return variables
 
 
-def _stored_mean(head: Head, variables: dict[str, Any]) -> np.ndarray | float:
-    return np.asarray(variables["batch_stats"]["mean"], np.float64) if head.centre else 0.0
+def head_inputs(
+    head: Head, variables: dict[str, Any], features: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """What the first dense layer of a head sees of some rows: places int [m] -> float32 [m, c]."""
+    # A head without layers is the transform of its features, and nothing else.
+    plain = head.clone(layers=(), normalize=False)
+    transform = jax.jit(lambda x: plain.apply(variables, x))
 
+    def rows(places: np.ndarray) -> np.ndarray:
+        x = np.asarray(features[places])
+        # Blocks differ in length; padded to a power of two, they share a few compilations.
+        pad = (1 << (len(x) - 1).bit_length()) - len(x)
+        return np.asarray(transform(np.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1))))[: len(x)]
 
-def _moments(
-    transform: Callable[[np.ndarray], Any], features: np.ndarray, block: int, *, second: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [c] and covariance [c, c] (zeros unless asked for) of the transformed features."""
-    total: Any = 0.0
-    products: Any = 0.0
-    for start in range(0, len(features), block):
-        x = np.asarray(transform(np.asarray(features[start : start + block])), np.float64)
-        total = total + x.sum(axis=0)
-        if second:
-            products = products + x.T @ x
-    mean = total / len(features)
-    return mean, products / len(features) - np.outer(mean, mean) if second else np.zeros(())
-
-
-def _leading_eigenvectors(covariance: np.ndarray, width: int) -> np.ndarray:
-    """[c, width], by falling eigenvalue, the largest entry of each made positive."""
-    if width > len(covariance):
-        raise UserError(
-            f"head.init='pca' cannot make {width} outputs of {len(covariance)} features; "
-            f"set head.layers to at most {len(covariance)}, or head.init='random'"
-        )
-    vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :width]
-    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
-    return vectors * np.sign(largest)
+    return rows

@@ -20,6 +20,9 @@ from siamese_jax.trunks.table import Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
 from siamese_jax.weights.load import stored_weights
 
+# A head without layers, of the signed roots of each stage's features.
+ROOTS = {"layers": (), "normalize": False, "signed_sqrt": True, "unit": True}
+
 
 def load_encoder(
     name: str | os.PathLike[str],
@@ -28,6 +31,7 @@ def load_encoder(
     *,
     stage: str | None = None,
     pool: str = "average",
+    signed_sqrt: bool = False,
     offline_fallback: str | None = None,
     dtype: str = "float32",
     form: str | None = None,
@@ -42,7 +46,9 @@ def load_encoder(
       weights: of a trunk: "imagenet", "random", a named source, or a file of PyTorch, Keras,
         safetensors or NumPy.
       image_size: pixels; by default what the run, or the weights, were trained at.
-      stage, pool: the trunk's output to use and its pooling, for a bare trunk.
+      stage, pool: the trunk's output to use and its pooling, for a bare trunk. Several outputs,
+        "stage4,stage6,top", are taken out of one pass and joined with unit length each.
+      signed_sqrt: of a bare trunk, x -> sign(x) sqrt(|x|) on its features, then unit length.
       offline_fallback: a trunk to take instead where the weights cannot be had.
       dtype: compute type of a bare trunk, "float32" or "bfloat16".
       form: of a bare trunk's weights, where a file does not tell: "keras" (TensorFlow's padding and
@@ -58,10 +64,8 @@ def load_encoder(
     values.check("image_size", image_size, values.optional(values.PIXELS))
     if Path(name).is_dir():
         if form or preprocessing or ignore:
-            raise UserError(
-                f"form, preprocessing and ignore are for a trunk's weights; {name} is a folder, "
-                "which has its own"
-            )
+            said = "form, preprocessing and ignore are for a trunk's weights"
+            raise UserError(f"{said}; {name} is a folder, which has its own")
         return _from_folder(Path(name), image_size, whitening)
     check_name(name)
     arguments: dict[str, Any] = {
@@ -83,16 +87,17 @@ def load_encoder(
         ignore=ignore,
     )
     written = None if scaling is None else dataclasses.asdict(scaling)
-    kept = {"form": form, "preprocessing": written, "ignore": ignore}
+    kept: dict[str, Any] = {"form": form, "preprocessing": written, "ignore": ignore}
+    kept["signed_sqrt"] = signed_sqrt or None
     arguments |= {key: value for key, value in kept.items() if value is not None}
-    model = build_model(found, stage=stage, pool=pool, dtype=dtype)
-    params = {"trunk": found.variables["params"], "head": {}}
-    batch_stats = {"trunk": found.variables["batch_stats"], "head": {}}
+    head = ROOTS if signed_sqrt else None
+    model = build_model(found, stage=stage, pool=pool, head=head, dtype=dtype)
+    params, batch_stats = (
+        {"trunk": found.variables[part], "head": {}} for part in ("params", "batch_stats")
+    )
     if pool == "gem":
-        fresh = init_head(
-            model, feature_shape(model, found.variables, found.image_size), jax.random.key(0)
-        )
-        params["head"] = fresh["params"]
+        shape = feature_shape(model, found.variables, found.image_size)
+        params["head"] = init_head(model, shape, jax.random.key(0))["params"]
     return make_encoder(
         model,
         params,
@@ -128,17 +133,28 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
     step, found = checkpoint.load_chosen(run)
     leaves = {name: jnp.asarray(leaf) for name, leaf in found.items()}
     weights = stored_weights(run.facts, leaves)
-    model = model_of_config(run.config, weights)
+    bare = run.results is not None and run.results.get("saved") == run_folder.BARE
+    stage = run.facts.get("choices", {}).get("stage")
+    if bare:
+        options = run.config["trunk"]
+        stage = options["stage"] if options["stage"] != "auto" else None
+        model = build_model(weights, stage=stage, pool=options["pool"], dtype=options["dtype"])
+        distance = "cosine"
+    else:
+        model = model_of_config(run.config, weights, stage=stage)
+        distance = run.config["distance"]
+    head = {
+        part: {} if bare else tree.nest(leaves, f"{part}/head/")
+        for part in ("params", "batch_stats")
+    }
     return make_encoder(
         model,
-        {"trunk": weights.variables["params"], "head": tree.nest(leaves, "params/head/")},
-        {
-            "trunk": weights.variables["batch_stats"],
-            "head": tree.nest(leaves, "batch_stats/head/"),
-        },
+        {"trunk": weights.variables["params"], "head": head["params"]},
+        {"trunk": weights.variables["batch_stats"], "head": head["batch_stats"]},
         image_size=image_size or run.config["trunk"]["image_size"],
         fit=run.config["data"]["fit"],
-        distance=run.config["distance"],
+        distance=distance,
+        fitted_to=run_folder.trained_on(folder),
         provenance={"run": str(folder), "step": step, **run.facts["trunk"]},
         arguments={"name": str(folder), "image_size": image_size},
     )

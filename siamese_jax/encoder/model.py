@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siamese_jax.encoder.head import Head, make_head
-from siamese_jax.encoder.pooling import FIXED_POOLS, check_pool
+from siamese_jax.encoder.pooling import FIXED_POOLS, pool_names
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 class Model(NamedTuple):
     """What is computed; static under jit. The parameters travel beside it.
 
-    `name` is the trunk's in TRUNKS, `trunk` its module.
+    `name` is the trunk's in TRUNKS, `trunk` its module. `stage` is one of its outputs, or several
+    with commas between them, `pool` one pooling for all or one for each.
     """
 
     name: str
@@ -39,6 +40,27 @@ class Model(NamedTuple):
     stage: str
     pool: str
     train_stages: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The outputs that are pooled."""
+        return tuple(self.stage.split(","))
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The pooling of each of them."""
+        return pool_names(self.pool, len(self.stages))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The number of channels of each of them."""
+        return tuple(TRUNKS[self.name].widths[stage] for stage in self.stages)
+
+    def apart(self) -> "tuple[Model, ...]":
+        """The models of the pooled features of each stage alone."""
+        bare = self._replace(head=make_head(normalize=False, dtype=self.trunk.dtype))
+        pairs = zip(self.stages, self.pools, strict=True)
+        return tuple(bare._replace(stage=stage, pool=pool) for stage, pool in pairs)
 
 
 def build_model(
@@ -54,9 +76,11 @@ def build_model(
 
     Args:
       weights: of `siamese_jax.weights.load`.
-      stage: the trunk's output to pool; its last by default.
-      pool: "average", "max", "rmac" or "gem".
-      head: options of `siamese_jax.encoder.head.make_head`; none at all gives the pooled features.
+      stage: the trunk's output to pool, or several: "stage4,stage6,top"; its last by default.
+      pool: "average", "max", "rmac", "gem3" or "gem", or one for each stage: "average,max". The
+        power of "gem" is the head's, to be trained, and is for one stage.
+      head: options of `siamese_jax.encoder.head.make_head`; none at all gives the pooled features,
+        those of several stages with unit length each.
       dtype: compute type of trunk and head, "float32" or "bfloat16".
       train_stages: trunk stages whose BatchNorm uses batch statistics in training.
 
@@ -67,16 +91,23 @@ def build_model(
         raise UserError(f"trunk.dtype={dtype!r}; choose float32 or bfloat16")
     trunk = TRUNKS[weights.trunk]
     stage = stage or trunk.stages[-1]
-    for name in (stage, *train_stages):
+    stages = tuple(stage.split(","))
+    for name in (*stages, *train_stages):
         if name not in trunk.stages:
             raise UserError(
                 f"{weights.trunk} has no stage {name!r}; choose from {', '.join(trunk.stages)}"
             )
-    options = dict(head) if head is not None else {"layers": (), "normalize": False}
+    if len(set(stages)) < len(stages):
+        raise UserError(f"trunk.stage={stage!r} names a stage twice")
+    bare = {"layers": (), "normalize": False, "unit": len(stages) > 1}
+    options = dict(head) if head is not None else bare
+    options["parts"] = tuple(trunk.widths[name] for name in stages)
     return Model(
         name=weights.trunk,
         trunk=trunk.build(form=weights.form, dtype=jnp.dtype(dtype)),
-        head=make_head(**options, gem=check_pool(pool) == "gem", dtype=jnp.dtype(dtype)),
+        head=make_head(
+            **options, gem="gem" in pool_names(pool, len(stages)), dtype=jnp.dtype(dtype)
+        ),
         preprocessing=weights.preprocessing,
         stage=stage,
         pool=pool,
@@ -103,7 +134,8 @@ def features(
       kernels: of a folded trunk, those transformed in advance (see `inference_trunk`).
 
     Returns:
-      float32 [n, c] (or [n, h', w', c] for GeM), and the trunk's new batch_stats.
+      float32 [n, c], the stages side by side (or [n, h', w', c] for the GeM of one), and the
+      trunk's new batch_stats.
     """
     x = normalise(images, model.preprocessing, model.trunk.dtype)
     variables = {"params": params, "batch_stats": batch_stats, "tiles": kernels or {}}
@@ -114,14 +146,18 @@ def features(
         batch_stats = new["batch_stats"]
     else:
         outputs = model.trunk.apply(variables, x)
-    x = outputs[model.stage]
-    if 0 in x.shape[1:3]:
-        side, (rows, columns) = images.shape[1], x.shape[1:3]
-        raise UserError(
-            f"image_size={side} is too small: {model.stage} of the trunk gives a map of {rows} x "
-            f"{columns} places"
-        )
-    return (FIXED_POOLS[model.pool](x) if model.pool in FIXED_POOLS else x), batch_stats
+    for stage in model.stages:
+        if 0 in outputs[stage].shape[1:3]:
+            side, (rows, columns) = images.shape[1], outputs[stage].shape[1:3]
+            raise UserError(
+                f"image_size={side} is too small: {stage} of the trunk gives a map of {rows} x "
+                f"{columns} places"
+            )
+    if model.head.gem:
+        return outputs[model.stage], batch_stats
+    pairs = zip(model.stages, model.pools, strict=True)
+    pooled = [FIXED_POOLS[pool](outputs[stage]) for stage, pool in pairs]
+    return jnp.concatenate(pooled, axis=-1), batch_stats
 
 
 def embed(
@@ -187,7 +223,7 @@ def model_fingerprint(model: Model, variables: Any, *reading: Any) -> str:
     """BLAKE2b of a model's options, of how images are read, and of the bytes of its parameters."""
     text = repr(
         (model.name, model.trunk, model.head, model.preprocessing, model.stage, model.pool, reading)
-    )
+    ).replace("    unit = ()\n", "")  # Heads of before had no such field: theirs are as they were.
     return hashlib.blake2b(
         (text + tree.digest(tree.flatten(variables))).encode(), digest_size=16
     ).hexdigest()
@@ -280,14 +316,18 @@ def inference_trunk(model: Model, trunk_variables: Any, image_size: int) -> tupl
 
 
 def model_of_config(
-    config: Mapping[str, Any], weights: TrunkWeights, train_stages: tuple[str, ...] = ()
+    config: Mapping[str, Any],
+    weights: TrunkWeights,
+    train_stages: tuple[str, ...] = (),
+    *,
+    stage: str | None = None,
 ) -> Model:
-    """The model that a config's `trunk` and `head` sections describe."""
-    head = {k: v for k, v in config["head"].items() if k != "init"}
+    """The model that a config's `trunk` and `head` sections describe, with the stage chosen."""
+    head = {k: v for k, v in config["head"].items() if k not in ("init", "shrinkage")}
     trunk = config["trunk"]
     return build_model(
         weights,
-        stage=trunk["stage"],
+        stage=stage or trunk["stage"],
         pool=trunk["pool"],
         head=head,
         dtype=trunk["dtype"],

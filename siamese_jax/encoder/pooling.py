@@ -1,4 +1,4 @@
-"""From a feature map to one vector: average, max, GeM and R-MAC pooling."""
+"""From a feature map to one vector: average, maximum, GeM and R-MAC."""
 
 from collections.abc import Callable
 
@@ -70,11 +70,14 @@ def rmac_regions(h: int, w: int, levels: int, overlap: float) -> list[tuple[int,
     return regions
 
 
-class GeM(nn.Module):
-    """Generalised mean with a learnable power (Radenovic et al., 2018, arXiv:1711.02512).
+def generalised_mean(x: Array, p: Array | float = 3.0, eps: float = 1e-6) -> Array:
+    """(1/(hw) sum_i max(x_ic, eps)^p)^(1/p): p = 1 is the average, p -> infinity the maximum."""
+    x = jnp.maximum(x.astype(jnp.float32), eps)
+    return jnp.mean(x**p, axis=(1, 2)) ** (1.0 / p)
 
-    f_c = (1/(hw) sum_i max(x_ic, eps)^p)^(1/p); p = 1 is the average, p -> infinity the maximum.
-    """
+
+class GeM(nn.Module):
+    """`generalised_mean` with a learnable power (Radenovic et al., 2018, arXiv:1711.02512)."""
 
     initial_p: float = 3.0
     eps: float = 1e-6
@@ -83,8 +86,7 @@ class GeM(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x: float [n, h, w, c] -> float32 [n, c]."""
         p = self.param("p", nn.initializers.constant(self.initial_p), ())
-        x = jnp.maximum(x.astype(jnp.float32), self.eps)
-        return jnp.mean(x**p, axis=(1, 2)) ** (1.0 / p)
+        return generalised_mean(x, p, self.eps)
 
 
 def l2_normalize(x: Array) -> Array:
@@ -97,12 +99,27 @@ FIXED_POOLS: dict[str, Callable[[Array], Array]] = {
     "average": average,
     "max": maximum,
     "rmac": rmac,
+    "gem3": generalised_mean,
 }
 POOLS = (*FIXED_POOLS, "gem")
 
 
-def check_pool(name: str) -> str:
-    """Returns the name, or raises UserError where no pooling is called so."""
-    if name not in POOLS:
-        raise UserError(f"trunk.pool={name!r} is not a pooling; choose one of {', '.join(POOLS)}")
-    return name
+def pool_names(text: str, stages: int) -> tuple[str, ...]:
+    """A pooling for each of some stages: of "average", or "average,max" for two of them.
+
+    Raises:
+      UserError: no pooling is called so, or there are not as many as stages.
+    """
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in POOLS:
+            raise UserError(
+                f"trunk.pool={name!r} is not a pooling; choose one of {', '.join(POOLS)}"
+            )
+    if "gem" in names and stages > 1:
+        raise UserError(
+            "trunk.pool=gem learns its power for one stage; for several choose gem3, whose is 3"
+        )
+    if len(names) not in (1, stages):
+        raise UserError(f"trunk.pool={text!r} is {len(names)} poolings for {stages} stages")
+    return names * (stages // len(names))

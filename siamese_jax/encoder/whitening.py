@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from siamese_jax.data.labels import label_codes, missing
+from siamese_jax.data.labels import label_codes
+from siamese_jax.encoder.lda import eigen, leading, within
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine.checked_rows import finite, unit_rows
 from siamese_jax.storage.arrays import read_arrays
@@ -38,11 +39,13 @@ class Whitening:
       mean: float64 [d].
       projection: float64 [dim, d].
       about: what it was fitted to, as JSON can hold it.
+      fitted_to: the keys of these images' contents; none where they are not known.
     """
 
     mean: np.ndarray
     projection: np.ndarray
     about: Mapping[str, Any] = field(default_factory=dict)
+    fitted_to: frozenset[bytes] = frozenset()
 
     def __call__(self, rows: ArrayLike) -> np.ndarray:
         rows = finite(rows, "embeddings")
@@ -60,7 +63,9 @@ class Whitening:
         """Writes the map to `path`, an .npz file that `Whitening.load` reads."""
         about = np.array(json.dumps(dict(self.about)))
         with written(path, "wb") as file:
-            np.savez(file, mean=self.mean, projection=self.projection, about=about)
+            keys = np.array([list(key) for key in sorted(self.fitted_to)], np.uint8)
+            columns: dict[str, Any] = {"mean": self.mean, "projection": self.projection}
+            np.savez(file, **columns, about=about, fitted_to=keys)
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":
@@ -72,7 +77,8 @@ class Whitening:
             raise UserError(f"{path}: no such file; save a fitted whitening there first") from None
         except ValueError as error:
             raise UserError(f"{path}: not a whitening saved by Whitening.save ({error})") from None
-        return cls(found["mean"], found["projection"], about)
+        keys = frozenset(row.tobytes() for row in found.get("fitted_to", ()))
+        return cls(found["mean"], found["projection"], about, keys)
 
 
 def fit_whitening(
@@ -109,31 +115,24 @@ def fit_whitening(
     centred = x - mean
     spread = centred.T @ centred / len(x)
     if labels is None:
-        values, vectors = _eigen(_shrunk(spread, shrinkage))
+        values, vectors = eigen(_shrunk(spread, shrinkage))
         return Whitening(mean, vectors[:, :keep].T / np.sqrt(values[:keep, None]))
-    inverse = np.linalg.inv(np.linalg.cholesky(_shrunk(_within(centred, labels), shrinkage)))
-    _, vectors = _eigen(inverse @ spread @ inverse.T)
-    return Whitening(mean, vectors[:, :keep].T @ inverse)
+    lower = np.linalg.cholesky(_shrunk(_within(centred, labels), shrinkage))
+    return Whitening(mean, leading(spread, lower, keep))
 
 
 def _within(x: np.ndarray, labels: ArrayLike) -> np.ndarray:
-    """Mean of (x - y)(x - y)^T over the pairs of one class.
+    """Mean of (x - y)(x - y)^T over the pairs of one class; rows without a label are in none.
 
     Within a class of n with mean m, the sum over its unordered pairs is n sum (x - m)(x - m)^T.
-    Rows without a label are in no pair.
     """
     _, (group,) = label_codes(labels)
     if group.shape != (len(x),):
         raise UserError(f"{len(x)} rows need labels [{len(x)}], not {group.shape}")
-    x, group = x[~missing(group)], group[~missing(group)]
-    size = np.bincount(group)
-    pairs = (size * (size - 1) / 2).sum()
+    total, pairs = within(lambda places: x[places], group, x.shape[1], pairs=True)
     if not pairs:
         raise UserError("learned whitening needs classes of at least two rows, but all are single")
-    sums = np.zeros((len(size), x.shape[1]))
-    np.add.at(sums, group, x)
-    deviation = (x - sums[group] / size[group, None]) * np.sqrt(size[group, None])
-    return deviation.T @ deviation / pairs
+    return total / pairs
 
 
 def _shrunk(matrix: np.ndarray, shrinkage: float) -> np.ndarray:
@@ -142,11 +141,3 @@ def _shrunk(matrix: np.ndarray, shrinkage: float) -> np.ndarray:
         raise UserError("whitening needs rows that differ (with labels, within a class)")
     # Even unasked, rounding must not make a direction without spread negative.
     return matrix + max(shrinkage, 1e-12) * level * np.eye(len(matrix))
-
-
-def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, largest first, and eigenvectors in columns, their largest entry positive."""
-    values, vectors = np.linalg.eigh(matrix)
-    vectors = vectors[:, ::-1]
-    top = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
-    return values[::-1], vectors * np.sign(top)

@@ -6,6 +6,7 @@ metrics.jsonl   a line per logged step
 events/         the same for TensorBoard
 checkpoints/    see checkpoint.py
 report/         index.html, and per_query_<split>.npz behind its numbers
+trained_on.bin  keys of the contents of the images that were trained on, 16 bytes each
 results.json    written last: a run that has it is finished
 lock            held by the process that trains
 
@@ -24,7 +25,7 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -97,6 +98,9 @@ def read(folder: Path, *, finished: bool = False) -> RunFolder:
             raise UserError(f"{folder} is not {what}: {name} is missing")
     _verify(folder, found)
     return RunFolder(folder, found["config.json"], found["run.json"], found.get("results.json"))
+
+
+BARE = "the bare trunk"  # what results.json calls it where no head is better
 
 
 def _verify(folder: Path, found: Mapping[str, dict[str, Any]]) -> None:
@@ -189,6 +193,19 @@ def _lies_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def write_trained_on(folder: Path, keys: Sequence[bytes]) -> None:
+    """Notes the keys of the images that a run is fitted to."""
+    with written(folder / "trained_on.bin", "wb") as file:
+        file.write(b"".join(keys))
+
+
+def trained_on(folder: Path) -> frozenset[bytes]:
+    """These keys; none of a run that does not say."""
+    path = folder / "trained_on.bin"
+    data = path.read_bytes() if path.is_file() else b""
+    return frozenset(data[i : i + 16] for i in range(0, len(data), 16))
 
 
 def per_query_path(folder: Path, split: str) -> Path:

@@ -89,32 +89,42 @@ COUNT = Value(values.COUNT)
 SHARE = Value(values.SHARE)
 TEXT = Value(values.text("text that is not empty"))
 DISTANCE = Value(values.choice("euclidean", "sqeuclidean", "cosine", "dot"))
-POOL = Value(values.choice("average", "max", "rmac", "gem"))
+POOL = Value(values.listed("average", "max", "rmac", "gem3", "gem"))
 
 
-def add_encoder(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the options that say which encoders to load."""
+def add_encoder(
+    parser: argparse.ArgumentParser, *, required: bool = True, sizes: bool = False
+) -> None:
+    """Adds the options that say which encoders to load, at one image size or at several."""
     group = parser.add_argument_group("encoder")
     group.add_argument(
         "--encoder",
         action="append",
         required=required,
         default=[],
-        help="a run's folder, a folder that `whiten` wrote, or a trunk's name; given several "
+        help="a run's folder, a folder that `fit` wrote, or a trunk's name; given several "
         "times, the encoders are fused: cosines are the weighted mean of theirs",
     )
     group.add_argument(
         "--weights", default="imagenet", help="of a trunk: imagenet, random, a named source, a file"
     )
     add_reading(group)
+    size = values.several(values.PIXELS, 1) if sizes else values.PIXELS
+    group.add_argument("--image-size", type=Value(size), help="pixels a side; default: as trained")
     group.add_argument(
-        "--image-size", type=Value(values.PIXELS), help="pixels a side; default: as trained"
+        "--stage",
+        type=TEXT,
+        help="of a trunk: the output to pool, or several of one pass, such as stage4,stage6,top, "
+        "joined with unit length each; default: the last",
     )
     group.add_argument(
-        "--stage", type=TEXT, help="of a trunk: the output to pool; default: the last"
+        "--pool",
+        type=POOL,
+        default="average",
+        help="of a trunk: how its output becomes a vector; or one for each stage: average,max",
     )
     group.add_argument(
-        "--pool", type=POOL, default="average", help="of a trunk: how its output becomes a vector"
+        "--signed-sqrt", action="store_true", help="of a trunk: the signed roots of its features"
     )
     group.add_argument(
         "--offline-fallback", help="a trunk to take where the weights cannot be downloaded"
@@ -192,6 +202,7 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
         args.image_size,
         stage=args.stage,
         pool=args.pool,
+        signed_sqrt=args.signed_sqrt,
         offline_fallback=args.offline_fallback,
         whitening=whitening,
         **of_file,

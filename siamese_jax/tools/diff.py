@@ -19,6 +19,7 @@ from siamese_jax.storage import run_folder
 from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.run_folder import RunFolder
 from siamese_jax.tools import cli, search
+from siamese_jax.tools.evaluate import fitted_warning
 
 SUFFIXES = (".json",)
 
@@ -65,6 +66,9 @@ def main(argv: Sequence[str]) -> None:
     fields = explanations(a, b)
     rows = differences(a.columns, b.columns, args.confidence)
     print(f"A = {args.a}\nB = {args.b}")
+    for name, one in (("A", a), ("B", b)):
+        if warning := fitted_warning(one.provenance):
+            print(f"{name}: {warning}")
     for name, (old, new) in fields.items():
         print(f"  {name}: {old} -> {new}")
     ends = f"{args.confidence:.0%} interval of B - A"

@@ -121,6 +121,8 @@ def report(
     from siamese_jax.report.tables import text_table
 
     print(text_table(blocks))
+    if warning := fitted_warning(pair.provenance):
+        print(warning)
     for path in args.out:
         if Path(path).suffix.lower() == ".json":
             table = [row._asdict() | {"label": str(row.label)} for row in classes]
@@ -132,6 +134,17 @@ def report(
             search.write_provenance(path, pair.provenance)
         save_per_query(Path(f"{path}.per_query.npz"), values, pair.query.marks, pair.gallery.marks)
         print(f"wrote {path}")
+
+
+def fitted_warning(provenance: Mapping[str, Any]) -> str | None:
+    """One line where an encoder was measured on pictures that it was fitted to; None otherwise."""
+    seen = provenance.get("fitted_to")
+    if not seen:
+        return None
+    return (
+        f"WARNING: the encoder was fitted to {seen['query']} of the queries and {seen['gallery']} "
+        "of the gallery's pictures: on others it will do less well"
+    )
 
 
 def class_rows(pair: search.Pair, values: "PerQuery") -> list["ClassRow"]:

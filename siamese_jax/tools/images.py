@@ -208,12 +208,18 @@ def embed_side(
         vectors, kept = found.vectors, found.records
     ids, labelled = item_ids(kept), ~missing(kept.label)
     labels = kept.label if kept.label.ndim == 2 else label_names(kept)
+    # A file of embeddings says it of all that it holds.
+    fitted = encoder.fitted_to if encoder else frozenset()
+    seen = sum(key in fitted for key in keys)
+    if stored.is_stored(where):
+        seen = stored.read_facts(where).get("data", {}).get("fitted_to", seen)
     facts = {
         "from": where,
         "images": len(kept),
         "unreadable": len(records) - len(kept),
         "classes": len(np.unique(labels[labelled])) if labels.ndim == 1 else labels.shape[1],
         "fingerprint": fingerprint(records, keys),
+        "fitted_to": seen,
     }
     classes = kept.class_names if labels.ndim == 2 else ()
     there = np.isin(records.id, kept.id)

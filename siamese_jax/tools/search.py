@@ -134,6 +134,11 @@ def embed_pair(
         split=split,
         labels=args.labels,
     )
+    seen = {
+        name: side.facts["fitted_to"] for name, side in (("query", query), ("gallery", gallery))
+    }
+    if any(seen.values()):
+        facts["fitted_to"] = seen
     parts = encoder.parts if isinstance(encoder, Combined) and len(args.encoder) > 1 else ()
     widths = tuple(part.embedding_dim for part in parts)
     return Pair(query, gallery, *images.integer_ids(query, gallery), distance, facts, widths)

@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
     workdir = args.fork or args.workdir or default_workdir(file, config.to_dict())
     results = train(config, workdir, fork=args.workdir if args.fork else None)
     print(text_table(results))
+    if "verdict" in results:  # version 0.1.0 gave none
+        print("\n".join([*results["verdict"].values(), f"saved: {results['saved']}"]))
     print(f"report: {workdir / 'report' / 'index.html'}")
 
 

@@ -1,64 +1,58 @@
 """One experiment, read top to bottom: data, trunk, cache, head, steps, evaluation, report."""
 
-import functools
 import logging
 import time
 import warnings as python_warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from siamese_jax import stopping, weights
-from siamese_jax.data.pipeline import Reading
 from siamese_jax.data.preprocess import limit_pixels
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import model as encoder_model
-from siamese_jax.encoder.head import fit_head
 from siamese_jax.encoder.model import Model
 from siamese_jax.errors import UserError, naming
-from siamese_jax.losses import Loss
 from siamese_jax.metrics import evaluation
 from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.report import examples
 from siamese_jax.report.run_page import write_report
 from siamese_jax.storage import checkpoint, run_folder, tree
-from siamese_jax.storage.cache import cache_root
-from siamese_jax.train import optim
+from siamese_jax.train import choosing, optim
 from siamese_jax.train.beginning import (
     Parent,
     extended,
     find_parent,
-    inherit,
     set_aside,
     warn_of_other_data,
 )
 from siamese_jax.train.fields import check_config, completed
 from siamese_jax.train.from_config import (
     embedding_width,
-    make_loss,
-    make_memory,
-    make_miner,
-    make_optimizer,
+    is_cached,
+    is_frozen,
+    make_inputs,
     make_sampler,
 )
-from siamese_jax.train.inputs import Inputs, cached_inputs, image_inputs, train_labels
+from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.loop import (
     Run,
-    Step,
     evaluate_state,
     evaluated,
+    named_means,
     run_steps,
     tell,
     validation_metric,
 )
-from siamese_jax.train.metrics_log import read_curves
-from siamese_jax.train.step import TrainState, init_state, make_train_step
+from siamese_jax.train.metrics_log import MetricsLog, read_curves
+from siamese_jax.train.start import is_fitted, start, start_head
+from siamese_jax.train.step import TrainState
 from siamese_jax.weights.load import TrunkWeights, stored_weights
 
 log = logging.getLogger(__name__)
@@ -102,41 +96,90 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     found = checkpoint.load_newest(workdir / "checkpoints")
     facts = before.facts if before and found else {"warnings": []}
     parent = None if found else find_parent(workdir, fork, config)
+    if before and before.config["train"]["steps"] != config.train.steps:
+        facts.get("choices", {}).pop("steps", None)  # all that are asked for now
 
     records, keys = load_data(config, facts)
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
-    model = encoder_model.model_of_config(config.to_dict(), trunk, train_stages(config, trunk))
     log_summary(records, trunk)
     sampler = make_sampler(config, records)  # what cannot be is said before the trunk runs
-    inputs = make_inputs(config, model, trunk, records, keys)
+    model, inputs = prepare(config, trunk, records, keys, facts, parent)
     if len(inputs.records) < len(records):
         sampler = make_sampler(config, inputs.records)
     if parent:
         facts["forked_from"] = parent.describe(config)
         warn_of_other_data(parent, fingerprint(records, keys), facts)
-    if "before" not in facts:
+    if "trunk" not in facts:
         facts = describe(config, facts, trunk, inputs.records, fingerprint(records, keys))
-        facts["before"] = {s: bare_metrics(config, inputs, s) for s in evaluated(inputs.records)}
     run = Run(config, workdir, inputs, facts)
-    state, step, moving = start(run, model, trunk, found, parent)
+    key_of = dict(zip(records.id.tolist(), keys, strict=True))
+    if not (found or parent) and rehearses(config, trunk, inputs):
+        facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
+    head = start_head(run, model, trunk)
+    state, step, moving = start(run, model, trunk, head, found, parent)
     stopping.check("no step was taken")
     # From here on the folder is this run's.
     set_aside(before)
     run_folder.write_start(workdir, config.to_dict(), facts)
+    if not (found or is_frozen(config, trunk)):
+        choosing.keep_before(run, model)
+    run_folder.write_trained_on(workdir, [key_of[i] for i in trained_ids(inputs.records)])
     with naming(workdir, "checkpoints that were saved are kept"):
-        state, last = run_steps(run, state, step, sampler, moving)
-    best, chosen = read_back(run)
-    if chosen[0] != config.train.steps:
-        log.info("step %d is the best on validation, and the result", chosen[0])
-        state, last = tree.unflatten(chosen[1], state), {}
-    after = last or evaluate_state(run, state, evaluated(inputs.records))
+        state = run_steps(run, state, step, sampler, moving)
+    chosen = choose_result(run, model, trunk, state)
+    shown = is_fitted(config) and is_frozen(config, trunk) and not parent
+    fitted = started(state, trunk, head) if shown else None
     marked = np.zeros(int(records.id.max()) + 1, np.uint64)
     marked[records.id] = marks(records, keys)
-    results = finish(run, state, after, marked, "validation" if best else "last step")
+    results = finish(run, chosen, measure(run, model, chosen, fitted), marked)
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_checked(workdir / "results.json", results)
     return results
+
+
+def prepare(
+    config: ConfigDict,
+    trunk: TrunkWeights,
+    records: Records,
+    keys: list[bytes],
+    facts: dict[str, Any],
+    parent: Parent | None,
+) -> tuple[Model, Inputs]:
+    """The model and its inputs; a new run's closed form is chosen, and told in `facts`."""
+
+    def build(stage: str | None) -> tuple[Model, Inputs]:
+        moving = train_stages(config, trunk)
+        model = encoder_model.model_of_config(config.to_dict(), trunk, moving, stage=stage)
+        return model, make_inputs(config, model, trunk, records, keys)
+
+    if "trunk" in facts:  # a run that goes on
+        return build(facts.setdefault("choices", {}).get("stage"))
+    if parent and (stage := parent.run.facts.get("choices", {}).get("stage")):
+        facts["choices"] = {"stage": stage, "shrinkage": parent.run.facts["choices"]["shrinkage"]}
+        return build(stage)
+    sets = choosing.stage_choice(config, trunk)
+    model, inputs = build(",".join(sets[-1]))
+    facts["choices"] = choosing.choose_form(config, model, inputs, sets)
+    stage = facts["choices"]["stage"]
+    return (model, inputs) if stage == model.stage else build(stage)
+
+
+def rehearses(config: ConfigDict, trunk: TrunkWeights, inputs: Inputs) -> bool:
+    """Whether the steps are chosen in a rehearsal: there is no validation, and steps are cheap."""
+    if "validation" in evaluated(inputs.records) or not config.train.get("rehearse", False):
+        return False
+    if not is_cached(config, trunk):
+        log.warning(
+            "all steps are taken, as nothing tells which are best: set data.validation_fraction"
+        )
+        return False
+    return True
+
+
+def trained_ids(records: Records) -> list[int]:
+    """Ids of the images that a run is fitted to, or is chosen by."""
+    return records.id[records.split != "test"].tolist()
 
 
 # Data and trunk -----------------------------------------------------------------------------
@@ -224,37 +267,6 @@ def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
     return tuple(whole) if config.trunk.batch_norm == "train" else ()
 
 
-def make_inputs(
-    config: ConfigDict, model: Model, trunk: TrunkWeights, records: Records, keys: list[bytes]
-) -> Inputs:
-    """Cached features where the whole trunk is frozen and the cache is on; images otherwise."""
-    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
-    reading = Reading(
-        image_size=config.trunk.image_size,
-        fit=config.data.fit,
-        augment=config.augment.to_dict(),
-        seed=config.seed,
-        batch_size=config.eval.batch_size,
-        strict=config.data.strict,
-        keys=dict(zip(records.id.tolist(), keys, strict=True)),
-    )
-    if any(jax.tree.leaves(moving)) or not config.cache.enabled:
-        return image_inputs(model, trunk.variables, records, reading)
-    folder = Path(config.data.cache_dir or cache_root()) / "features"
-    return cached_inputs(
-        model, trunk.variables, records, keys, reading, views=config.cache.views, folder=folder
-    )
-
-
-def bare_metrics(config: ConfigDict, inputs: Inputs, split: str) -> dict[str, Any]:
-    """How well the trunk's features do as they are: average-pooled, by cosine."""
-    vectors, records = inputs.features(inputs.records.where(split))
-    vectors = vectors.mean(axis=tuple(range(1, vectors.ndim - 1)))
-    sides = evaluation.sides_of(vectors, records, "cosine")
-    values = sides.measure(config.eval.ks, evaluation.METRICS)
-    return evaluation.summary(values, len(sides.ids[1]))
-
-
 def class_count(records: Records) -> int:
     """How many classes have an image here."""
     if records.label.ndim == 2:
@@ -307,64 +319,27 @@ def describe(
     }
 
 
-# The start ---------------------------------------------------------------------------------
-
-
-def initial_parameters(
-    config: ConfigDict, model: Model, trunk: TrunkWeights, inputs: Inputs, loss: Loss, *, fit: bool
-) -> tuple[Any, Any]:
-    """Pretrained trunk, fresh head (fitted to the features, if `fit`), fresh loss parameters."""
-    head_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
-    shape = encoder_model.feature_shape(model, trunk.variables, config.trunk.image_size)
-    head = encoder_model.init_head(model, shape, head_key)
-    pca = config.head.init == "pca" and bool(config.head.layers)
-    if fit and (pca or config.head.centre):
-        features, _ = inputs.features(inputs.records.where("train"))
-        head = fit_head(model.head, head, features, pca=pca)
-    labels = train_labels(inputs.records)
-    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    params = {
-        "trunk": trunk.variables["params"],
-        "head": head["params"],
-        "loss": loss.init(loss_key, embedding_width(config, inputs), classes),
-    }
-    # A copy, because the step donates its buffers and the trunk is in use elsewhere.
-    return jax.tree.map(jnp.array, (params, {
-        "trunk": trunk.variables["batch_stats"], "head": head["batch_stats"],
-    }))  # fmt: skip
-
-
-def start(
-    run: Run,
-    model: Model,
-    trunk: TrunkWeights,
-    found: tuple[int, dict[str, Any]] | None,
-    parent: Parent | None,
-) -> tuple[TrainState, Step, Any]:
-    """The state to go on from, the step, and which parameters it moves."""
-    config = run.config
-    loss, miner = make_loss(config), make_miner(config)
-    params, batch_stats = initial_parameters(config, model, trunk, run.inputs, loss, fit=not found)
-    params, batch_stats = inherit(parent, params, batch_stats, run.facts)
-    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
-    tx = make_optimizer(config, params, freeze)
-    memory = make_memory(config, run.inputs)
-    state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
-    if found:
-        state = tree.unflatten(found[1], state)
-        log.info("resumed at step %d", found[0])
-    moving = optim.trainable(params, freeze)
-    step = make_train_step(
-        apply_fn=functools.partial(encoder_model.embed, model),
-        loss=loss,
-        tx=tx,
-        miner=miner,
-        trainable=moving,
-    )
-    return state, step, moving
-
-
 # The end ------------------------------------------------------------------------------------
+
+
+class Chosen(NamedTuple):
+    """The result of a run.
+
+    Attributes:
+      state: that was chosen.
+      bare: whether the bare trunk is better than all of them, and so the result.
+      by: how it was chosen, in words.
+    """
+
+    state: Any
+    bare: bool
+    by: str
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        step = int(self.state.step)
+        return run_folder.BARE if self.bare else f"step {step}" if step else "the start"
 
 
 def read_back(run: Run) -> tuple[bool, tuple[int, dict[str, Any]]]:
@@ -384,44 +359,88 @@ def read_back(run: Run) -> tuple[bool, tuple[int, dict[str, Any]]]:
     return bool(best), chosen
 
 
+def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState) -> Chosen:
+    """The state, or the bare trunk, that validation prefers; where there is none, the last."""
+    best, (step, leaves) = read_back(run)
+    if leaves and step != int(state.step):
+        log.info("step %d is the best on validation, and the result", step)
+        state = tree.unflatten(leaves, state)
+    steps = run.facts["choices"].get("steps")
+    if steps is not None:
+        return Chosen(state, steps < 0, "validation, in a rehearsal")
+    # Runs that version 0.1.0 began know nothing of choices; a trunk that moves is gone.
+    if not (best and run.facts["choices"] and is_frozen(run.config, trunk)):
+        return Chosen(state, False, "validation" if best else "last step")
+    values = dict(read_curves(run.folder / "metrics.jsonl")[validation_metric(run.config)])
+    return Chosen(state, choosing.choose(run, model, values) < 0, "validation")
+
+
+def started(state: TrainState, trunk: TrunkWeights, head: dict[str, Any]) -> Any:
+    """The state that a run with this head began from, as far as embeddings depend on it."""
+    params = {**state.params, "trunk": trunk.variables["params"], "head": head["params"]}
+    stats = {"trunk": trunk.variables["batch_stats"], "head": head["batch_stats"]}
+    return SimpleNamespace(params=params, batch_stats=stats)
+
+
+def measure(run: Run, model: Model, chosen: Chosen, fitted: Any) -> dict[str, dict[str, Evaluated]]:
+    """Every split before, fitted (where it began so) and after: the one look at the test data."""
+    splits = evaluated(run.inputs.records)
+    found = {"before": choosing.before(run, model, splits)}
+    if fitted is not None:
+        found["fitted"] = evaluate_state(run, fitted, splits)
+    found["after"] = found["before"] if chosen.bare else evaluate_state(run, chosen.state, splits)
+    return {split: {name: each[split] for name, each in found.items()} for split in splits}
+
+
 def finish(
     run: Run,
-    state: TrainState,
-    found: Mapping[str, Evaluated],
+    chosen: Chosen,
+    found: Mapping[str, Mapping[str, Evaluated]],
     marked: np.ndarray,
-    chosen_by: str,
 ) -> dict[str, Any]:
-    """Results and report of the chosen state.
+    """Results and report of what was chosen.
 
     Args:
       run: what was trained.
-      state: the one that was chosen.
-      found: its evaluation.
+      chosen: its result.
+      found: of `measure`.
       marked: uint64, the mark of each image by its id (see `siamese_jax.data.records.marks`).
-      chosen_by: how the state was chosen, in words.
     """
     config, facts, skipped = run.config, run.facts, run.inputs.skipped
     results: dict[str, Any] = {}
     pictures: list[Any] = []
-    for split, (vectors, records, values) in found.items():
-        after = evaluation.summary(values, int(records.is_gallery.sum()))
-        results[split] = {"before": facts["before"][split], "after": after}
+    told: dict[str, str] = {}
+    for split, measured in found.items():
+        before, (vectors, records, values) = measured["before"], measured["after"]
+        results[split] = {
+            name: evaluation.summary(each.values, int(records.is_gallery.sum()))
+            for name, each in measured.items()
+        } | choosing.gains(before, measured["after"])
+        name = f"recall@{config.eval.ks[0]}"
+        told[split] = choosing.verdict(split, name, before, measured["after"])
+        log.info("%s", told[split])
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
         path = run_folder.per_query_path(run.folder, split)
         evaluation.save_per_query(path, values, asked, searched)
-        pictures = examples.examples(vectors, records, distance=config.distance, seed=config.seed)
+        distance = "cosine" if chosen.bare else config.distance
+        pictures = examples.examples(vectors, records, distance=distance, seed=config.seed)
+        log_once(run, int(chosen.state.step), {split: measured["after"]})
+    width = next((len(m["after"].vectors[0]) for m in found.values()), None)
     results |= {
-        "checkpoint_step": int(state.step),
-        "chosen_by": chosen_by,
-        **{name: facts[name] for name in ("trunk", "data", "split")},
+        "checkpoint_step": int(chosen.state.step),
+        "saved": chosen.name,
+        "chosen_by": chosen.by,
+        "verdict": told,
+        **{name: facts[name] for name in ("trunk", "data", "split", "choices")},
         "parameters": {
-            part: sum(leaf.size for leaf in jax.tree.leaves(state.params[part]))
+            part: sum(leaf.size for leaf in jax.tree.leaves(chosen.state.params[part]))
             for part in ("trunk", "head")
         },
-        "embedding_dim": embedding_width(config, run.inputs),
+        "embedding_dim": width or embedding_width(config, run.inputs),
         "warnings": facts["warnings"],
         "skipped": skipped,
     }
+    log.info("saved: %s, chosen by %s", chosen.name, chosen.by)
     if skipped:
         log.warning("%d images could not be read and were left out:", len(skipped))
         for reason in skipped.values():
@@ -437,3 +456,14 @@ def finish(
         warnings=facts["warnings"],
     )
     return results
+
+
+def log_once(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:
+    """A split's result among the curves, where it is not there already."""
+    values = named_means(found)
+    curves = read_curves(run.folder / "metrics.jsonl")
+    if any(dict(curves.get(name, [])).get(step) != value for name, value in values.items()):
+        last = max((points[-1][0] for points in curves.values()), default=step)
+        metrics_log = MetricsLog(run.folder, last)
+        metrics_log.write(step, values)
+        metrics_log.close()

@@ -31,6 +31,7 @@ from siamese_jax.values import (
     choice,
     either,
     flag,
+    listed,
     nearest,
     number,
     optional,
@@ -103,8 +104,14 @@ FIELDS: dict[str, Option] = {
     ),
     "trunk.ignore": Option(_TEXT, "pattern of a file's leaves that are not the trunk's"),
     "trunk.image_size": Option(PIXELS, "pixels a side"),
-    "trunk.stage": Option(_TEXT, "the output to pool; the last by default"),
-    "trunk.pool": Option(choice(*POOLS), "from a feature map to one vector"),
+    "trunk.stage": Option(
+        _TEXT,
+        "the output to pool, or several of one pass: stage4,stage6,top; the last by default; "
+        "auto chooses by folds over the training classes",
+    ),
+    "trunk.pool": Option(
+        listed(*POOLS), "from a feature map to one vector, for all stages or for each"
+    ),
     "trunk.dtype": Option(choice("float32", "bfloat16"), "what the trunk computes in"),
     "trunk.freeze": Option(
         several(text()), 'patterns of the trunk\'s parameters that stay, such as "stage[123]"'
@@ -114,12 +121,18 @@ FIELDS: dict[str, Option] = {
     ),
     "head.layers": Option(several(whole(1, 65_536)), "widths; the last is the embedding's"),
     "head.init": Option(
-        choice("random", "pca"), "pca: the first layer starts as the PCA of the features"
+        choice("random", "pca", "lda"),
+        "of the first layer: the PCA of the features, or a closed form that makes classes alike",
+    ),
+    "head.shrinkage": Option(
+        optional(either(choice("auto"), number(0, 1))),
+        "of lda; auto chooses by folds over the training classes",
     ),
     "head.activation": Option(choice(*ACTIVATIONS), "after every layer but the last"),
     "head.dropout": Option(_PART, "on the input of every layer"),
     "head.norm": Option(choice(*NORMS), "after every layer but the last"),
     "head.signed_sqrt": Option(flag(), "take the signed root of the features"),
+    "head.unit": Option(optional(flag()), "give each stage's features length 1"),
     "head.centre": Option(flag(), "take off the training features' mean"),
     "head.normalize": Option(flag(), "give the embedding length 1"),
     "cache.enabled": Option(flag(), "run a wholly frozen trunk once, and train the head on that"),
@@ -145,8 +158,22 @@ FIELDS: dict[str, Option] = {
     "train.log_every": Option(STEPS, "steps between two lines of metrics.jsonl"),
     "train.eval_every": Option(STEPS, "steps between two evaluations"),
     "train.checkpoint_every": Option(STEPS, "steps between two checkpoints"),
+    "train.patience": Option(
+        optional(whole(0, 10**6)),
+        "evaluations without a better one on validation, then it stops; 0: never",
+    ),
+    "train.rehearse": Option(
+        optional(flag()),
+        "without a validation split: hold training classes out first, to choose the steps",
+    ),
     "train.max_to_keep": Option(whole(1, 10**6), "newest checkpoints to keep, beside the best"),
-    "eval.ks": Option(several(COUNT, 1), "depths of recall; the first one chooses"),
+    "eval.ks": Option(several(COUNT, 1), "depths of recall"),
+    "eval.choose_by": Option(
+        optional(choice("map@r", "r_precision", "mrr")), "what chooses, on validation"
+    ),
+    "eval.test_during_training": Option(
+        optional(flag()), "curves of the test data, which choose nothing"
+    ),
     "eval.batch_size": Option(BATCH, "images in memory at a time"),
 }
 

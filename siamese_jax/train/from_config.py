@@ -3,19 +3,25 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from siamese_jax.data.pipeline import Reading
 from siamese_jax.data.records import Records
 from siamese_jax.data.samplers import SAMPLERS
+from siamese_jax.encoder.model import Model
 from siamese_jax.errors import UserError
 from siamese_jax.losses import LOSSES, ON_DISTANCE, Loss
 from siamese_jax.losses import memory as memory_bank
 from siamese_jax.losses.miners import MINERS
+from siamese_jax.storage.cache import cache_root
 from siamese_jax.train import optim
-from siamese_jax.train.inputs import Inputs
+from siamese_jax.train.inputs import Inputs, cached_inputs, image_inputs
+from siamese_jax.weights.load import TrunkWeights
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +44,38 @@ def _from_table(
     if missing := sorted(needed - arguments.keys()):
         raise UserError(f"{section}.name={called} needs {section}.{missing[0]}")
     return factory(**arguments)
+
+
+def is_frozen(config: ConfigDict, trunk: TrunkWeights) -> bool:
+    """Whether no parameter of the trunk moves."""
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    return not any(jax.tree.leaves(moving))
+
+
+def is_cached(config: ConfigDict, trunk: TrunkWeights) -> bool:
+    """Whether the whole trunk is frozen and its features are kept."""
+    return bool(config.cache.enabled) and is_frozen(config, trunk)
+
+
+def make_inputs(
+    config: ConfigDict, model: Model, trunk: TrunkWeights, records: Records, keys: list[bytes]
+) -> Inputs:
+    """Cached features where the whole trunk is frozen and the cache is on; images otherwise."""
+    reading = Reading(
+        image_size=config.trunk.image_size,
+        fit=config.data.fit,
+        augment=config.augment.to_dict(),
+        seed=config.seed,
+        batch_size=config.eval.batch_size,
+        strict=config.data.strict,
+        keys=dict(zip(records.id.tolist(), keys, strict=True)),
+    )
+    if not is_cached(config, trunk):
+        return image_inputs(model, trunk.variables, records, reading)
+    folder = Path(config.data.cache_dir or cache_root()) / "features"
+    return cached_inputs(
+        model, trunk.variables, records, keys, reading, views=config.cache.views, folder=folder
+    )
 
 
 def make_loss(config: ConfigDict) -> Loss:

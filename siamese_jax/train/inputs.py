@@ -94,24 +94,27 @@ def cached_inputs(
     all four are in its key.
     """
     skipped: dict[str, str] = {}
-    plain, shape, compute = _frozen(model, trunk_variables, reading)
+    shapes, compute = _frozen(model, trunk_variables, reading)
     assert isinstance(reading.augment, Mapping)
-    augmented = fingerprint(plain=plain, augment=dict(reading.augment), seed=reading.seed)
-    store = VectorStore(folder / plain, shape)
+    drawn = {"augment": dict(reading.augment), "seed": reading.seed}
     cached = CachedVectors(
-        store, lambda rows: _noting(_plain(records.select(rows), reading), skipped), compute
+        [VectorStore(folder / plain, shape) for plain, shape in shapes.items()],
+        lambda rows: _noting(_plain(records.select(rows), reading), skipped),
+        compute,
     )
-    found = cached.rows(records.id, keys, describe="trunk on plain images")
-    if not (found >= 0).any():
+    plain = cached.kept(records.id, keys, describe="trunk on plain images")
+    if not plain.there.any():
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")
-    row_of = np.full(int(records.id.max()) + 1, -1, np.int64)
-    row_of[records.id] = found
+    plain = plain.by_id(records.id)
     key_of = dict(zip(records.id.tolist(), keys, strict=True))
-    records = records.select(found >= 0)
+    records = records.select(plain.there[records.id])
 
     train = records.where("train")
-    view_store = VectorStore(folder / augmented, shape)
-    view_rows = []
+    view_stores = [
+        VectorStore(folder / fingerprint(plain=name, **drawn), shape)
+        for name, shape in shapes.items()
+    ]
+    sources = [plain.select(train.id)]
     for view in range(1, views + 1):
 
         def read(rows: np.ndarray, view: int = view) -> Iterable[Batch]:
@@ -119,18 +122,16 @@ def cached_inputs(
 
         view_keys = [_view_key(key_of[i], i, view) for i in train.id.tolist()]
         said = f"trunk on augmented view {view} of {views}"
-        augmented_views = CachedVectors(view_store, read, compute)
-        view_rows.append(augmented_views.rows(train.id, view_keys, describe=said))
+        augmented_views = CachedVectors(view_stores, read, compute)
+        sources.append(augmented_views.kept(train.id, view_keys, describe=said))
 
     def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
-        sources = [(store.vectors(), row_of[train.id])]
-        sources += [(view_store.vectors(), rows) for rows in view_rows]
         labels, seed = train_labels(records)[train.id], reading.seed
         return feature_batches(sources, labels, train.id, sample, seed=seed, start_step=start_step)
 
     def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
-        rows = row_of[chosen.id]
-        return np.asarray(store.vectors()[rows[rows >= 0]]), chosen.select(rows >= 0)
+        chosen = chosen.select(plain.there[chosen.id])
+        return plain.take(chosen.id), chosen
 
     def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
         vectors, chosen = features_of(chosen)
@@ -142,8 +143,8 @@ def cached_inputs(
 
 def _frozen(
     model: Model, trunk_variables: Any, reading: Reading
-) -> tuple[str, tuple[int, ...], Callable[[np.ndarray], np.ndarray]]:
-    """A trunk that never changes: its fingerprint, the shape of its features, and what makes them.
+) -> tuple[dict[str, tuple[int, ...]], Callable[[np.ndarray], np.ndarray]]:
+    """A trunk that never changes: each stage's fingerprint and shape, and what makes them all.
 
     The head has no part in it.
     """
@@ -154,8 +155,13 @@ def _frozen(
     def compute(images: np.ndarray) -> np.ndarray:
         return in_blocks(trunk, images, block_size(images.shape))
 
-    name = model_fingerprint(headless, trunk_variables, size, reading.fit)
-    return name, feature_shape(model, trunk_variables, size), compute
+    shapes = {}
+    for stage, pool, width in zip(model.stages, model.pools, model.widths, strict=True):
+        one = headless._replace(stage=stage, pool=pool)
+        name = model_fingerprint(one, trunk_variables, size, reading.fit)
+        whole = model.head.gem
+        shapes[name] = feature_shape(model, trunk_variables, size) if whole else (width,)
+    return shapes, compute
 
 
 def _plain(records: Records, reading: Reading) -> Batches:

@@ -1,7 +1,7 @@
 """The steps: one after the other, logged, evaluated, checkpointed."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.storage import checkpoint, tree
 from siamese_jax.train.collapse import collapse_warning, embedding_statistics
 from siamese_jax.train.inputs import Inputs
-from siamese_jax.train.metrics_log import MetricsLog
+from siamese_jax.train.metrics_log import MetricsLog, read_curves
 from siamese_jax.train.step import TrainState
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def evaluated(records: Records) -> list[str]:
 
 def validation_metric(config: ConfigDict) -> str:
     """The metric whose largest value chooses the checkpoint, where there is a validation split."""
-    return f"validation/recall@{config.eval.ks[0]}"
+    # Runs of version 0.1.0 have no field for it.
+    return f"validation/{config.eval.get('choose_by') or f'recall@{config.eval.ks[0]}'}"
 
 
 class Run(NamedTuple):
@@ -63,8 +64,10 @@ class Taken(NamedTuple):
 
 def run_steps(
     run: Run, state: TrainState, step: Step, sampler: Callable[[int], np.ndarray], moving: Any
-) -> tuple[TrainState, dict[str, Evaluated]]:
+) -> TrainState:
     """Runs to the last step, or returns at once where it is done.
+
+    Where validation has not been better for `train.patience` evaluations, that was the last.
 
     Args:
       run: what is trained.
@@ -74,28 +77,30 @@ def run_steps(
       moving: which parameters are trained, as `siamese_jax.train.optim.trainable` gives it.
 
     Returns:
-      The state after the last step, and its evaluation if that was done here.
+      The state after the last step.
 
     Raises:
       Stopped: a signal came (`siamese_jax.stopping`). Its step is done and saved.
     """
-    options, start, total = run.config.train, int(state.step), run.config.train.steps
-    splits = evaluated(run.inputs.records)
+    options, start, total = run.config.train, int(state.step), steps_to_take(run)
+    splits = evaluated_during(run)
     checkpoints = open_checkpoints(run, state, moving)
     begins = not checkpoint.steps(checkpoints.folder)
     metrics_log = open_log(run, checkpoints.folder, -1 if begins else start)
     batches = run.inputs.batches(sampler, start)
     latest: dict[str, float] = {}
-    last: dict[str, Evaluated] = {}
     taken: Taken | None = None
     try:
-        if "validation" in splits and begins:
+        if begins and ("validation" in splits or not total):
             # The start is a candidate too.
-            begun = named_means(evaluate_state(run, state, ["validation"]))
+            begun = named_means(evaluate_state(run, state, [s for s in splits if s != "test"]))
             metrics_log.write(0, begun)
             checkpoints.save(0, state, begun, metrics_log.mark)
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
+            halt = stalled(run)
             for now in range(start + 1, total + 1):
+                if halt:
+                    break
                 batch = next(batches)
                 state, metrics = step(state, {k: v for k, v in batch.items() if k != "id"})
                 # Looked at one step late, so that the device is never waited for.
@@ -109,9 +114,9 @@ def run_steps(
                 evaluate_now = now % options.eval_every == 0 or now == total
                 if evaluate_now:
                     with stopping.held():  # it is part of the step that is saved
-                        last = evaluate_state(run, state, splits)
-                    latest = named_means(last)
+                        latest = named_means(evaluate_state(run, state, splits))
                     metrics_log.write(now, latest)
+                    halt = stalled(run)
                 stop = stopping.asked()
                 if now % options.checkpoint_every == 0 or evaluate_now or stop:
                     check_finite(taken, run.folder)
@@ -126,7 +131,28 @@ def run_steps(
     finally:
         metrics_log.close()
         checkpoints.close()
-    return state, last
+    return state
+
+
+def steps_to_take(run: Run) -> int:
+    """All steps of the config, or those that a rehearsal has found to be best."""
+    chosen = run.facts.get("choices", {}).get("steps")
+    return run.config.train.steps if chosen is None else max(0, chosen)
+
+
+def evaluated_during(run: Run) -> list[str]:
+    """The splits whose curves are drawn; test data is looked at once, at the end."""
+    # Runs of version 0.1.0 have no field for it.
+    without = run.config.eval.get("test_during_training") is False
+    return [s for s in evaluated(run.inputs.records) if not (without and s == "test")]
+
+
+def stalled(run: Run) -> bool:
+    """Whether validation has been no better for as many evaluations as the run has patience."""
+    patience, path = run.config.train.get("patience", 0), run.folder / "metrics.jsonl"
+    curve = read_curves(path).get(validation_metric(run.config), []) if patience else []
+    values = [value for _, value in curve]
+    return bool(values) and len(values) - 1 - int(np.argmax(values)) >= patience
 
 
 def open_log(run: Run, checkpoints: Path, step: int) -> MetricsLog:
@@ -215,8 +241,8 @@ def warn_of_collapse(values: Mapping[str, float], facts: dict[str, Any], step: i
         log.warning("step %d: %s", step, message)
 
 
-def evaluate_state(run: Run, state: TrainState, splits: list[str]) -> dict[str, Evaluated]:
-    """Each split as the state does on it."""
+def evaluate_state(run: Run, state: Any, splits: Sequence[str]) -> dict[str, Evaluated]:
+    """Each split as the state's `params` and `batch_stats` do on it."""
     found = {}
     for split in splits:
         chosen = run.inputs.records.where(split)

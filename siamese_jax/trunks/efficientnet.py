@@ -177,3 +177,10 @@ class EfficientNet(nn.Module):
 def stem_and_top(width: float, lite: bool) -> tuple[int, int]:
     """Channels of the first and the last convolution."""
     return (32, 1280) if lite else (round_width(32 * width), round_width(1280 * width))
+
+
+def widths(width: float, depth: float, lite: bool) -> dict[str, int]:
+    """Channels of each stage."""
+    stem, top = stem_and_top(width, lite)
+    stages = [stage.features for stage in plan(width, depth, lite)]
+    return dict(zip(STAGES, [stem, *stages, top], strict=True))

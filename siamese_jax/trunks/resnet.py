@@ -109,3 +109,9 @@ class ResNet(nn.Module):
             return Stage(depth, features, stride, self.bottleneck, self.form, conv, name=name)
 
         return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
+
+
+def widths(bottleneck: bool) -> dict[str, int]:
+    """Channels of each stage."""
+    last = [64 * 2**i * (4 if bottleneck else 1) for i in range(4)]
+    return dict(zip(STAGES, [64, *last], strict=True))

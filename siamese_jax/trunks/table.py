@@ -106,15 +106,24 @@ class Trunk:
     `build(form=..., dtype=..., folded=...)` gives a Linen module; its
     `apply({"params", "batch_stats"}, x [n,h,w,3], train_stages=())` gives {stage: [n,h',w',c]}, the
     parameters of a stage lie under its name, and only the stages in `train_stages` use (and update)
-    the statistics of the batch. `width` is the last stage's channels.
+    the statistics of the batch. `widths` are the channels of each stage.
     """
 
     build: Callable[..., nn.Module]
-    width: int
-    stages: tuple[str, ...]
+    widths: Mapping[str, int]
     forms: tuple[str, ...]
     image_size: int
     default_weights: str
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the outputs, in the order of their depth."""
+        return tuple(self.widths)
+
+    @property
+    def width(self) -> int:
+        """The last stage's channels."""
+        return self.widths[self.stages[-1]]
 
 
 _BOTH = ("keras", "torch")
@@ -122,21 +131,20 @@ _BOTH = ("keras", "torch")
 
 def _resnet(depths: tuple[int, ...], bottleneck: bool) -> Trunk:
     build = partial(resnet.ResNet, depths, bottleneck)
-    width = 2048 if bottleneck else 512
     forms, weights = (_BOTH, "keras") if bottleneck else (("torch",), "torchvision:IMAGENET1K_V1")
-    return Trunk(build, width, resnet.STAGES, forms, 224, weights)
+    return Trunk(build, resnet.widths(bottleneck), forms, 224, weights)
 
 
 def _vgg(depths: tuple[int, ...], normalised: bool) -> Trunk:
     build = partial(vgg.VGG, depths, normalised)
     forms, weights = (("torch",), "torchvision:IMAGENET1K_V1") if normalised else (_BOTH, "keras")
-    return Trunk(build, 512, vgg.STAGES, forms, 224, weights)
+    return Trunk(build, dict(zip(vgg.STAGES, vgg.WIDTHS, strict=True)), forms, 224, weights)
 
 
 def _efficientnet(width: float, depth: float, image_size: int, lite: bool, weights: str) -> Trunk:
     build = partial(efficientnet.EfficientNet, width, depth, lite)
-    channels = efficientnet.stem_and_top(width, lite)[1]
-    return Trunk(build, channels, efficientnet.STAGES, _BOTH, image_size, weights)
+    widths = efficientnet.widths(width, depth, lite)
+    return Trunk(build, widths, _BOTH, image_size, weights)
 
 
 TRUNKS: dict[str, Trunk] = {

@@ -14,6 +14,7 @@ from siamese_jax.data.records import content_keys
 from siamese_jax.data.sources import load_images
 from siamese_jax.encoder.embedding import (
     CachedVectors,
+    Kept,
     embed_folder,
     embed_records,
     feature_batches,
@@ -133,12 +134,12 @@ def test_equal_images_are_computed_once(tmp_path):
         seen.append(int(images[0, 0, 0, 0]))
         return np.full((1, 1), seen[-1], np.float32)
 
-    cached = CachedVectors(VectorStore(tmp_path, (1,)), batches, compute)
+    cached = CachedVectors([VectorStore(tmp_path, (1,))], batches, compute)
     keys = keys_of([0, 1, 2, 1])
-    np.testing.assert_array_equal(cached.rows(np.arange(4), keys), [0, 1, -1, 1])
+    np.testing.assert_array_equal(cached.kept(np.arange(4), keys).rows, [[0, 1, -1, 1]])
     assert sorted(set(seen)) == [0, 1, 2]
     seen.clear()
-    cached.rows(np.arange(4), keys)
+    cached.kept(np.arange(4), keys)
     assert seen == [2]  # What cannot be read is tried again: it may have been mended.
 
 
@@ -148,9 +149,8 @@ def test_a_damaged_row_is_computed_again(tmp_path):
 
     def rows():
         store = VectorStore(tmp_path, (1,))
-        cached = CachedVectors(store, batches, lambda image: image[:, None].astype(np.float32))
-        found = cached.rows(np.arange(4), keys)
-        return store.vectors()[found, 0]
+        cached = CachedVectors([store], batches, lambda image: image[:, None].astype(np.float32))
+        return cached.kept(np.arange(4), keys).take(np.arange(4))[:, 0]
 
     keys = keys_of(range(4))
     np.testing.assert_array_equal(rows(), range(4))
@@ -162,7 +162,8 @@ def test_a_damaged_row_is_computed_again(tmp_path):
 
 def test_batches_are_a_function_of_seed_and_step(rng):
     vectors = rng.normal(size=(9, 4)).astype(np.float32)
-    views = [(vectors, np.arange(6)), (vectors, np.array([8, 7, 6, -1, 8, 7]))]
+    rows = (np.arange(6), np.array([8, 7, 6, -1, 8, 7]))
+    views = [Kept((vectors,), row[None]) for row in rows]
     labels, ids = np.arange(6) // 2, np.arange(6) + 10
 
     def sample(step):

@@ -11,8 +11,10 @@ import tiny
 
 import siamese_jax as sj
 from siamese_jax import weights
+from siamese_jax.data.preprocess import read_image
 from siamese_jax.encoder import encoder as encoders
 from siamese_jax.encoder import model as encoder_model
+from siamese_jax.encoder.embedding import embed_folder
 from siamese_jax.errors import UserError
 from siamese_jax.losses import LOSSES, memory
 from siamese_jax.losses.miners import MINERS
@@ -243,6 +245,8 @@ def test_wrong_names(tmp_path):
         sj.load_encoder("resnet19")
     with pytest.raises(UserError, match="stage9"):
         sj.load_encoder("resnet18", weights="random", stage="stage9")
+    with pytest.raises(UserError, match="names a stage twice"):
+        sj.load_encoder("resnet18", weights="random", stage="stage4,stage4")
     for size in (0, -5, 100_000, 32.5, "32"):
         with pytest.raises(UserError, match=r"image_size=.*whole number from 1 to 4,096"):
             sj.load_encoder("resnet18", weights="random", image_size=size)
@@ -253,6 +257,34 @@ def test_wrong_names(tmp_path):
     for size in (0, 10**9, 1.5, None):
         with pytest.raises(UserError, match=r"batch_size=.*whole number from 1 to 65,536"):
             sj.embed_folder(made, folder, batch_size=size, cache_dir=tmp_path)
+
+
+def test_several_stages_come_of_one_pass_and_are_kept_apart(tmp_path, monkeypatch):
+    """Each pooled in its own way, its signed root with unit length, side by side."""
+    options = {"weights": "random", "image_size": SIZE}
+    pools = {"stage2": "max", "stage4": "average"}
+    ones = [sj.load_encoder("resnet18", stage=s, pool=p, **options) for s, p in pools.items()]
+    some = {"stage": ",".join(pools), "pool": ",".join(pools.values()), **options}
+    both = sj.load_encoder("resnet18", **some)
+    rooted = sj.load_encoder("resnet18", **some, signed_sqrt=True)
+    folder = tiny.make_folder(tmp_path / "shop", classes=2, images=3)
+    ran, whole = [], encoder_model.run_embed
+    counted = lambda model, *rest: ran.append(model.stage) or whole(model, *rest)  # noqa: E731
+    monkeypatch.setattr(encoders, "run_embed", counted)
+    found, *rest = (
+        embed_folder(encoder, folder, cache_dir=tmp_path).vectors.astype(np.float64)
+        for encoder in (both, rooted, *ones)
+    )
+    # What the first one computed, all others find.
+    assert set(ran) == {"stage2,stage4"}
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    np.testing.assert_allclose(found, np.concatenate([*map(unit, rest[1:])], 1), atol=1e-6)
+    roots = [unit(np.sign(x) * np.sqrt(np.abs(x))) for x in rest[1:]]
+    np.testing.assert_allclose(rest[0], np.concatenate(roots, 1), atol=1e-6)
+    pictures = [read_image(path, (SIZE, SIZE)) for path in sorted(folder.glob("*/*"))]
+    np.testing.assert_allclose(both(np.stack(pictures)), found, atol=1e-6)
+    assert both.embedding_dim == found.shape[1] == 128 + 512
+    assert len({e.fingerprint for e in (both, rooted, *ones)}) == 4
 
 
 def test_the_fingerprint_is_of_the_weights_and_not_of_the_processors_kernels():

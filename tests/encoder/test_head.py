@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from siamese_jax.encoder import lda
 from siamese_jax.encoder.head import fit_head, make_head
-from siamese_jax.encoder.pooling import FIXED_POOLS, GeM, check_pool, rmac, rmac_regions
+from siamese_jax.encoder.pooling import FIXED_POOLS, GeM, pool_names, rmac, rmac_regions
 from siamese_jax.errors import UserError
 
 
@@ -59,7 +60,13 @@ def test_rmac_sums_unit_regions(rng):
 
 def test_unknown_pooling():
     with pytest.raises(UserError, match=r"'avg'.*average"):
-        check_pool("avg")
+        pool_names("avg", 1)
+    assert pool_names("max", 2) == ("max", "max")
+    assert pool_names("rmac,gem3", 2) == ("rmac", "gem3")
+    with pytest.raises(UserError, match="2 poolings for 3 stages"):
+        pool_names("max,rmac", 3)
+    with pytest.raises(UserError, match="gem3"):
+        pool_names("gem", 2)
 
 
 def init(head, features):
@@ -90,7 +97,7 @@ def test_pca_start(rng, centre):
     """The head starts as scikit-learn's PCA of the signed roots, up to the sign of a component."""
     x = rng.normal(size=(60, 12)).astype(np.float32) * np.arange(1, 13, dtype=np.float32) + 2
     head = make_head(5, signed_sqrt=True, centre=centre, normalize=False)
-    fitted = fit_head(head, init(head, x), x, pca=True, block=17)
+    fitted = fit_head(head, init(head, x), x, init="pca", block=17)
     root = np.sign(x) * np.sqrt(np.abs(x))
     expected = PCA(5).fit_transform(root.astype(np.float64))
     found = np.asarray(head.apply(fitted, x))
@@ -98,10 +105,29 @@ def test_pca_start(rng, centre):
     np.testing.assert_allclose(found, expected * signs, atol=2e-4)
 
 
+@pytest.mark.parametrize("centre", [True, False])
+def test_lda_start(rng, centre):
+    """The head starts as the closed form of its unit roots, from blocks of a memory map's rows."""
+    x = rng.normal(size=(60, 12)).astype(np.float32) * np.arange(1, 13, dtype=np.float32) + 2
+    labels = np.arange(60) % 7 - 1
+    options = {"signed_sqrt": True, "unit": True, "parts": (5, 7), "centre": centre}
+    head = make_head(4, normalize=False, **options)
+    fitted = fit_head(head, init(head, x), x, init="lda", labels=labels, shrinkage=0.3, block=17)
+    root = np.sign(x) * np.sqrt(np.abs(x.astype(np.float64)))
+    parts = [
+        part / np.linalg.norm(part, axis=1, keepdims=True) for part in (root[:, :5], root[:, 5:])
+    ]
+    root = np.concatenate(parts, axis=1)
+    every = lda.scatter(lambda places: root[places], labels)
+    mean, projection = lda.closed_form(every, shrinkage=0.3, width=4)
+    projection /= np.sqrt(np.square(projection).sum() / 4)
+    np.testing.assert_allclose(head.apply(fitted, x), (root - mean) @ projection.T, atol=1e-5)
+
+
 def test_pca_of_fewer_images_than_features(rng):
     x = rng.normal(size=(5, 12)).astype(np.float32)
     head = make_head(12, centre=True, normalize=False)
-    kernel = fit_head(head, init(head, x), x, pca=True)["params"]["dense1"]["kernel"]
+    kernel = fit_head(head, init(head, x), x, init="pca")["params"]["dense1"]["kernel"]
     np.testing.assert_allclose(kernel.T @ kernel, np.eye(12), atol=1e-5)
 
 
@@ -109,7 +135,7 @@ def test_pca_cannot_widen(rng):
     x = rng.normal(size=(5, 12)).astype(np.float32)
     head = make_head(13)
     with pytest.raises(UserError, match=r"13 outputs of 12"):
-        fit_head(head, init(head, x), x, pca=True)
+        fit_head(head, init(head, x), x, init="pca")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ def test_stage_and_pool_of_a_trunk(shop, tmp_path):
     assert (largest > plain + 1e-6).any()
     third = embedded(shop, tmp_path, "--stage=stage3")
     assert third.shape == (12, 256)
+    several = embedded(shop, tmp_path, "--stage=stage3,stage4", "--pool=max,average")
+    assert several.shape == (12, 256 + 512)
+    np.testing.assert_allclose(np.square(several[:, :256]).sum(axis=1), 1, atol=1e-5)
+    assert not np.allclose(
+        several, embedded(shop, tmp_path, "--stage=stage3,stage4", "--signed-sqrt"), atol=1e-2
+    )
     with pytest.raises(AssertionError):
         embedded(shop, tmp_path, "--stage=stage9")
 

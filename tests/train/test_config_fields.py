@@ -38,10 +38,12 @@ CHANGED = {
     "trunk.batch_norm": {"trunk.batch_norm": "train", "trunk.freeze": ("stem", "stage[123]")},
     "head.layers": (7,),
     "head.init": "pca",
+    "head.shrinkage": {"head.shrinkage": 0.9, "head.init": "lda"},
     "head.activation": {"head.activation": "gelu", "head.layers": (8, 8)},
     "head.dropout": 0.5,
     "head.norm": {"head.norm": "layer", "head.layers": (8, 8)},
     "head.signed_sqrt": True,
+    "head.unit": True,
     "head.centre": True,
     "head.normalize": False,
     "cache.enabled": False,
@@ -62,7 +64,14 @@ CHANGED = {
     "train.steps": 2,
     "train.log_every": 2,
     "train.eval_every": 2,
+    "train.patience": {
+        "train.patience": 1,
+        "train.eval_every": 1,
+        "train.steps": 8,
+        "data.validation_fraction": 0.25,
+    },
     "eval.ks": (2, 3),
+    "eval.test_during_training": {"eval.test_during_training": True, "train.eval_every": 1},
 }
 # Where data and weights come from, what is kept, what costs memory: each has tests of its own.
 ELSEWHERE = {
@@ -72,8 +81,8 @@ ELSEWHERE = {
         for n in ("strict", "max_pixels", "cache_dir", "label_key", "image_key", "super_key")
     ),
     *(f"trunk.{n}" for n in ("name", "weights", "offline_fallback", "form", "ignore")),
-    *(f"train.{n}" for n in ("checkpoint_every", "max_to_keep")),
-    "eval.batch_size",
+    *(f"train.{n}" for n in ("checkpoint_every", "max_to_keep", "rehearse")),
+    *(f"eval.{n}" for n in ("batch_size", "choose_by")),
 }
 
 
@@ -98,6 +107,7 @@ def log_of(tmp_path_factory):
         config.sampler.batch_size = 8
         config.optim.warmup_steps = 0
         config.train.update(steps=3, log_every=1, eval_every=3, checkpoint_every=3)
+        config.train.update(rehearse=False, patience=0)
         for field, value in changes.items():
             section, _, name = field.rpartition(".")
             if name == "name" and section in ("loss", "sampler", "miner"):

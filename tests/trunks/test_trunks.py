@@ -101,6 +101,7 @@ def test_every_stage_is_reachable_by_name(name):
     for stage, (stride, channels) in zip(row.stages, OUTPUTS[name], strict=True):
         assert found[stage].shape == (2, 96 // stride, 64 // stride, channels)
         assert any(leaf.startswith(f"params/{stage}/") for leaf in shapes(name, row.forms[-1]))
+    assert [*row.widths.values()] == [channels for _, channels in OUTPUTS[name]]
     assert row.width == OUTPUTS[name][-1][1]
 
 

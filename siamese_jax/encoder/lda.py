@@ -1,0 +1,220 @@
+"""Linear discriminant analysis with shrinkage: a linear head in closed form, without a gradient.
+
+    m    = the mean of all rows                    C = their covariance
+    S_w  = the covariance within classes: the sum of (x - m_c)(x - m_c)^T over the rows of all
+           classes c of two rows or more, over rows less classes
+    S_a  = (1 - a) S_w + a tr(S_w)/d I = L L^T     (Cholesky)
+    x'   = unit( V^T L^-1 (x - m) ),  V the leading eigenvectors of L^-1 C L^-T
+
+L^-1 differs from S_a^(-1/2) by a rotation, which the eigenvectors take back. Directions in which
+images of one class differ become short (Mika et al. 1999); the shrinkage a keeps those in which few
+have been seen to differ from being blown up (Ledoit & Wolf 2004). With a = 1 it is the PCA.
+
+A row with several labels is a row of each of its classes, so every two rows that share a label pull
+together. A row without one, or alone in its class, has a part in m and C only. All is accumulated
+in float64 from blocks of rows: what is held does not grow with their number.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from siamese_jax.data.labels import missing
+from siamese_jax.errors import UserError
+
+Rows = Callable[[np.ndarray], np.ndarray]  # places int [m] -> real [m, d]
+BLOCK = 4096
+
+
+class Scatter(NamedTuple):
+    """What the closed form needs of n rows; the scatter of two sets is the sum of theirs.
+
+    Attributes:
+      origin: float64 [d], what was taken off the rows before the sums.
+      rows: how many.
+      total: float64 [d], their sum.
+      products: float64 [d, d], the sum of their outer products.
+      within: float64 [d, d], that of their deviations from the means of their classes.
+      freedom: rows in classes of two or more, less these classes.
+    """
+
+    origin: np.ndarray
+    rows: int
+    total: np.ndarray
+    products: np.ndarray
+    within: np.ndarray
+    freedom: float
+
+    def without(self, part: "Scatter") -> "Scatter":
+        """Of the rows that are not in a part made of whole classes, in the part's memory."""
+        return Scatter(
+            self.origin,
+            self.rows - part.rows,
+            self.total - part.total,
+            np.subtract(self.products, part.products, out=part.products),
+            np.subtract(self.within, part.within, out=part.within),
+            self.freedom - part.freedom,
+        )
+
+    def at(self, columns: np.ndarray) -> "Scatter":
+        """Of some of the columns, int [e]."""
+        if len(columns) == len(self.total):
+            return self
+        square = np.ix_(columns, columns)
+        vectors = self.origin[columns], self.rows, self.total[columns]
+        return Scatter(*vectors, self.products[square], self.within[square], self.freedom)
+
+
+def scatter(
+    rows: Rows, labels: np.ndarray, *, origin: np.ndarray | None = None, block: int = BLOCK
+) -> Scatter:
+    """Accumulates n rows.
+
+    Args:
+      rows: gives the rows of some places among the n; called with at most `block` of them.
+      labels: int [n], -1 for none, or bool [n, c].
+      origin: real [d], near the rows' mean; the mean of some of them, if not given.
+      block: rows in memory at a time.
+    """
+    places = np.arange(len(labels))
+    if origin is None:
+        origin = np.asarray(rows(places[:: max(1, len(places) // block)][:block])).mean(axis=0)
+    origin = np.asarray(origin, np.float64)
+    total, products = np.zeros(len(origin)), np.zeros((len(origin),) * 2)
+    for start in range(0, len(places), block):
+        x = np.asarray(rows(places[start : start + block]), np.float64) - origin
+        total += x.sum(axis=0)
+        products += x.T @ x
+    found, freedom = within(rows, labels, len(origin), block=block)
+    return Scatter(origin, len(places), total, products, found, freedom)
+
+
+def within(
+    rows: Rows, labels: np.ndarray, width: int, *, pairs: bool = False, block: int = BLOCK
+) -> tuple[np.ndarray, float]:
+    """The sum of (x - m_c)(x - m_c)^T over all classes c of two rows or more, and its divisor.
+
+    Args:
+      rows, labels, block: as `scatter` takes them.
+      width: of the rows.
+      pairs: weigh a class by its size, so that each two rows of a class count alike; the quotient
+        is then the mean of (x - y)(x - y)^T over these pairs.
+
+    Returns:
+      float64 [width, width], and how many degrees of freedom, or pairs, there are.
+    """
+    place, group = np.nonzero(labels) if labels.ndim == 2 else _known(labels)
+    order = np.argsort(group, kind="stable")
+    place, sizes = place[order], np.unique(group, return_counts=True)[1]
+    several = np.repeat(sizes, sizes) > 1
+    place, sizes = place[several], sizes[sizes > 1]
+    found = np.zeros((width, width))
+    for x, part in _deviations(rows, place, sizes, block):
+        weighted = x * np.sqrt(part)[:, None] if pairs else x
+        found += weighted.T @ weighted
+    sizes = sizes.astype(np.float64)
+    return found, float((sizes * (sizes - 1) / 2 if pairs else sizes - 1).sum())
+
+
+def _known(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    place = np.flatnonzero(~missing(labels))
+    return place, labels[place]
+
+
+def _deviations(
+    rows: Rows, place: np.ndarray, sizes: np.ndarray, block: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each row less its class's mean, float64 [m, d], and the size of its class, block by block.
+
+    `place` holds the rows class after class, `sizes` how many each class has.
+    """
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.asarray(rows(place[start:stop]), np.float64)
+
+    ends = np.cumsum(sizes)
+    first = start = 0
+    while first < len(sizes):
+        stop = max(first + 1, int(np.searchsorted(ends, start + block, side="right")))
+        held, end = sizes[first:stop], int(ends[stop - 1])
+        if end - start <= block:
+            x = read(start, end)
+            heads = np.concatenate([[0], np.cumsum(held)[:-1]])
+            mean = np.add.reduceat(x, heads, axis=0) / held[:, None]
+            yield x - np.repeat(mean, held, axis=0), np.repeat(held, held)
+        else:  # one class of more rows than a block
+            parts = [(i, min(i + block, end)) for i in range(start, end, block)]
+            mean = np.sum([read(*part).sum(axis=0) for part in parts], axis=0) / held
+            for part in parts:
+                yield read(*part) - mean, np.repeat(held, part[1] - part[0])
+        first, start = stop, end
+
+
+def moments(found: Scatter, shrinkage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """m [d], C [d, d] and L [d, d] of the formula above.
+
+    Raises:
+      UserError: shrinkage outside 0..1, no two rows of one class, or none that differ.
+    """
+    if not 0 <= shrinkage <= 1:
+        raise UserError(f"shrinkage {shrinkage} must lie in 0..1")
+    if not found.freedom > 0:
+        raise UserError("the closed form needs a class of two images or more, but all are single")
+    mean, spread = mean_and_covariance(found)
+    shared = found.within / found.freedom
+    level = np.trace(shared) / len(shared)
+    if not level > 1e-12 * np.trace(spread) / len(spread):
+        raise UserError("the closed form needs images of one class that differ: all are copies")
+    shared *= 1 - shrinkage
+    # Even unasked, rounding must not make a direction without spread negative.
+    shared[np.diag_indices_from(shared)] += max(shrinkage, 1e-12) * level
+    return mean, spread, np.linalg.cholesky(shared)
+
+
+def mean_and_covariance(found: Scatter) -> tuple[np.ndarray, np.ndarray]:
+    """m [d] and C [d, d] of all rows."""
+    shift = found.total / found.rows
+    return found.origin + shift, found.products / found.rows - np.outer(shift, shift)
+
+
+def whitened(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """L^-1 x for each of some rows, float64 [n, d]."""
+    from scipy.linalg import solve_triangular
+
+    return solve_triangular(lower, rows.T, lower=True).T
+
+
+def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The fitted map x -> P (x - m).
+
+    Args:
+      found: of `scatter`.
+      shrinkage: a in the formula above, from 0 to 1.
+      width: how many axes to keep, at most d.
+
+    Returns:
+      m float64 [d], P float64 [width, d].
+
+    Raises:
+      UserError: a width that the rows do not have, or what `moments` raises.
+    """
+    mean, spread, lower = moments(found, shrinkage)
+    if not 1 <= width <= len(mean):
+        raise UserError(f"the closed form keeps 1 to {len(mean)} axes, not {width}")
+    return mean, leading(spread, lower, width)
+
+
+def leading(spread: np.ndarray, lower: np.ndarray, width: int) -> np.ndarray:
+    """V^T L^-1 [width, d]: the first principal axes after the map L^-1, largest first."""
+    inverse = whitened(lower, np.eye(len(lower))).T
+    _, vectors = eigen(inverse @ spread @ inverse.T)
+    return vectors[:, :width].T @ inverse
+
+
+def eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, largest first, and eigenvectors in columns, their largest entry positive."""
+    values, vectors = np.linalg.eigh(matrix)
+    vectors = vectors[:, ::-1]
+    top = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
+    return values[::-1], vectors * np.sign(top)

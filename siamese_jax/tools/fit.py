@@ -1,0 +1,247 @@
+"""`fit`: an encoder for someone's pictures, in seconds after one pass of the trunk; no gradient.
+
+    python -m siamese_jax fit --images=shop/ --trunk=efficientnet_lite0 --out=encoders/shop
+    python -m siamese_jax fit --images=shop/ --trunk=resnet50,efficientnet_lite0 \\
+        --stages=auto --image-size=160,224 --out=encoders/shop
+    python -m siamese_jax fit --encoder=runs/emoji          (on the run's own training split)
+
+A closed form (linear discriminant analysis) makes pictures of one class alike. Trunks, stages,
+image sizes, shrinkage and width are chosen by folds over whole classes: each candidate is asked for
+classes that it was not fitted to. The best one is fitted to all pictures and saved; from then on
+`--encoder=encoders/shop`, and load_encoder, apply it, and --no-whitening leaves it out. With
+--encoder, it is a whitening that lies behind that encoder; `whiten` is this with nothing to choose.
+
+Pictures without labels have no classes: --method=pca whitens by their covariance alone.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siamese_jax import values
+from siamese_jax.errors import UserError
+from siamese_jax.tools import cli, images, stored
+
+if TYPE_CHECKING:
+    from siamese_jax.data.records import Records
+    from siamese_jax.train.fit import Fitted, Grid, Source
+
+SHOWN = 20
+
+
+def main(argv: Sequence[str]) -> None:
+    run(options(), argv)
+
+
+def run(parser: cli.Parser, argv: Sequence[str]) -> None:
+    """The whole tool, by the options of a parser that `options` has made."""
+    args = parse(parser, argv)
+    out = args.out or Path(args.encoder[0])
+    cli.check_place(out / "whitening.npz")
+
+    where, records = _images(args)
+    kept: dict[str, Any] = {"batch_size": args.batch_size, "cache_dir": args.cache_dir}
+    if args.method == "pca" or (args.method is None and not _labelled(records)):
+        _whiten(args, records, where, out, kept)
+        return
+
+    from siamese_jax.report.tables import aligned
+    from siamese_jax.storage.run_folder import write_json
+    from siamese_jax.train.fit import fit
+
+    sources = _sources(args)
+    if args.encoder and not isinstance(args.width, str):  # before the work
+        most = sources[0].load(("",)).embedding_dim
+        for width in args.width:
+            values.check("--dim", width, values.whole(1, most))
+    made = fit(sources, records, out, grid=_grid(args), **kept)
+    table = rows_of(made)
+    if table:
+        shown = [[*row.values()] for row in table[:SHOWN]]
+        print(aligned([[*table[0]], *shown]))
+        if len(table) > SHOWN:
+            print(f"and {len(table) - SHOWN} more, in {out}/fit.json")
+        write_json(out / "fit.json", table)
+    about = made.encoder.provenance["whitening"]
+    width = made.encoder.parts[0].embedding_dim
+    _told("learned", width, about, where, out)
+
+
+def options() -> cli.Parser:
+    """The tool's options."""
+    parser = cli.Parser("fit", __doc__)
+    parser.add_argument("--images", type=os.path.expanduser, help=f"{cli.PLACES}. Default, for a "
+                        "run: the split that it was trained on")  # fmt: skip
+    images.add_split(parser)
+    group = parser.add_argument_group("what is fitted")
+    group.add_argument(
+        "--trunk",
+        type=cli.Value(values.several(values.text(), 1)),
+        help="trunks to try: resnet50,efficientnet_lite0",
+    )
+    cli.add_encoder(parser, required=False, sizes=True)
+    group.add_argument(
+        "--stages",
+        type=cli.TEXT,
+        default="auto",
+        help="of a trunk: auto tries its last ones together, last the last; or sets: "
+        "top,stage4+stage6+top",
+    )
+    group = parser.add_argument_group("the closed form")
+    group.add_argument("--method", choices=("pca", "learned"), help="default: by labels")
+    auto = values.choice("auto")
+    group.add_argument(
+        "--shrinkage",
+        type=cli.Value(values.either(auto, values.several(values.number(0, 1), 1))),
+        default="auto",
+        help="the share that all directions have alike, or several to try",
+    )
+    group.add_argument(
+        "--width",
+        "--dim",
+        type=cli.Value(
+            values.either(values.choice("auto", "all"), values.several(values.COUNT, 1))
+        ),
+        default="auto",
+        help="axes to keep, or several to try",
+    )
+    group.add_argument(
+        "--folds", type=cli.Value(values.whole(2, 1000)), default=4, help="over whole classes"
+    )
+    group.add_argument(
+        "--seed", type=cli.Value(values.whole(0, 2**32 - 1)), default=0, help="of the folds"
+    )
+    group.add_argument("--out", type=Path, help="a folder; default: the run's own")
+    return parser
+
+
+def parse(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """The command line's options, checked."""
+    args = parser.parse_args(argv)
+    if (args.trunk is None) == (not args.encoder):
+        parser.error("give --trunk=NAME, or --encoder of a run")
+    if len(args.encoder) > 1:
+        raise UserError("a whitening is of one encoder: give --encoder once")
+    if args.trunk:
+        from siamese_jax.trunks.table import find
+
+        for name in args.trunk:
+            find(name)
+    cli.check_encoders(args)
+    if args.out is None and not (args.encoder and Path(args.encoder[0]).is_dir()):
+        name = (args.encoder or args.trunk)[0]
+        raise UserError(f"{name} has no folder to save a whitening in: give --out=DIR")
+    return args
+
+
+def _grid(args: argparse.Namespace) -> "Grid":
+    from siamese_jax.train.fit import Grid
+
+    widths = {"auto": None, "all": (None,)}.get(str(args.width), args.width)
+    shrinkages = None if args.shrinkage == "auto" else args.shrinkage
+    given = {"shrinkages": shrinkages, "widths": widths}
+    chosen = {name: value for name, value in given.items() if value}
+    return Grid(**chosen, folds=args.folds, seed=args.seed)
+
+
+def _images(args: argparse.Namespace) -> tuple[str, "Records"]:
+    if args.images is None:
+        if not args.encoder:
+            raise UserError("give --images=DIR: a trunk has none of its own")
+        run, records = images.own_records(args.encoder)
+        split = args.split or "train"
+        return f"{run} ({split})", records.where(split)
+    if stored.is_stored(args.images):
+        raise UserError(f"{args.images} holds embeddings: a whitening is fitted to pictures")
+    how = images.wanted(args, needed=args.method == "learned" or args.trunk is not None)
+    return args.images, images.read_records(args.images, how, split=args.split)
+
+
+def _labelled(records: "Records") -> bool:
+    from siamese_jax.data.labels import missing
+
+    return not bool(missing(records.label).all())
+
+
+def _sources(args: argparse.Namespace) -> list["Source"]:
+    """Every trunk at every size; or the encoder that is there."""
+    names, sizes = args.trunk or args.encoder, args.image_size or (None,)
+    return [_source(args, name, size) for name in names for size in sizes]
+
+
+def _source(args: argparse.Namespace, name: str, size: int | None) -> "Source":
+    from siamese_jax.train.fit import Source
+
+    def load(stages: tuple[str, ...]) -> Any:
+        own = {**vars(args), "encoder": [name], "image_size": size}
+        if args.trunk:
+            own |= {"stage": ",".join(stages), "signed_sqrt": True}
+        return cli.open_encoder(argparse.Namespace(**own), name, whitening=False)
+
+    sets = _stage_sets(args, name) if args.trunk else [("",)]
+    return Source(f"{name} {size}" if size else name, load, sets)
+
+
+def _stage_sets(args: argparse.Namespace, name: str) -> list[tuple[str, ...]]:
+    from siamese_jax.train.fitting import stage_sets
+    from siamese_jax.trunks.table import find
+
+    there = find(name).stages
+    if args.stages == "auto":
+        return stage_sets(there)
+    if args.stages == "last":
+        return [there[-1:]]
+    return [tuple(part.split("+")) for part in args.stages.split(",")]
+
+
+def rows_of(made: "Fitted") -> list[dict[str, Any]]:
+    """The table of what was tried, the best first, with the middle 95 % of resampled means."""
+    from siamese_jax.metrics.bootstrap import interval
+    from siamese_jax.train.fitting import METRIC
+
+    table = []
+    for row in made.rows:
+        source, (candidate, values) = row
+        ends = interval(values, resamples=500)
+        table.append(
+            {
+                "encoder": source.name,
+                "stages": "+".join(candidate.stages) or "-",
+                "shrinkage": "none" if candidate.shrinkage is None else f"{candidate.shrinkage:g}",
+                "width": candidate.width or "all",
+                METRIC: ends.mean,
+                "low": ends.low,
+                "high": ends.high,
+                "": "chosen" if row is made.chosen else "",
+            }
+        )
+    return table
+
+
+def _whiten(
+    args: argparse.Namespace, records: "Records", where: str, out: Path, options: dict[str, Any]
+) -> None:
+    """Without labels there is nothing to choose by."""
+    from siamese_jax.encoder.folder import whiten
+
+    if args.trunk:
+        raise UserError(f"{where} has no labels to choose by: give --encoder and --method=pca")
+    encoder = _sources(args)[0].load(("",))
+    part = 0.5 if args.shrinkage == "auto" else min(args.shrinkage[0], 0.999)
+    dim = None if isinstance(args.width, str) else args.width[0]
+    if dim is not None:  # before the work
+        values.check("--dim", dim, values.whole(1, encoder.embedding_dim))
+    made = whiten(
+        encoder, records, out, method="pca", dim=dim, shrinkage=part / (1 - part), **options
+    )
+    _told("pca", encoder.embedding_dim, made.provenance["whitening"], where, out)
+
+
+def _told(method: str, width: int, about: dict[str, Any], where: str, out: Path) -> None:
+    print(
+        f"{method} whitening, {width} -> {about['dim']} dimensions, shrinkage "
+        f"{about['shrinkage']:g}, fitted to {about['images']} images of {where}"
+    )
+    print(f"wrote {out}/whitening.npz: --encoder={out} applies it, --no-whitening leaves it out")

@@ -1,0 +1,263 @@
+"""What a run chooses without its test data: the closed form, how many steps, what is the result.
+
+The stages and the shrinkage of the closed form are chosen by folds over the training classes. Where
+the data have no validation split, the steps are chosen in a rehearsal: one fold of the training
+classes is held out and asked as the run goes; then the run itself has all of them, and takes as
+many steps as were best. Candidates are always the bare trunk and step 0 as well.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from siamese_jax.data.records import Records
+from siamese_jax.encoder.head import head_inputs, make_head
+from siamese_jax.encoder.model import Model, init_head
+from siamese_jax.errors import UserError
+from siamese_jax.metrics import bootstrap, evaluation
+from siamese_jax.metrics.evaluation import Evaluated
+from siamese_jax.metrics.retrieval import PerQuery
+from siamese_jax.storage import checkpoint, run_folder
+from siamese_jax.storage.arrays import read_arrays
+from siamese_jax.storage.writing import written
+from siamese_jax.train import fitting
+from siamese_jax.train.fitting import Candidate
+from siamese_jax.train.from_config import make_inputs, make_sampler
+from siamese_jax.train.inputs import Inputs
+from siamese_jax.train.loop import Run, evaluated, run_steps, validation_metric
+from siamese_jax.train.metrics_log import read_curves
+from siamese_jax.train.start import start, start_head
+from siamese_jax.trunks.table import TRUNKS
+from siamese_jax.weights.load import TrunkWeights
+
+log = logging.getLogger(__name__)
+MIDDLE = 0.6  # the shrinkage by which stages are compared
+
+
+# The closed form ----------------------------------------------------------------------------
+
+
+def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...]]:
+    """The sets of stages that a config leaves open; the one that it names."""
+    there = TRUNKS[trunk.trunk].stages
+    if config.trunk.stage == "auto":
+        return fitting.stage_sets(there)
+    return [tuple((config.trunk.stage or there[-1]).split(","))]
+
+
+def shares(config: ConfigDict) -> Sequence[float]:
+    """The shrinkages that a config leaves open; the one that it names."""
+    text = str(config.head.get("shrinkage"))
+    if text in ("auto", "None"):  # runs of version 0.1.0 have none
+        return fitting.SHRINKAGES
+    try:
+        return [float(text)]
+    except ValueError:
+        raise UserError(f"head.shrinkage={text!r}: give auto, or from 0 to 1") from None
+
+
+def choose_form(
+    config: ConfigDict, model: Model, inputs: Inputs, sets: Sequence[tuple[str, ...]]
+) -> dict[str, Any]:
+    """{"stage", "shrinkage"}: the closed form that is best over folds of the training classes.
+
+    Where there is one to choose, "beats_trunk" says whether it was better than the bare trunk.
+
+    Args:
+      config: of the run.
+      model: of all stages that are in question.
+      inputs: of that model.
+      sets: the sets of stages to choose from.
+    """
+    open_shares = shares(config)
+    fixed = {"stage": ",".join(sets[0]), "shrinkage": open_shares[0]}
+    if len(sets) == 1 and (config.head.init != "lda" or len(open_shares) == 1):
+        return fixed
+    features, records = inputs.features(inputs.records.where("train"))
+    fresh = init_head(model, features.shape[1:], jax.random.key(0))
+    rows = head_inputs(model.head, fresh, features)
+    parts = dict(zip(model.stages, model.widths, strict=True))
+
+    def best(stages: Sequence[tuple[str, ...]], tried: Sequence[float]) -> fitting.Scored:
+        candidates = [Candidate(s, share) for s in stages for share in tried]
+        return fitting.best(fitting.score(rows, records, parts, candidates, seed=config.seed))
+
+    try:
+        middle = [MIDDLE] if len(open_shares) > 1 else open_shares
+        if len(sets) > 1:
+            sets = [best(sets, middle).candidate.stages]
+        chosen = best(sets, open_shares)
+        alone = fitting.score(
+            lambda places: bare_vectors(config, model, np.asarray(features[places])),
+            records,
+            {"": bare_vectors(config, model, np.asarray(features[:1])).shape[1]},
+            [Candidate(("",), None)],
+            seed=config.seed,
+        )[0]
+    except fitting.TooFew as error:
+        log.warning("the closed form takes the last stage and a shrinkage of 0.5: %s", error)
+        return {"stage": ",".join(sets[0]), "shrinkage": 0.5}
+    stages, share, _ = chosen.candidate
+    log.info(
+        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f, bare trunk %.4f)",
+        ",".join(stages), share, fitting.METRIC, chosen.mean, alone.mean,
+    )  # fmt: skip
+    beats = config.head.init == "lda" and bool(chosen.mean >= alone.mean)
+    return {"stage": ",".join(stages), "shrinkage": share, "beats_trunk": beats}
+
+
+# The bare trunk -----------------------------------------------------------------------------
+
+
+def bare_stage(config: ConfigDict, stage: str) -> str:
+    """The stages of the trunk without a head: those that are asked for, or its last one."""
+    return stage.rpartition(",")[2] if config.trunk.stage == "auto" else stage
+
+
+def bare_vectors(config: ConfigDict, model: Model, features: np.ndarray) -> np.ndarray:
+    """The embeddings [n, c] of the trunk without a head, of features [n, ...]: by cosine."""
+    x = features.mean(axis=tuple(range(1, features.ndim - 1)))
+    widths = model.widths
+    if config.trunk.stage == "auto":
+        x, widths = x[:, -widths[-1] :], widths[-1:]
+    if len(widths) == 1:
+        return x
+    return np.asarray(make_head(normalize=False, unit=True, parts=widths).apply({}, x))
+
+
+def evaluate_bare(run: Run, model: Model, splits: Sequence[str]) -> dict[str, Evaluated]:
+    """Each split as the trunk's features do on it, as they are, by cosine."""
+    found = {}
+    for split in splits:
+        features, records = run.inputs.features(run.inputs.records.where(split))
+        vectors = bare_vectors(run.config, model, np.asarray(features))
+        sides = evaluation.sides_of(vectors, records, "cosine")
+        values = sides.measure(run.config.eval.ks, evaluation.METRICS)
+        found[split] = Evaluated(vectors, records, values)
+    return found
+
+
+def keep_before(run: Run, model: Model) -> None:
+    """Measures the trunk before it moves, and keeps that with the run."""
+    for split, (_, _, values) in evaluate_bare(run, model, evaluated(run.inputs.records)).items():
+        with written(_kept(run, split), "wb") as file:
+            columns: dict[str, Any] = dict(values.values)
+            np.savez(file, relevant=values.relevant, **columns)
+
+
+def before(run: Run, model: Model, splits: Sequence[str]) -> dict[str, Evaluated]:
+    """Each split by the bare trunk, as it is, or as it was where it has moved since."""
+    if not all(_kept(run, split).exists() for split in splits):
+        return evaluate_bare(run, model, splits)
+    found = {}
+    for split in splits:
+        columns = read_arrays(_kept(run, split), "measure of a run's start", ("relevant",))
+        values = PerQuery(columns, columns.pop("relevant"))
+        found[split] = Evaluated(np.zeros((0, 0), np.float32), run.inputs.records, values)
+    return found
+
+
+def _kept(run: Run, split: str) -> Path:
+    return run.folder / "report" / f"before_{split}.npz"
+
+
+# The steps ----------------------------------------------------------------------------------
+
+
+def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, bytes]) -> int | None:
+    """How many steps are best for a fold of the training classes; None where nothing tells.
+
+    0 is the start, -1 the bare trunk. The rehearsal is a run of its own in a folder of the run's,
+    and goes on where it was stopped.
+
+    Args:
+      run: whose data have no validation split.
+      model, trunk: its own.
+      keys: the key of each image's content, by its id.
+    """
+    config = run.config
+    try:
+        records = held_out(run.inputs.records, config.seed)
+    except fitting.TooFew as error:
+        log.warning("all steps are taken: %s", error)
+        return None
+    inputs = make_inputs(config, model, trunk, records, [keys[i] for i in records.id.tolist()])
+    trial = Run(config, run.folder / "rehearsal", inputs, {**run.facts, "warnings": []})
+    begun = run_folder.begun(trial.folder, config.to_dict())
+    if begun and begun.facts["data"] != run.facts["data"]:
+        shutil.rmtree(trial.folder)  # of other images
+    log.info("rehearsal: %d of the training images are held out to choose the steps by",
+             int((records.split == "validation").sum()))  # fmt: skip
+    sampler = make_sampler(config, inputs.records)
+    found = checkpoint.load_newest(trial.folder / "checkpoints")
+    head = start_head(trial, model, trunk)
+    state, step, moving = start(trial, model, trunk, head, found, None)
+    run_folder.write_start(trial.folder, config.to_dict(), trial.facts)
+    run_steps(trial, state, step, sampler, moving)
+    values = dict(read_curves(trial.folder / "metrics.jsonl")[validation_metric(config)])
+    return choose(trial, model, values)
+
+
+def choose(run: Run, model: Model, values: Mapping[int, float]) -> int:
+    """The best step on validation; -1 where the bare trunk is better than all of them.
+
+    That takes the folds of the closed form as well, where there were any: they ask all classes.
+    """
+    name = validation_metric(run.config).rpartition("/")[2]
+    bare = evaluate_bare(run, model, ["validation"])["validation"].values.means()[name]
+    best = checkpoint.best_first(values)[0]
+    log.info(
+        "validation %s: bare trunk %.4f, start %s, step %d %.4f",
+        name, bare, f"{values[0]:.4f}" if 0 in values else "-", best, values[best],
+    )  # fmt: skip
+    beats = run.facts["choices"].get("beats_trunk", False)
+    return best if values[best] >= bare or beats else -1
+
+
+def held_out(records: Records, seed: int) -> Records:
+    """A fold of the training classes as validation, and no test images."""
+    train = records.where("train")
+    fold = fitting.folds_of(train.label, fitting.FOLDS, seed)
+    held = train.id[fold == 0]
+    part = records.select(records.split == "train")
+    split = np.where(np.isin(part.id, held), "validation", part.split)
+    made = replace(part, split=split)
+    if not evaluated(made) or not (split == "train").any():
+        raise fitting.TooFew("there is nothing to choose by: no held-out image has an answer")
+    return made
+
+
+# The verdict --------------------------------------------------------------------------------
+
+
+def verdict(split: str, name: str, before: Evaluated, after: Evaluated) -> str:
+    """One sentence: better than the bare trunk, not told apart from it, or worse."""
+    told = bootstrap.difference(before.values.values[name], after.values.values[name])
+    if told.low > 0:
+        said = "better than"
+    elif told.high < 0:
+        said = "worse than"
+    else:
+        said = "not told apart from"
+    return (
+        f"{split}: {said} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % interval "
+        f"{told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
+    )
+
+
+def gains(before: Evaluated, after: Evaluated) -> dict[str, dict[str, float]]:
+    """The ends of the paired 95 % interval of every metric's gain."""
+    pairs = ((name, before.values.values[name]) for name in after.values.values)
+    told = {name: bootstrap.difference(b, after.values.values[name]) for name, b in pairs}
+    ends = {
+        "low": {n: t.low for n, t in told.items()},
+        "high": {n: t.high for n, t in told.items()},
+    }
+    return {f"gain, {end}": values for end, values in ends.items()}

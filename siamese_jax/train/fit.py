@@ -1,0 +1,186 @@
+"""An encoder for someone's pictures, without a gradient: chosen by folds, then fitted to all."""
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from siamese_jax.data.records import Records, content_keys, fingerprint
+from siamese_jax.encoder import folder, lda
+from siamese_jax.encoder.combined import Combined, Part, whitened
+from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.encoder.whitening import Whitening
+from siamese_jax.train import fitting
+from siamese_jax.train.fitting import Candidate, Scored
+
+WIDTHS = (128, 256, 512, 1024)
+
+
+class Source(NamedTuple):
+    """Where candidates come from: a trunk at one image size, or an encoder that is there.
+
+    Attributes:
+      name: in the table.
+      load: stages, one or several -> the encoder of their features.
+      stages: the sets of stages to try.
+    """
+
+    name: str
+    load: Callable[[tuple[str, ...]], Part]
+    stages: Sequence[tuple[str, ...]]
+
+
+class Grid(NamedTuple):
+    """What is tried of each source.
+
+    Attributes:
+      shrinkages: see `lda.closed_form`.
+      widths: None takes all axes; where none are given, several are tried on the best with all.
+      folds, seed: of `fitting.score`.
+    """
+
+    shrinkages: Sequence[float] = fitting.SHRINKAGES
+    widths: Sequence[int | None] = ()
+    folds: int = fitting.FOLDS
+    seed: int = 0
+
+
+class Row(NamedTuple):
+    """A row of the table: a source, and what a candidate of it got."""
+
+    source: Source
+    scored: Scored
+
+
+class Fitted(NamedTuple):
+    """What was fitted.
+
+    Attributes:
+      encoder: the winner, refitted on all images.
+      rows: all candidates, the best first; of a single candidate none is scored.
+      chosen: the winner's row, which is not scored where it is the only candidate.
+    """
+
+    encoder: Combined
+    rows: list[Row]
+    chosen: Row
+
+
+def fit(
+    sources: Sequence[Source],
+    records: Records,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    grid: Grid | None = None,
+    **options: Any,
+) -> Fitted:
+    """Scores all candidates by folds over the classes, and fits the best one to all images.
+
+    Args:
+      sources: trunks and image sizes.
+      records: with labels.
+      out: a folder for `load_encoder`; None saves nothing.
+      grid: of shrinkages and widths.
+      **options: of `siamese_jax.encoder.embedding.embed_records`.
+
+    Raises:
+      UserError: too few classes to choose by, or to fit to.
+    """
+    grid = grid or Grid()
+    options["keys"] = options.get("keys") or content_keys(records)
+    tried = [_candidates(source, grid) for source in sources]
+    if sum(map(len, tried)) == 1 and grid.widths:
+        alone = Row(sources[0], Scored(tried[0][0], np.zeros(0)))
+        return _refit(alone, records, out, [], options)
+    rows = []
+    for source, candidates in zip(sources, tried, strict=True):
+        bare = [Candidate(stages, None) for stages in source.stages]
+        rows += _scored(source, [*bare, *candidates], records, grid, options)
+    top = _top(rows)
+    if not grid.widths:
+        full = sum(_parts(top.source, top.scored.candidate.stages).values())
+        narrower = [w for w in WIDTHS if w < full]
+        more = [top.scored.candidate._replace(width=width) for width in narrower]
+        found = _scored(top.source, more, records, grid, options) if more else []
+        rows += found
+        narrow = fitting.narrowest([row.scored for row in (*found, top)])
+        top = next(row for row in (*found, top) if row.scored is narrow)
+    rows.sort(key=lambda row: -row.scored.mean)
+    return _refit(top, records, out, rows, options)
+
+
+def _candidates(source: Source, grid: Grid) -> list[Candidate]:
+    made = itertools.product(source.stages, grid.shrinkages, grid.widths or (None,))
+    return [Candidate(*each) for each in made]
+
+
+def _top(rows: Sequence[Row]) -> Row:
+    """The best of what is fitted."""
+    return max(
+        (row for row in rows if row.scored.candidate.shrinkage is not None),
+        key=lambda row: row.scored.mean,
+    )
+
+
+def _union(source: Source) -> tuple[str, ...]:
+    return max(source.stages, key=len)
+
+
+def _parts(source: Source, stages: tuple[str, ...]) -> dict[str, int]:
+    """The width of each stage; of an encoder that is there, its own under the name ""."""
+    encoder = source.load(stages)
+    if stages == ("",):
+        return {"": encoder.embedding_dim}
+    return dict(zip(stages, encoder.model.widths, strict=True))  # type: ignore[union-attr]
+
+
+def _scored(
+    source: Source,
+    candidates: Sequence[Candidate],
+    records: Records,
+    grid: Grid,
+    options: Mapping[str, Any],
+) -> list[Row]:
+    stages = _union(source)
+    found = embed_records(source.load(stages), records, **options)
+    scored = fitting.score(
+        lambda places: found.vectors[places],
+        found.records,
+        _parts(source, stages),
+        candidates,
+        folds=grid.folds,
+        seed=grid.seed,
+    )
+    return [Row(source, one) for one in scored]
+
+
+def _refit(
+    chosen: Row,
+    records: Records,
+    out: str | os.PathLike[str] | None,
+    rows: list[Row],
+    options: dict[str, Any],
+) -> Fitted:
+    _, shrinkage, width = chosen.scored.candidate
+    encoder = chosen.source.load(chosen.scored.candidate.stages)
+    found = embed_records(encoder, records, **options)
+    every = lda.scatter(lambda places: found.vectors[places], found.records.label)
+    assert shrinkage is not None
+    width = width or len(every.total)
+    mean, projection = lda.closed_form(every, shrinkage=shrinkage, width=width)
+    about = {
+        "method": "learned",
+        "dim": width,
+        "shrinkage": shrinkage,
+        "images": len(found.vectors),
+        "data": fingerprint(records, options["keys"]),
+        "encoder": encoder.fingerprint,
+    }
+    there = np.isin(records.id, found.records.id)
+    keys = frozenset(key for key, good in zip(options["keys"], there, strict=True) if good)
+    whitening = Whitening(mean, projection, about, keys)
+    if out is not None:
+        folder.save(out, encoder, whitening)
+    return Fitted(whitened(encoder, whitening), rows, chosen)

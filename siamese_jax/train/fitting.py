@@ -1,0 +1,225 @@
+"""Which closed form: stages, shrinkage and width, chosen by folds over whole classes.
+
+The classes of the images are dealt into folds. Of each fold, every candidate is fitted to the other
+folds' classes and asked the fold's own images, of classes that it has not seen: retrieval as it is
+measured after training. All candidates of one trunk come from one accumulated `Scatter`: a fold's
+is subtracted from it, and a choice of stages is some of its rows and columns.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from siamese_jax.data.labels import missing
+from siamese_jax.data.records import Records
+from siamese_jax.encoder import lda
+from siamese_jax.errors import UserError
+from siamese_jax.metrics import bootstrap
+from siamese_jax.metrics.evaluation import sides_of
+
+FOLDS = 4
+SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
+DEPTHS = (1, 2, 4, 6)  # how many of the last stages are tried together
+MOST = 1000  # queries of a fold
+METRIC = "map@r"
+
+
+class TooFew(UserError):
+    """There are no two classes to choose by."""
+
+
+class Candidate(NamedTuple):
+    """One closed form.
+
+    Attributes:
+      stages: of the trunk, whose features are taken together.
+      shrinkage: of `lda.closed_form`; None for the features as they are.
+      width: axes to keep; None for all of them.
+    """
+
+    stages: tuple[str, ...]
+    shrinkage: float | None
+    width: int | None = None
+
+
+class Scored(NamedTuple):
+    """A candidate, and what it got on classes that it was not fitted to.
+
+    Attributes:
+      candidate: it.
+      values: float64 [q], the metric of each query, in one order for all candidates.
+    """
+
+    candidate: Candidate
+    values: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Over the queries that have an answer."""
+        return float(np.nanmean(self.values))
+
+
+def stage_sets(stages: Sequence[str]) -> list[tuple[str, ...]]:
+    """The choices among a trunk's stages: its last ones, taken together, the fewest first.
+
+    >>> stage_sets(("stem", "stage1", "stage2", "top"))
+    [('top',), ('stage2', 'top'), ('stage1', 'stage2', 'top')]
+    """
+    usable = [stage for stage in stages if stage != "stem"]
+    return list(dict.fromkeys(tuple(usable[-depth:]) for depth in DEPTHS))
+
+
+def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The fold of each image, int [n]; -1 where it has no label.
+
+    Whole classes are dealt. An image of several classes goes with its first one.
+
+    Raises:
+      UserError: fewer than two classes of two images or more.
+    """
+    known = ~missing(labels)
+    first = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    names, sizes = np.unique(first[known], return_counts=True)
+    several = names[sizes > 1]
+    if len(several) < 2:
+        raise TooFew(
+            f"there is nothing to choose by: {len(several)} classes have two images or more, and "
+            "folds need two of them"
+        )
+    count = min(count, len(several))
+    rng = np.random.default_rng(seed)
+    # Those that can be asked are dealt evenly, and then the others.
+    dealt = [*rng.permutation(several), *rng.permutation(names[sizes == 1])]
+    fold = dict(zip(dealt, itertools.cycle(range(count)), strict=False))
+    return np.array(
+        [fold[c] if k else -1 for c, k in zip(first.tolist(), known, strict=True)], np.int64
+    )
+
+
+def score(
+    rows: lda.Rows,
+    records: Records,
+    parts: Mapping[str, int],
+    candidates: Sequence[Candidate],
+    *,
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> list[Scored]:
+    """Every candidate on every fold.
+
+    Args:
+      rows: gives the features of some of the records by their places, real [m, sum of the parts].
+      records: n of them, with labels.
+      parts: the width of each stage's features, in the order of the columns.
+      candidates: what to compare.
+      folds: at most that many.
+      seed: of the folds and of the queries that are asked, where a fold has very many.
+
+    Raises:
+      UserError: too few classes, or nothing to ask.
+    """
+    fold = folds_of(records.label, folds, seed)
+    fits = any(candidate.shrinkage is not None for candidate in candidates)
+    whole = lda.scatter(rows, records.label, origin=_origin(rows, len(records))) if fits else None
+    columns = _columns(parts)
+    found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
+    for number in range(fold.max() + 1):
+        held = np.flatnonzero(fold == number)
+        asked = _thinned(records.select(held), seed)
+        try:
+            sides_of(np.zeros((len(asked), 1), np.float32), asked, "cosine").measure(
+                (1,), (METRIC,)
+            )
+        except UserError:
+            continue  # no query of this fold has an answer in it
+        rest = _rest(whole, rows, records.label, held) if whole else None
+        x = np.asarray(rows(held), np.float64)
+        for candidate, vectors in _embedded(rest, x, columns, candidates):
+            values = sides_of(vectors, asked, "cosine").measure((1,), (METRIC,))
+            found[candidate].append(values.values[METRIC])
+    if not next(iter(found.values())):
+        raise TooFew(
+            f"{records.root}: there is nothing to choose by: no image has another of its class to "
+            "find"
+        )
+    return [Scored(candidate, np.concatenate(values)) for candidate, values in found.items()]
+
+
+def best(scored: Sequence[Scored]) -> Scored:
+    """The one with the largest mean; of equals the first."""
+    return max(scored, key=lambda one: one.mean)
+
+
+def narrowest(scored: Sequence[Scored]) -> Scored:
+    """The first that these queries do not tell from the best; so give the narrow ones first."""
+    top = best(scored)
+    return next(
+        s for s in scored if s is top or bootstrap.difference(s.values, top.values).low <= 0
+    )
+
+
+def _origin(rows: lda.Rows, count: int) -> np.ndarray:
+    some = np.unique(np.linspace(0, count - 1, min(count, lda.BLOCK)).astype(np.int64))
+    return np.asarray(rows(some), np.float64).mean(axis=0)
+
+
+def _columns(parts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    ends = np.cumsum([*parts.values()])
+    return {
+        name: np.arange(end - width, end)
+        for (name, width), end in zip(parts.items(), ends.tolist(), strict=True)
+    }
+
+
+def _rest(whole: lda.Scatter, rows: lda.Rows, labels: np.ndarray, held: np.ndarray) -> lda.Scatter:
+    """Of all rows but those of a fold."""
+
+    def of(places: np.ndarray) -> lda.Scatter:
+        own = labels[places]
+        return lda.scatter(lambda some: rows(places[some]), own, origin=whole.origin)
+
+    if labels.ndim == 1:
+        return whole.without(of(held))
+    return of(np.setdiff1d(np.arange(len(labels)), held))  # classes reach over folds
+
+
+def _thinned(records: Records, seed: int) -> Records:
+    """The same with at most `MOST` queries."""
+    asked = np.flatnonzero(records.is_query)
+    if len(asked) <= MOST:
+        return records
+    chosen = np.zeros(len(records), bool)
+    chosen[np.random.default_rng(seed).choice(asked, MOST, replace=False)] = True
+    return replace(records, is_query=chosen)
+
+
+def _embedded(
+    rest: lda.Scatter | None,
+    x: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    candidates: Sequence[Candidate],
+) -> Iterator[tuple[Candidate, np.ndarray]]:
+    """The rows x [m, d] as each candidate embeds them, fitted to the rest."""
+    kind = lambda c: (c.stages, -1.0 if c.shrinkage is None else c.shrinkage)  # noqa: E731
+    for (stages, _), group in itertools.groupby(sorted(candidates, key=kind), kind):
+        chosen = np.concatenate([columns[stage] for stage in stages])
+        same = list(group)
+        if same[0].shrinkage is None or rest is None:
+            yield same[0], x[:, chosen].astype(np.float32)
+            continue
+        mean, spread, lower = lda.moments(rest.at(chosen), same[0].shrinkage)
+        centred = x[:, chosen] - mean
+        axes = None
+        for candidate in same:
+            if candidate.width is None:
+                yield candidate, lda.whitened(lower, centred).astype(np.float32)
+                continue
+            if candidate.width > len(mean):
+                said = f"keeps 1 to {len(mean)} axes of {'+'.join(stages) or 'this encoder'}"
+                raise UserError(f"the closed form {said}, not {candidate.width}")
+            if axes is None:
+                axes = lda.leading(spread, lower, len(mean))
+            yield candidate, (centred @ axes[: candidate.width].T).astype(np.float32)

@@ -1,0 +1,120 @@
+"""What a run starts from: the pretrained trunk, the fitted head, fresh parameters of the loss."""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from siamese_jax.encoder import model as encoder_model
+from siamese_jax.encoder.head import fit_head
+from siamese_jax.encoder.model import Model
+from siamese_jax.errors import UserError
+from siamese_jax.losses import Loss
+from siamese_jax.storage import tree
+from siamese_jax.train import optim
+from siamese_jax.train.beginning import Parent, inherit
+from siamese_jax.train.from_config import (
+    embedding_width,
+    make_loss,
+    make_memory,
+    make_miner,
+    make_optimizer,
+)
+from siamese_jax.train.inputs import Inputs, train_labels
+from siamese_jax.train.loop import Run, Step
+from siamese_jax.train.step import TrainState, init_state, make_train_step
+from siamese_jax.weights.load import TrunkWeights
+
+log = logging.getLogger(__name__)
+INITS = ("random", "pca", "lda")
+
+
+def is_fitted(config: ConfigDict) -> bool:
+    """Whether a run begins with a head that was fitted to its training features."""
+    if config.head.init not in INITS:
+        raise UserError(f"head.init={config.head.init!r}; choose one of {', '.join(INITS)}")
+    return config.head.init != "random" and bool(config.head.layers)
+
+
+def start(
+    run: Run,
+    model: Model,
+    trunk: TrunkWeights,
+    head: dict[str, Any],
+    found: tuple[int, dict[str, Any]] | None,
+    parent: Parent | None,
+) -> tuple[TrainState, Step, Any]:
+    """The state to go on from, the step, and which parameters it moves.
+
+    Args:
+      run: what is trained.
+      model, trunk: its model and the trunk's weights.
+      head: of `start_head`.
+      found: a checkpoint's step and leaves; None to begin.
+      parent: another run's checkpoint, to begin with.
+    """
+    config = run.config
+    loss, miner = make_loss(config), make_miner(config)
+    params, batch_stats = initial_parameters(config, trunk, run.inputs, loss, head)
+    params, batch_stats = inherit(parent, params, batch_stats, run.facts)
+    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
+    tx = make_optimizer(config, params, freeze)
+    memory = make_memory(config, run.inputs)
+    state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
+    if found:
+        state = tree.unflatten(found[1], state)
+        log.info("resumed at step %d", found[0])
+    moving = optim.trainable(params, freeze)
+    step = make_train_step(
+        apply_fn=functools.partial(encoder_model.embed, model),
+        loss=loss,
+        tx=tx,
+        miner=miner,
+        trainable=moving,
+    )
+    return state, step, moving
+
+
+def initial_parameters(
+    config: ConfigDict, trunk: TrunkWeights, inputs: Inputs, loss: Loss, head: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Pretrained trunk, the head that is given, fresh loss parameters."""
+    labels = train_labels(inputs.records)
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    params = {
+        "trunk": trunk.variables["params"],
+        "head": head["params"],
+        "loss": loss.init(_keys(config)[1], embedding_width(config, inputs), classes),
+    }
+    # A copy, because the step donates its buffers and the trunk is in use elsewhere.
+    return jax.tree.map(jnp.array, (params, {
+        "trunk": trunk.variables["batch_stats"], "head": head["batch_stats"],
+    }))  # fmt: skip
+
+
+def _keys(config: ConfigDict) -> tuple[jax.Array, jax.Array]:
+    """Of the head and of the loss."""
+    head, loss = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1))
+    return head, loss
+
+
+def fresh_head(run: Run, model: Model, trunk: TrunkWeights) -> dict[str, Any]:
+    """{"params", "batch_stats"} of the head before anything is fitted."""
+    size = run.config.trunk.image_size
+    shape = encoder_model.feature_shape(model, trunk.variables, size)
+    return encoder_model.init_head(model, shape, _keys(run.config)[0])
+
+
+def start_head(run: Run, model: Model, trunk: TrunkWeights) -> dict[str, Any]:
+    """The same, as `head.init` has it start: fitted to the training features."""
+    config, head = run.config, fresh_head(run, model, trunk)
+    if not (is_fitted(config) or config.head.centre):
+        return head
+    features, records = run.inputs.features(run.inputs.records.where("train"))
+    options: dict[str, Any] = {"init": config.head.init, "labels": records.label}
+    if config.head.init == "lda":
+        options["shrinkage"] = run.facts["choices"]["shrinkage"]
+    return fit_head(model.head, head, features, **options)

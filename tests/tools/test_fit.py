@@ -1,0 +1,161 @@
+"""`fit`: trunks, stages, sizes, shrinkage, width by folds; one folder that all tools take."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+import siamese_jax as sj
+from siamese_jax.__main__ import main
+from siamese_jax.data.sources import load_images
+from siamese_jax.encoder import lda
+from siamese_jax.encoder.embedding import embed_folder
+from siamese_jax.errors import UserError
+from siamese_jax.train import fitting
+from siamese_jax.train.fitting import Candidate
+
+FIT = ["fit", "--trunk=resnet18", "--weights=random"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fit")
+    tiny.make_folder(root / "shop", classes=8, images=4, noise=90)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
+        yield root
+
+
+def run(*argv):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([str(argument) for argument in argv]) == 0
+    return printed.getvalue()
+
+
+def test_one_table_one_folder_and_a_warning(world, tmp_path):
+    """Two sizes, two sets of stages, two shrinkages; then measured on what it was fitted to."""
+    out = tmp_path / "encoder"
+    told = run(*FIT, f"--images={world}/shop", f"--out={out}", "--image-size=24,32",
+               "--stages=stage2,stage1+stage2", "--shrinkage=.2,.7")  # fmt: skip
+    table = json.loads((out / "fit.json").read_text())
+    tried = {(row["encoder"], row["stages"], row["shrinkage"]) for row in table}
+    assert len(tried) == 2 * 2 * 3  # and the features as they are
+    assert all(row["low"] <= row["map@r"] <= row["high"] for row in table)
+    means = [row["map@r"] for row in table]
+    assert means == sorted(means, reverse=True)
+    (chosen,) = [row for row in table if row[""]]
+    wide = chosen["stages"] == "stage1+stage2"  # stage2 has 128 itself
+    assert {row["width"] for row in table} == ({128, "all"} if wide else {"all"})
+    assert f"fitted to 32 images of {world}/shop" in told
+    encoder = sj.load_encoder(out)
+    assert encoder.parts[0].model.stage == chosen["stages"].replace("+", ",")
+    assert encoder.image_size == int(chosen["encoder"].split()[1])
+    assert len(encoder.fitted_to) == 32
+    again = run("evaluate", f"--encoder={out}", f"--query={world}/shop", f"--out={tmp_path}/a.json")
+    assert "was fitted to 32 of the queries and 32 of the gallery" in again
+    assert json.loads((tmp_path / "a.json").read_text())["provenance"]["fitted_to"] == {
+        "query": 32,
+        "gallery": 32,
+    }
+    bare = [FIT[1].replace("trunk", "encoder"), FIT[2], f"--query={world}/shop"]
+    plain = run("evaluate", *bare, "--image-size=32", f"--out={tmp_path}/b.json")
+    assert "fitted" not in plain
+    differs = run("diff", tmp_path / "b.json", tmp_path / "a.json")
+    assert "B: WARNING: the encoder was fitted to 32" in differs
+    # Embeddings of a file say it as well.
+    run("embed", f"--encoder={out}", f"--images={world}/shop", f"--out={tmp_path}/e.npz")
+    assert "fitted to 32" in run("evaluate", f"--query={tmp_path}/e.npz")
+
+
+def test_the_scores_are_those_of_fitting_anew(world):
+    """Folds by subtraction against a fit to the other folds' rows; the stages' columns by hand."""
+    encoder = sj.load_encoder("resnet18", "random", 32, stage="stage1,stage2", signed_sqrt=True)
+    found = embed_folder(encoder, world / "shop")
+    records, x = load_images(world / "shop"), found.vectors.astype(np.float64)
+    parts = {"stage1": 64, "stage2": 128}
+    candidates = [
+        Candidate(("stage2",), 0.3),
+        Candidate(("stage1", "stage2"), 0.6, 16),
+        Candidate(("stage1",), None),
+    ]
+    scored = fitting.score(lambda p: x[p], records, parts, candidates, folds=3, seed=1)
+    assert {one.candidate for one in scored} == set(candidates)
+    fold = fitting.folds_of(records.label, 3, 1)
+    assert all(len(set(fold[records.label == c])) == 1 for c in range(8))
+    columns = {"stage1": np.arange(64), "stage2": np.arange(64, 192)}
+    for candidate, values in scored:
+        chosen = x[:, np.concatenate([columns[stage] for stage in candidate.stages])]
+        hits = []
+        for number in range(3):
+            held = np.flatnonzero(fold == number)
+            rest = np.flatnonzero(fold != number)
+            z = chosen[held]
+            if candidate.shrinkage is not None:
+                own = chosen[rest]
+                every = lda.scatter(lambda p, own=own: own[p], records.label[rest])
+                mean, projection = lda.closed_form(
+                    every, shrinkage=candidate.shrinkage, width=candidate.width or chosen.shape[1]
+                )
+                z = (z - mean) @ projection.T
+            z /= np.linalg.norm(z, axis=1, keepdims=True)
+            alike = z @ z.T - 9 * np.eye(len(z))
+            label = records.label[held]
+            for i, row in enumerate(alike):
+                order = np.argsort(-row)[:3]  # three others of its class
+                right = label[order] == label[i]
+                precision = np.cumsum(right) / (1 + np.arange(3))
+                hits.append((precision * right).sum() / 3)
+        np.testing.assert_allclose(values, hits, atol=1e-6)
+
+
+def test_several_labels_and_pairs_are_fitted(world, tmp_path):
+    rows = ["path,label"]
+    for c in range(8):
+        rows += [f"class{c}/{i}.png,colour{c % 4};shape{c % 2}" for i in range(4)]
+    (world / "shop" / "several.csv").write_text("\n".join(rows) + "\n")
+    try:
+        told = run(*FIT, f"--images={world}/shop/several.csv", "--label-separator=;",
+                   f"--out={tmp_path}/several", "--image-size=32", "--stages=last",
+                   "--shrinkage=.5", "--width=8")  # fmt: skip
+    finally:
+        (world / "shop" / "several.csv").unlink()
+    assert "512 -> 8 dimensions, shrinkage 0.5, fitted to 32 images" in told
+    for c in range(8):
+        for i, side in enumerate(("anchor", "positive")):
+            target = tmp_path / "pairs" / side / f"{c}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((world / "shop" / f"class{c}" / f"{i}.png").read_bytes())
+    run(*FIT, f"--images={tmp_path}/pairs", f"--out={tmp_path}/of_pairs", "--image-size=32",
+        "--stages=last", "--shrinkage=.3,.6", "--width=8")  # fmt: skip
+    assert sj.load_encoder(tmp_path / "of_pairs").fitted_to
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--images={shop}"], "give --trunk=NAME"),
+        (["--images={shop}", "--trunk=resnet18"], "give --out=DIR"),
+        (["--trunk=resnet18", "--out={out}"], "give --images=DIR"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--shrinkage=2"], "from 0 to 1"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--width=wide"], "one of auto, all"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--stages=stage9"], "no stage 'stage9'"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--width=900", "--stages=last",
+          "--image-size=32"], "keeps 1 to 512 axes"),
+        (["--images={one}", *FIT[1:], "--out={out}", "--image-size=32"], "nothing to choose by"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(world, tmp_path, options, said, capsys):
+    tiny.make_folder(tmp_path / "one", classes=2, images=1)
+    places = {"shop": world / "shop", "out": tmp_path / "out", "one": tmp_path / "one"}
+    assert main(["fit", *(option.format(**places) for option in options)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_classes_are_said():
+    with pytest.raises(UserError, match="1 classes have two images"):
+        fitting.folds_of(np.array([0, 0, 1, -1]), 4, 0)

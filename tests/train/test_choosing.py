@@ -1,0 +1,141 @@
+"""What a run chooses without its test data, and what it saves: bare trunk, start or step."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import siamese_jax as sj
+from configs import common
+from siamese_jax.data.sources import load_records
+from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.metrics.evaluation import sides_of
+from siamese_jax.storage.cache import enable_compilation_cache
+from siamese_jax.train import choosing, fitting
+from siamese_jax.train.experiment import train
+from siamese_jax.train.metrics_log import read_curves
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("choosing")
+    tiny.make_folder(root / "shop", classes=16, images=4, noise=120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        enable_compilation_cache()
+        yield root
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+def config_of(world):
+    config = common.base()
+    config.data.update(source="folder", root=str(world / "shop"))
+    config.trunk.update(name="resnet18", weights="random", image_size=32, stage="auto")
+    config.head = common.linear_head(8)
+    config.sampler.batch_size = 8
+    config.train.update(steps=12, log_every=2, eval_every=2, checkpoint_every=2, patience=2)
+    return config
+
+
+def run(config, workdir):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return train(config, workdir)
+
+
+def loaded(workdir):
+    with jax.numpy_dtype_promotion("standard"):
+        return sj.load_encoder(workdir)
+
+
+def measured(world, workdir):
+    """The test classes by the encoder that the tools load."""
+    records = load_records("folder", world / "shop", seed=0, fractions=(0.5, 0, 0.5)).where("test")
+    encoder = loaded(workdir)
+    found = embed_records(encoder, records)
+    return sides_of(found.vectors, found.records, encoder.distance).measure((1,)).means()
+
+
+@pytest.fixture(scope="module")
+def rehearsed(world, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "rehearsed"
+    return workdir, run(config_of(world), workdir)
+
+
+def test_the_steps_are_those_of_the_rehearsal(world, rehearsed):
+    """The best on held-out training classes, with the start among the candidates."""
+    workdir, results = rehearsed
+    curve = dict(read_curves(workdir / "rehearsal" / "metrics.jsonl")["validation/map@r"])
+    assert 0 in curve
+    best = max(curve, key=lambda step: (curve[step], -step))
+    steps = [*curve]
+    assert len(steps) - 1 - steps.index(best) == 2 or steps[-1] == 12  # patience, or the end
+    assert results["choices"]["steps"] in (best, -1)
+    assert results["checkpoint_step"] == max(0, results["choices"]["steps"])
+    assert results["chosen_by"] == "validation, in a rehearsal"
+    assert results["choices"]["stage"].split(",")[-1] == "stage4"
+    assert results["choices"]["shrinkage"] in fitting.SHRINKAGES
+    # The run itself had all training classes, and its test data were looked at once.
+    assert json.loads((workdir / "run.json").read_text())["split"]["train"]["classes"] == 8
+    tested = [step for step, _ in read_curves(workdir / "metrics.jsonl")["test/recall@1"]]
+    assert tested == [results["checkpoint_step"]]
+    table = results["test"]
+    assert [*table] == ["before", "fitted", "after", "gain, low", "gain, high"]
+    gain = table["after"]["recall@1"] - table["before"]["recall@1"]
+    assert table["gain, low"]["recall@1"] <= gain <= table["gain, high"]["recall@1"]
+    assert f"{gain:+.4f}" in results["verdict"]["test"]
+    if not results["checkpoint_step"]:
+        assert table["fitted"] == table["after"] or results["saved"] == "the bare trunk"
+    assert measured(world, workdir)["map@r"] == pytest.approx(table["after"]["map@r"], abs=1e-3)
+
+
+def test_gone_on_with_it_ends_the_same(world, rehearsed):
+    """Without its results, and without the rehearsal: what was chosen is kept."""
+    workdir, results = rehearsed
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "rehearsal")
+    again = run(config_of(world), workdir)
+    assert not (workdir / "rehearsal").exists()
+    assert again | {"seconds": 0} == json.loads(json.dumps(results)) | {"seconds": 0}
+
+
+def test_the_images_that_it_was_trained_on_are_known(world, rehearsed):
+    workdir, _ = rehearsed
+    assert len(loaded(workdir).fitted_to) == 32
+
+
+def test_the_bare_trunk_is_saved_where_it_is_better(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "choose", lambda *args: -1)
+    config = config_of(world)
+    config.data.validation_fraction = 0.25
+    config.trunk.stage = "stage4"
+    config.head.shrinkage = 0.5
+    config.train.steps = 2
+    results = run(config, tmp_path / "bare")
+    assert results["saved"] == "the bare trunk"
+    assert results["test"]["after"] == results["test"]["before"]
+    assert results["embedding_dim"] == 512
+    assert "not told apart" in results["verdict"]["test"]
+    encoder = loaded(tmp_path / "bare")
+    with jax.numpy_dtype_promotion("standard"):
+        bare = sj.load_encoder("resnet18", "random", 32)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(encoder(images), bare(images), atol=1e-5)
+    assert encoder.distance == "cosine"
+    expected = measured(world, tmp_path / "bare")["map@r"]
+    assert expected == pytest.approx(results["test"]["after"]["map@r"], abs=1e-3)
+
+
+def test_few_classes_are_said(world, tmp_path, caplog):
+    """One class to train on: nothing to choose by."""
+    tiny.make_folder(tmp_path / "few", classes=2, images=4)
+    config = config_of(world)
+    config.data.root = str(tmp_path / "few")
+    config.train.steps = 2
+    results = run(config, tmp_path / "run")
+    assert "takes the last stage and a shrinkage of 0.5" in caplog.text
+    assert results["choices"]["stage"] == "stage4"
+    assert results["checkpoint_step"] == 2
