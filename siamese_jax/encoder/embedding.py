@@ -113,9 +113,10 @@ class CachedVectors:
                 kept = f"{bar.n} of {len(todo)} images are done and kept in {folder}"
                 stopping.check(kept)
                 good = np.asarray(batch["mask"])
-                vectors = np.asarray(self.compute(batch["image"]))[good]
-                with naming(folder, kept):
-                    self._append([key_of[int(i)] for i in batch["id"][good]], vectors)
+                if good.any():  # or a program would be compiled for nothing
+                    vectors = np.asarray(self.compute(batch["image"]))[good]
+                    with naming(folder, kept):
+                        self._append([key_of[int(i)] for i in batch["id"][good]], vectors)
                 bar.update(min(len(good), len(todo) - bar.n))
 
     def _kept(self, keys: list[bytes]) -> Kept:

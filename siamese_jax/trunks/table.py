@@ -59,12 +59,11 @@ def as_preprocessing(value: str | Preprocessing | Mapping[str, Any]) -> Preproce
     """
     if isinstance(value, Preprocessing):
         return value
-    if not isinstance(value, str):  # as JSON keeps one
+    if isinstance(value, Mapping):  # as JSON keeps one
         for name, kind in _WRITTEN.items():
-            held = value.get(name) if isinstance(value, Mapping) else None
-            check(f"preprocessing.{name}", held, kind)
+            check(f"preprocessing.{name}", value.get(name), kind)
         return Preprocessing(tuple(value["mean"]), tuple(value["std"]), value["bgr"])
-    if value in PREPROCESSING:
+    if str(value) in PREPROCESSING:
         return PREPROCESSING[value]
     try:
         mean, std = (_three(part) for part in str(value).split("/"))

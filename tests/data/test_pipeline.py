@@ -222,7 +222,7 @@ def test_wrong_options(records):
     for options, message in [
         ({"fit": "zoom"}, "unknown fit"),
         ({"image_size": 0}, "image_size 0"),
-        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"augment": {"blur": 1}}, "no field 'blur'"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -61,7 +61,7 @@ def test_a_full_disk_leaves_the_former_file(name, folder, tmp_path, capfd):
 
 
 PLACES = {
-    "a file for a folder": ("--out={base}/file/out.npz", "file: File exists"),
+    "a file for a folder": ("--out={base}/file/out.npz", "file is a file; choose another place"),
     "a folder": ("--out={base}/folder.npz", "is a folder"),
     "too long": ("--out={base}/" + 300 * "n" + ".npz", "File name too long"),
     "a device that is full": ("--out={base}/full.npz", "No space left on device"),
