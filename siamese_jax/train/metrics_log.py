@@ -103,8 +103,10 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes both files."""
-        self._file.close()
-        self._events.close()
+        try:
+            self._file.close()
+        finally:  # also where the disk is full
+            self._events.close()
 
 
 class Events:

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import re
 import shutil
 import subprocess
+import time
 
 import jax
 import numpy as np
@@ -106,6 +108,17 @@ def test_a_run_whose_folder_vanishes(folder, tmp_path, capfd):
     assert train(folder, run) == 0
 
 
+def make_read_only(disk):
+    """The disk is busy until TensorStore's own threads have given up their files."""
+    for _ in range(40):
+        gc.collect()
+        done = subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True)
+        if done.returncode == 0:
+            return
+        time.sleep(0.25)
+    pytest.fail(f"{disk} stays busy: {done.stderr}")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore
 def test_a_run_on_a_small_disk(folder, tmp_path, capfd):
     """8 MB, of which the first checkpoint is 45."""
@@ -129,7 +142,7 @@ def test_a_run_on_a_small_disk(folder, tmp_path, capfd):
         line = last_line(capfd.readouterr().err)
         assert "No space left on device" in line
         assert str(disk / "run") in line
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        make_read_only(disk)
         assert train(folder, disk / "run") == 2
         assert "Read-only file system" in last_line(capfd.readouterr().err)
         with pytest.raises(OSError, match=re.escape(f"{disk / 'v.npz'}'")):
