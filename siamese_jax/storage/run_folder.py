@@ -262,7 +262,7 @@ def begun(
     if not any((workdir / name).exists() for name in ("results.json", "checkpoints")):
         return None
     found = read(workdir)
-    before, now = _flat(found.config), _flat(_as_stored(config))
+    before, now = _plainly(found.config), _plainly(_as_stored(config))
     changed = [
         f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(before.keys() | now.keys())
@@ -281,14 +281,18 @@ def _as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config, default=_plain))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all fields of a config."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = None if value == "None" else value  # of version 0.1.0
-    return flat
+            yield f"{prefix}{name}", value
+
+
+def _plainly(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as a mapping; version 0.1.0 wrote None as a text."""
+    return {name: None if value == "None" else value for name, value in flat(tree)}
 
 
 def environment() -> dict[str, Any]:

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
-from siamese_jax.storage.run_folder import RunFolder
-from siamese_jax.train.fields import flat
+from siamese_jax.storage.run_folder import RunFolder, flat
 from siamese_jax.weights.load import TrunkWeights, stored_weights
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ what is named, from tables of their own.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.losses import LOSSES
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.losses.options import LOSS_OPTIONS, MINER_OPTIONS
+from siamese_jax.storage.run_folder import flat
 from siamese_jax.train.optim import OPTIMIZERS, SCHEDULES
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.values import (
@@ -274,12 +275,3 @@ def options_of(section: str, called: str) -> Mapping[str, Option]:
     """The options of a loss, a miner or a sampler."""
     functions, options = SECTIONS[section]
     return options[functions[called].__name__] if called in functions else {}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of all fields."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
