@@ -361,10 +361,6 @@ def test_help_needs_neither_jax_nor_tensorflow():
     assert "--gallery" in done.stdout
 
 
-def test_compiled_programs_are_kept(world, vectors):
-    assert list((world / "cache" / "xla").iterdir())
-
-
 # Compare and diff ---------------------------------------------------------------------------
 
 
@@ -376,6 +372,11 @@ def compared(world):
         "compare", f"--config={config}", f"--workdir={workdir}", "--config.train.steps=3"
     )
     return config, workdir, printed
+
+
+def test_compiled_programs_are_kept(world, compared):
+    """By a process of its own: JAX keeps the first folder that a process names."""
+    assert list((world / "cache" / "xla").iterdir())
 
 
 def test_compare_writes_one_table_three_times(compared):
