@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siamese_jax.encoder.head import Head, make_head
-from siamese_jax.encoder.pooling import FIXED_POOLS, pool_names
+from siamese_jax.encoder.pooling import FIXED_POOLS, pooled_parts
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Model(NamedTuple):
     """What is computed; static under jit. The parameters travel beside it.
 
-    `name` is the trunk's in TRUNKS, `trunk` its module. `stage` is one of its outputs, or several
-    with commas between them, `pool` one pooling for all or one for each.
+    `name` is the trunk's in TRUNKS, `trunk` its module. `stage` and `pool` say which of its outputs
+    are pooled, and how: see `siamese_jax.encoder.pooling.pooled_parts`.
     """
 
     name: str
@@ -42,25 +42,24 @@ class Model(NamedTuple):
     train_stages: tuple[str, ...] = ()
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """The outputs that are pooled."""
-        return tuple(self.stage.split(","))
-
-    @property
-    def pools(self) -> tuple[str, ...]:
-        """The pooling of each of them."""
-        return pool_names(self.pool, len(self.stages))
+    def parts(self) -> tuple[tuple[str, str], ...]:
+        """(stage, pooling) of each part of the features."""
+        return pooled_parts(self.stage, self.pool)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The number of channels of each of them."""
-        return tuple(TRUNKS[self.name].widths[stage] for stage in self.stages)
+        """The number of channels of each part."""
+        return tuple(TRUNKS[self.name].widths[stage] for stage, _ in self.parts)
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The width of each part by what `stage` calls it."""
+        return dict(zip(self.stage.split(","), self.widths, strict=True))
 
     def apart(self) -> "tuple[Model, ...]":
-        """The models of the pooled features of each stage alone."""
+        """The models of each part alone."""
         bare = self._replace(head=make_head(normalize=False, dtype=self.trunk.dtype))
-        pairs = zip(self.stages, self.pools, strict=True)
-        return tuple(bare._replace(stage=stage, pool=pool) for stage, pool in pairs)
+        return tuple(bare._replace(stage=stage, pool=pool) for stage, pool in self.parts)
 
 
 def build_model(
@@ -76,7 +75,8 @@ def build_model(
 
     Args:
       weights: of `siamese_jax.weights.load`.
-      stage: the trunk's output to pool, or several: "stage4,stage6,top"; its last by default.
+      stage: the trunk's output to pool, or several: "stage4,stage6,top", and with a pooling of its
+        own: "stage6,stage6:max,top"; its last by default.
       pool: "average", "max", "rmac", "gem3" or "gem", or one for each stage: "average,max". The
         power of "gem" is the head's, to be trained, and is for one stage.
       head: options of `siamese_jax.encoder.head.make_head`; none at all gives the pooled features,
@@ -91,23 +91,19 @@ def build_model(
         raise UserError(f"trunk.dtype={dtype!r}; choose float32 or bfloat16")
     trunk = TRUNKS[weights.trunk]
     stage = stage or trunk.stages[-1]
-    stages = tuple(stage.split(","))
-    for name in (*stages, *train_stages):
+    parts = pooled_parts(stage, pool)
+    for name in (*(output for output, _ in parts), *train_stages):
         if name not in trunk.stages:
             raise UserError(
                 f"{weights.trunk} has no stage {name!r}; choose from {', '.join(trunk.stages)}"
             )
-    if len(set(stages)) < len(stages):
-        raise UserError(f"trunk.stage={stage!r} names a stage twice")
-    bare = {"layers": (), "normalize": False, "unit": len(stages) > 1}
+    bare = {"layers": (), "normalize": False, "unit": len(parts) > 1}
     options = dict(head) if head is not None else bare
-    options["parts"] = tuple(trunk.widths[name] for name in stages)
+    options["parts"] = tuple(trunk.widths[name] for name, _ in parts)
     return Model(
         name=weights.trunk,
         trunk=trunk.build(form=weights.form, dtype=jnp.dtype(dtype)),
-        head=make_head(
-            **options, gem="gem" in pool_names(pool, len(stages)), dtype=jnp.dtype(dtype)
-        ),
+        head=make_head(**options, gem=parts[0][1] == "gem", dtype=jnp.dtype(dtype)),
         preprocessing=weights.preprocessing,
         stage=stage,
         pool=pool,
@@ -146,7 +142,7 @@ def features(
         batch_stats = new["batch_stats"]
     else:
         outputs = model.trunk.apply(variables, x)
-    for stage in model.stages:
+    for stage, _ in model.parts:
         if 0 in outputs[stage].shape[1:3]:
             side, (rows, columns) = images.shape[1], outputs[stage].shape[1:3]
             raise UserError(
@@ -154,9 +150,8 @@ def features(
                 f"{columns} places"
             )
     if model.head.gem:
-        return outputs[model.stage], batch_stats
-    pairs = zip(model.stages, model.pools, strict=True)
-    pooled = [FIXED_POOLS[pool](outputs[stage]) for stage, pool in pairs]
+        return outputs[model.parts[0][0]], batch_stats
+    pooled = [FIXED_POOLS[pool](outputs[stage]) for stage, pool in model.parts]
     return jnp.concatenate(pooled, axis=-1), batch_stats
 
 

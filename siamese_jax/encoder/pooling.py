@@ -104,22 +104,34 @@ FIXED_POOLS: dict[str, Callable[[Array], Array]] = {
 POOLS = (*FIXED_POOLS, "gem")
 
 
-def pool_names(text: str, stages: int) -> tuple[str, ...]:
-    """A pooling for each of some stages: of "average", or "average,max" for two of them.
+def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
+    """The parts of an encoder's features: a stage and how it is pooled, of each.
+
+    >>> pooled_parts("stage4,top", "average")
+    (('stage4', 'average'), ('top', 'average'))
+    >>> pooled_parts("stage4,stage4:max,top", "average")
+    (('stage4', 'average'), ('stage4', 'max'), ('top', 'average'))
+
+    Args:
+      stage: one or several, with commas between them; each with a pooling of its own after a colon,
+        or else that of `pool`.
+      pool: one for all, or one for each: "average,max".
 
     Raises:
-      UserError: no pooling is called so, or there are not as many as stages.
+      UserError: no pooling is called so, there are not as many as stages, or a part twice.
     """
-    names = tuple(text.split(","))
-    for name in names:
+    names, pools = stage.split(","), pool.split(",")
+    if len(pools) not in (1, len(names)):
+        raise UserError(f"trunk.pool={pool!r} is {len(pools)} poolings for {len(names)} stages")
+    parts = []
+    for name, common in zip(names, pools * (len(names) // len(pools)), strict=True):
+        output, _, own = name.partition(":")
+        parts.append((output, own or common))
+    for _, name in parts:
         if name not in POOLS:
-            raise UserError(
-                f"trunk.pool={name!r} is not a pooling; choose one of {', '.join(POOLS)}"
-            )
-    if "gem" in names and stages > 1:
-        raise UserError(
-            "trunk.pool=gem learns its power for one stage; for several choose gem3, whose is 3"
-        )
-    if len(names) not in (1, stages):
-        raise UserError(f"trunk.pool={text!r} is {len(names)} poolings for {stages} stages")
-    return names * (stages // len(names))
+            raise UserError(f"{name!r} is not a pooling; choose one of {', '.join(POOLS)}")
+    if len(parts) > 1 and any(name == "gem" for _, name in parts):
+        raise UserError("gem learns its power for one stage; for several choose gem3, whose is 3")
+    if len(set(parts)) < len(parts):
+        raise UserError(f"trunk.stage={stage!r} names a stage twice, pooled the same way")
+    return tuple(parts)

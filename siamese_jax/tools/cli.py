@@ -115,7 +115,7 @@ def add_encoder(
         "--stage",
         type=TEXT,
         help="of a trunk: the output to pool, or several of one pass, such as stage4,stage6,top, "
-        "joined with unit length each; default: the last",
+        "joined with unit length each; stage6:max pools one in another way; default: the last",
     )
     group.add_argument(
         "--pool",

@@ -83,7 +83,7 @@ def choose_form(
     features, records = inputs.features(inputs.records.where("train"))
     fresh = init_head(model, features.shape[1:], jax.random.key(0))
     rows = head_inputs(model.head, fresh, features)
-    parts = dict(zip(model.stages, model.widths, strict=True))
+    parts = model.columns
 
     def best(stages: Sequence[tuple[str, ...]], tried: Sequence[float]) -> fitting.Scored:
         candidates = [Candidate(s, share) for s in stages for share in tried]

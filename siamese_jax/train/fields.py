@@ -107,8 +107,8 @@ FIELDS: dict[str, Option] = {
     "trunk.image_size": Option(PIXELS, "pixels a side"),
     "trunk.stage": Option(
         _TEXT,
-        "the output to pool, or several of one pass: stage4,stage6,top; the last by default; "
-        "auto chooses by folds over the training classes",
+        "the output to pool, or several of one pass: stage4,stage6,top, and stage6:max for another "
+        "pooling; the last by default; auto chooses by folds over the training classes",
     ),
     "trunk.pool": Option(
         listed(*POOLS), "from a feature map to one vector, for all stages or for each"

@@ -125,15 +125,15 @@ def _top(rows: Sequence[Row]) -> Row:
 
 
 def _union(source: Source) -> tuple[str, ...]:
-    return max(source.stages, key=len)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(source.stages)))
 
 
 def _parts(source: Source, stages: tuple[str, ...]) -> dict[str, int]:
-    """The width of each stage; of an encoder that is there, its own under the name ""."""
+    """The width of each part; of an encoder that is there, its own under the name ""."""
     encoder = source.load(stages)
     if stages == ("",):
         return {"": encoder.embedding_dim}
-    return dict(zip(stages, encoder.model.widths, strict=True))  # type: ignore[union-attr]
+    return encoder.model.columns  # type: ignore[union-attr]
 
 
 def _scored(

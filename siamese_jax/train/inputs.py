@@ -156,7 +156,7 @@ def _frozen(
         return in_blocks(trunk, images, block_size(images.shape))
 
     shapes = {}
-    for stage, pool, width in zip(model.stages, model.pools, model.widths, strict=True):
+    for (stage, pool), width in zip(model.parts, model.widths, strict=True):
         one = headless._replace(stage=stage, pool=pool)
         name = model_fingerprint(one, trunk_variables, size, reading.fit)
         whole = model.head.gem

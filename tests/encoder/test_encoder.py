@@ -260,11 +260,11 @@ def test_wrong_names(tmp_path):
 
 
 def test_several_stages_come_of_one_pass_and_are_kept_apart(tmp_path, monkeypatch):
-    """Each pooled in its own way, its signed root with unit length, side by side."""
+    """Each pooled in its own way, or in two, its signed root with unit length, side by side."""
     options = {"weights": "random", "image_size": SIZE}
-    pools = {"stage2": "max", "stage4": "average"}
-    ones = [sj.load_encoder("resnet18", stage=s, pool=p, **options) for s, p in pools.items()]
-    some = {"stage": ",".join(pools), "pool": ",".join(pools.values()), **options}
+    pools = [("stage2", "max"), ("stage4", "average"), ("stage4", "gem3")]
+    ones = [sj.load_encoder("resnet18", stage=s, pool=p, **options) for s, p in pools]
+    some = {"stage": "stage2:max,stage4,stage4:gem3", **options}
     both = sj.load_encoder("resnet18", **some)
     rooted = sj.load_encoder("resnet18", **some, signed_sqrt=True)
     folder = tiny.make_folder(tmp_path / "shop", classes=2, images=3)
@@ -276,15 +276,15 @@ def test_several_stages_come_of_one_pass_and_are_kept_apart(tmp_path, monkeypatc
         for encoder in (both, rooted, *ones)
     )
     # What the first one computed, all others find.
-    assert set(ran) == {"stage2,stage4"}
+    assert set(ran) == {some["stage"]}
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     np.testing.assert_allclose(found, np.concatenate([*map(unit, rest[1:])], 1), atol=1e-6)
     roots = [unit(np.sign(x) * np.sqrt(np.abs(x))) for x in rest[1:]]
     np.testing.assert_allclose(rest[0], np.concatenate(roots, 1), atol=1e-6)
     pictures = [read_image(path, (SIZE, SIZE)) for path in sorted(folder.glob("*/*"))]
     np.testing.assert_allclose(both(np.stack(pictures)), found, atol=1e-6)
-    assert both.embedding_dim == found.shape[1] == 128 + 512
-    assert len({e.fingerprint for e in (both, rooted, *ones)}) == 4
+    assert both.embedding_dim == found.shape[1] == 128 + 512 + 512
+    assert len({e.fingerprint for e in (both, rooted, *ones)}) == 5
 
 
 def test_the_fingerprint_is_of_the_weights_and_not_of_the_processors_kernels():

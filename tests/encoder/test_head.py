@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 from siamese_jax.encoder import lda
 from siamese_jax.encoder.head import fit_head, make_head
-from siamese_jax.encoder.pooling import FIXED_POOLS, GeM, pool_names, rmac, rmac_regions
+from siamese_jax.encoder.pooling import FIXED_POOLS, GeM, pooled_parts, rmac, rmac_regions
 from siamese_jax.errors import UserError
 
 
@@ -60,13 +60,16 @@ def test_rmac_sums_unit_regions(rng):
 
 def test_unknown_pooling():
     with pytest.raises(UserError, match=r"'avg'.*average"):
-        pool_names("avg", 1)
-    assert pool_names("max", 2) == ("max", "max")
-    assert pool_names("rmac,gem3", 2) == ("rmac", "gem3")
+        pooled_parts("top", "avg")
+    assert pooled_parts("a,b", "max") == (("a", "max"), ("b", "max"))
+    assert pooled_parts("a,b", "rmac,gem3") == (("a", "rmac"), ("b", "gem3"))
+    assert pooled_parts("a:max,a,b", "gem3") == (("a", "max"), ("a", "gem3"), ("b", "gem3"))
     with pytest.raises(UserError, match="2 poolings for 3 stages"):
-        pool_names("max,rmac", 3)
+        pooled_parts("a,b,c", "max,rmac")
     with pytest.raises(UserError, match="gem3"):
-        pool_names("gem", 2)
+        pooled_parts("a,b", "gem")
+    with pytest.raises(UserError, match="names a stage twice"):
+        pooled_parts("a,a:max", "max")
 
 
 def init(head, features):
