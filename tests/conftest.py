@@ -14,6 +14,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Files of minutes, the longest first: workers take whole files, and none should end alone.
+LONG = ("test_readme.py", "test_config_fields.py", "test_experiment.py", "test_disk.py")
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture
 def rng():
     import numpy as np

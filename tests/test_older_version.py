@@ -9,12 +9,12 @@ import csv
 import json
 import os
 import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
 import tiny
+import warm
 from ml_collections import ConfigDict
 
 import siamese_jax as sj
@@ -35,7 +35,7 @@ def old(tmp_path_factory):
 def run(old, *arguments):
     """A command in that folder, on its cache."""
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [warm.python(), *arguments],
         cwd=old,
         env=tiny.environment(old / "cache") | {"PYTHONPATH": os.fspath(tiny.ROOT)},
         capture_output=True,

@@ -14,6 +14,7 @@ import sys
 import offline
 import pytest
 import tiny
+import warm
 
 README = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = sorted(p for p in (tiny.ROOT / "configs").glob("*.py") if p.stem != "common")
@@ -26,8 +27,11 @@ ENDS = {  # of commands that need what is not here
     "vgg_triplet": CUT,
 }
 PYTHON = """#!/usr/bin/env bash
-case "$1 $2" in "-m pip" | "-m pytest") printf '%s\\n' "$*" >> "$ASIDE"; exit;; esac
-exec {python} "$@"
+case "$1 $2" in
+  "-m pip" | "-m pytest") printf '%s\\n' "$*" >> "$ASIDE"; exit;;
+  "-W error") exec {python} "$@";;
+esac
+exec {warm} "$@"
 """
 
 pytestmark = pytest.mark.slow
@@ -75,7 +79,8 @@ def place(tmp_path_factory):
     rows = [f"shop/class{c}/{i}.png,red;kind{c % 3}" for c in range(4) for i in range(2)]
     (root / "several.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     (root / "bin").mkdir()
-    (root / "bin" / "python").write_text(PYTHON.format(python=sys.executable))
+    warmed = warm.python(offline.environment(root / "cache"))
+    (root / "bin" / "python").write_text(PYTHON.format(python=sys.executable, warm=warmed))
     (root / "bin" / "python").chmod(0o755)
     return root
 

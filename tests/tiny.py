@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import warm
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """A whole `main.py`, as a user runs it."""
     return subprocess.run(
-        command(*arguments, config=config),
+        [warm.python(), *command(*arguments, config=config)[1:]],
         cwd=ROOT,
         env=environment(cache),
         capture_output=True,

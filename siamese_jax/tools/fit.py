@@ -190,7 +190,7 @@ def _stage_sets(args: argparse.Namespace, name: str) -> list[tuple[str, ...]]:
 
     there = find(name).stages
     if args.stages == "auto":
-        return stage_sets(there)
+        return stage_sets(there, args.pool)
     if args.stages == "last":
         return [there[-1:]]
     return [tuple(part.split("+")) for part in args.stages.split(",")]

@@ -48,7 +48,7 @@ def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...
     """The sets of stages that a config leaves open; the one that it names."""
     there = TRUNKS[trunk.trunk].stages
     if config.trunk.stage == "auto":
-        return fitting.stage_sets(there)
+        return fitting.stage_sets(there, config.trunk.pool)
     return [tuple((config.trunk.stage or there[-1]).split(","))]
 
 

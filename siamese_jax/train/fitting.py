@@ -62,14 +62,19 @@ class Scored(NamedTuple):
         return float(np.nanmean(self.values))
 
 
-def stage_sets(stages: Sequence[str]) -> list[tuple[str, ...]]:
+def stage_sets(stages: Sequence[str], pool: str = "average") -> list[tuple[str, ...]]:
     """The choices among a trunk's stages: its last ones, taken together, the fewest first.
 
-    >>> stage_sets(("stem", "stage1", "stage2", "top"))
-    [('top',), ('stage2', 'top'), ('stage1', 'stage2', 'top')]
+    Where the pooling is the average, then those of several once more with their maxima, but for the
+    last stage's. The last stage comes last in every set, and the last set has the parts of all.
+
+    >>> stage_sets(("stem", "stage1", "top"))
+    [('top',), ('stage1', 'top'), ('stage1:max', 'stage1', 'top')]
     """
     usable = [stage for stage in stages if stage != "stem"]
-    return list(dict.fromkeys(tuple(usable[-depth:]) for depth in DEPTHS))
+    plain = list(dict.fromkeys(tuple(usable[-depth:]) for depth in DEPTHS))
+    maxima = ((*(f"{stage}:max" for stage in some[:-1]), *some) for some in plain[1:])
+    return [*plain, *maxima] if pool == "average" else plain
 
 
 def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

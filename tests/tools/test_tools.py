@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 from siamese_jax.__main__ import main
@@ -88,7 +89,7 @@ def run(*argv):
 def run_process(*argv):
     """Runs a tool in a process of its own, from the checkout; what it printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "siamese_jax", *map(str, argv)],
+        [warm.python(), "-m", "siamese_jax", *map(str, argv)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import warm
 
 from siamese_jax.__main__ import TOOLS, main
 from siamese_jax.errors import UserError
@@ -63,7 +64,7 @@ def installed(tmp_path_factory):
 def test_the_wheel_trains_without_the_checkout(installed, tmp_path):
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "siamese_jax", *arguments],
+            [warm.python(), "-m", "siamese_jax", *arguments],
             cwd=tmp_path,
             env=tiny.environment(tmp_path / "cache") | {"PYTHONPATH": os.fspath(installed)},
             capture_output=True,
