@@ -189,7 +189,7 @@ def fit_head(
                 f"set head.layers to at most {len(mean)}, or head.init='random'"
             )
         if init == "pca":
-            kernel = lda.eigen(spread)[1][:, :width]
+            kernel = lda.eigen(spread, width)[1]
         else:
             kernel = lda.closed_form(found, shrinkage=shrinkage, width=width)[1].T
             kernel /= np.sqrt(np.square(kernel).sum() / width)

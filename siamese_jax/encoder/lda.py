@@ -46,6 +46,11 @@ class Scatter(NamedTuple):
     within: np.ndarray
     freedom: float
 
+    @property
+    def mean(self) -> np.ndarray:
+        """float64 [d], of the rows."""
+        return np.asarray(self.origin + self.total / self.rows)
+
     def without(self, part: "Scatter") -> "Scatter":
         """Of the rows that are not in a part made of whole classes, in the part's memory."""
         return Scatter(
@@ -83,7 +88,8 @@ def scatter(
     origin = np.asarray(origin, np.float64)
     total, products = np.zeros(len(origin)), np.zeros((len(origin),) * 2)
     for start in range(0, len(places), block):
-        x = np.asarray(rows(places[start : start + block]), np.float64) - origin
+        x = np.array(rows(places[start : start + block]), np.float64)
+        x -= origin
         total += x.sum(axis=0)
         products += x.T @ x
     found, freedom = within(rows, labels, len(origin), block=block)
@@ -131,7 +137,7 @@ def _deviations(
     """
 
     def read(start: int, stop: int) -> np.ndarray:
-        return np.asarray(rows(place[start:stop]), np.float64)
+        return np.array(rows(place[start:stop]), np.float64)
 
     ends = np.cumsum(sizes)
     first = start = 0
@@ -142,7 +148,8 @@ def _deviations(
             x = read(start, end)
             heads = np.concatenate([[0], np.cumsum(held)[:-1]])
             mean = np.add.reduceat(x, heads, axis=0) / held[:, None]
-            yield x - np.repeat(mean, held, axis=0), np.repeat(held, held)
+            x -= np.repeat(mean, held, axis=0)
+            yield x, np.repeat(held, held)
         else:  # one class of more rows than a block
             parts = [(i, min(i + block, end)) for i in range(start, end, block)]
             mean = np.sum([read(*part).sum(axis=0) for part in parts], axis=0) / held
@@ -152,41 +159,53 @@ def _deviations(
 
 
 def moments(found: Scatter, shrinkage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """m [d], C [d, d] and L [d, d] of the formula above.
-
-    Raises:
-      UserError: shrinkage outside 0..1, no two rows of one class, or none that differ.
-    """
-    if not 0 <= shrinkage <= 1:
-        raise UserError(f"shrinkage {shrinkage} must lie in 0..1")
-    if not found.freedom > 0:
-        raise UserError("the closed form needs a class of two images or more, but all are single")
-    mean, spread = mean_and_covariance(found)
-    shared = found.within / found.freedom
-    level = np.trace(shared) / len(shared)
-    if not level > 1e-12 * np.trace(spread) / len(spread):
-        raise UserError("the closed form needs images of one class that differ: all are copies")
-    shared *= 1 - shrinkage
-    # Even unasked, rounding must not make a direction without spread negative.
-    shared[np.diag_indices_from(shared)] += max(shrinkage, 1e-12) * level
-    return mean, spread, np.linalg.cholesky(shared)
+    """m [d], C [d, d] and L [d, d] of the formula above; errors as `factor`."""
+    return *mean_and_covariance(found), factor(found, shrinkage)
 
 
 def mean_and_covariance(found: Scatter) -> tuple[np.ndarray, np.ndarray]:
     """m [d] and C [d, d] of all rows."""
     shift = found.total / found.rows
-    return found.origin + shift, found.products / found.rows - np.outer(shift, shift)
+    spread = found.products / found.rows
+    spread -= np.outer(shift, shift)
+    return found.mean, spread
+
+
+def factor(found: Scatter, shrinkage: float) -> np.ndarray:
+    """L [d, d], the lower Cholesky factor of S_a.
+
+    Raises:
+      UserError: shrinkage outside 0..1, no two rows of one class, or none that differ.
+    """
+    from scipy.linalg import cholesky
+
+    if not 0 <= shrinkage <= 1:
+        raise UserError(f"shrinkage {shrinkage} must lie in 0..1")
+    if not found.freedom > 0:
+        raise UserError("the closed form needs a class of two images or more, but all are single")
+    shared = found.within / found.freedom
+    level, size = np.trace(shared) / len(shared), len(shared)
+    every = np.trace(found.products) / found.rows - np.square(found.total / found.rows).sum()
+    if not level > 1e-12 * every / size:
+        raise UserError("the closed form needs images of one class that differ: all are copies")
+    shared *= 1 - shrinkage
+    # Even unasked, rounding must not make a direction without spread negative.
+    shared[np.diag_indices(size)] += max(shrinkage, 1e-12) * level
+    # LAPACK works in place on columns; of a symmetric matrix these are the rows.
+    return cholesky(shared.T, lower=True, overwrite_a=True, check_finite=False)
 
 
 def whitened(lower: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """L^-1 x for each of some rows, float64 [n, d]."""
     from scipy.linalg import solve_triangular
 
-    return solve_triangular(lower, rows.T, lower=True).T
+    return solve_triangular(lower, rows.T, lower=True, check_finite=False).T
 
 
 def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The fitted map x -> P (x - m).
+
+    Beside `found`, two matrices [d, d] and the axes are held.
 
     Args:
       found: of `scatter`.
@@ -197,7 +216,7 @@ def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.nda
       m float64 [d], P float64 [width, d].
 
     Raises:
-      UserError: a width that the rows do not have, or what `moments` raises.
+      UserError: a width that the rows do not have, or what `factor` raises.
     """
     mean, spread, lower = moments(found, shrinkage)
     if not 1 <= width <= len(mean):
@@ -206,15 +225,34 @@ def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.nda
 
 
 def leading(spread: np.ndarray, lower: np.ndarray, width: int) -> np.ndarray:
-    """V^T L^-1 [width, d]: the first principal axes after the map L^-1, largest first."""
-    inverse = whitened(lower, np.eye(len(lower))).T
-    _, vectors = eigen(inverse @ spread @ inverse.T)
-    return vectors[:, :width].T @ inverse
+    """V^T L^-1 [width, d]: the first principal axes after the map L^-1, largest first.
+
+    C is lost: L^-1 C L^-T is made in its place.
+    """
+    from scipy.linalg import lapack, solve_triangular
+
+    reduced, _ = lapack.dsygst(spread.T, np.asfortranarray(lower), lower=1, overwrite_a=1)
+    _, axes = eigen(reduced, width)
+    return solve_triangular(
+        lower, axes, trans="T", lower=True, overwrite_b=True, check_finite=False
+    ).T
 
 
-def eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, largest first, and eigenvectors in columns, their largest entry positive."""
-    values, vectors = np.linalg.eigh(matrix)
-    vectors = vectors[:, ::-1]
-    top = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
-    return values[::-1], vectors * np.sign(top)
+def eigen(matrix: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, largest first, and eigenvectors in columns, their largest entry positive.
+
+    Args:
+      matrix: float64 [d, d], symmetric; its lower triangle is read, and it is lost.
+      width: how many; all of them, if not given.
+    """
+    from scipy.linalg import eigh
+
+    size = len(matrix)
+    # Few are found one by one, many are quicker all at once.
+    few = (size - width, size - 1) if width and width <= size // 3 else None
+    values, vectors = eigh(
+        matrix, subset_by_index=few, driver="evr", overwrite_a=True, check_finite=False
+    )
+    values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
+    vectors *= np.where(vectors.max(axis=0) >= -vectors.min(axis=0), 1.0, -1.0)
+    return values, vectors

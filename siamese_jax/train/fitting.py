@@ -6,8 +6,9 @@ measured after training. All candidates of one trunk come from one accumulated `
 is subtracted from it, and a choice of stages is some of its rows and columns.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -141,8 +142,7 @@ def score(
         except UserError:
             continue  # no query of this fold has an answer in it
         rest = _rest(whole, rows, records.label, held) if whole else None
-        x = np.asarray(rows(held), np.float64)
-        for candidate, vectors in _embedded(rest, x, columns, candidates):
+        for candidate, vectors in _embedded(rest, rows(held), columns, candidates):
             values = sides_of(vectors, asked, "cosine").measure((1,), (METRIC,))
             found[candidate].append(values.values[METRIC])
     if not next(iter(found.values())):
@@ -215,16 +215,27 @@ def _embedded(
         if same[0].shrinkage is None or rest is None:
             yield same[0], x[:, chosen].astype(np.float32)
             continue
-        mean, spread, lower = lda.moments(rest.at(chosen), same[0].shrinkage)
-        centred = x[:, chosen] - mean
-        axes = None
-        for candidate in same:
-            if candidate.width is None:
-                yield candidate, lda.whitened(lower, centred).astype(np.float32)
-                continue
-            if candidate.width > len(mean):
-                said = f"keeps 1 to {len(mean)} axes of {'+'.join(stages) or 'this encoder'}"
-                raise UserError(f"the closed form {said}, not {candidate.width}")
-            if axes is None:
-                axes = lda.leading(spread, lower, len(mean))
-            yield candidate, (centred @ axes[: candidate.width].T).astype(np.float32)
+        widest = max((c.width for c in same if c.width is not None), default=0)
+        if widest > len(chosen):
+            said = f"keeps 1 to {len(chosen)} axes of {'+'.join(stages) or 'this encoder'}"
+            raise UserError(f"the closed form {said}, not {widest}")
+        fit = rest.at(chosen)
+        lower = lda.factor(fit, same[0].shrinkage)
+        if any(c.width is None for c in same):
+            apply = functools.partial(lda.whitened, lower)
+            yield same[0]._replace(width=None), _mapped(apply, x, chosen, fit.mean)
+        if widest:  # the axes of a narrow one are the first of a wide one's
+            axes = lda.leading(lda.mean_and_covariance(fit)[1], lower, widest)
+            vectors = _mapped(lambda rows: rows @ axes.T, x, chosen, fit.mean)  # noqa: B023
+            yield from ((c, vectors[:, : c.width]) for c in same if c.width is not None)
+
+
+def _mapped(
+    apply: Callable[[np.ndarray], np.ndarray], x: np.ndarray, chosen: np.ndarray, mean: np.ndarray
+) -> np.ndarray:
+    """Some columns of x, less their mean, through a map: float32, block by block."""
+    parts = [
+        apply(x[start : start + lda.BLOCK][:, chosen] - mean).astype(np.float32)
+        for start in range(0, len(x), lda.BLOCK)
+    ]
+    return np.concatenate(parts)
