@@ -223,12 +223,11 @@ def choose(run: Run, model: Model, values: Mapping[int, float]) -> int:
 
 def held_out(records: Records, seed: int) -> Records:
     """A fold of the training classes as validation, and no test images."""
-    train = records.where("train")
-    fold = fitting.folds_of(train.label, fitting.FOLDS, seed)
-    held = train.id[fold == 0]
     part = records.select(records.split == "train")
-    split = np.where(np.isin(part.id, held), "validation", part.split)
-    made = replace(part, split=split)
+    held, asked = fitting.held_folds(part.label, fitting.FOLDS, seed)[0]
+    label, split = part.label.copy(), np.where(held, "validation", part.split)
+    label[held] = asked[held]
+    made = replace(part, split=split, label=label)
     if not evaluated(made) or not (split == "train").any():
         raise fitting.TooFew("there is nothing to choose by: no held-out image has an answer")
     return made

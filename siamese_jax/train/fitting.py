@@ -8,6 +8,7 @@ is subtracted from it, and a choice of stages is some of its rows and columns.
 
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap
 from siamese_jax.metrics.evaluation import sides_of
 
+log = logging.getLogger(__name__)
 FOLDS = 4
 SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
 DEPTHS = (1, 2, 4, 6)  # how many of the last stages are tried together
@@ -88,21 +90,59 @@ def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     known = ~missing(labels)
     first = labels.argmax(axis=1) if labels.ndim == 2 else labels
-    names, sizes = np.unique(first[known], return_counts=True)
+    fold = _dealt(*np.unique(first[known], return_counts=True), count, seed)
+    return np.array(
+        [fold[c] if k else -1 for c, k in zip(first.tolist(), known, strict=True)], np.int64
+    )
+
+
+def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each fold the images that are held out, and the labels that they are asked by.
+
+    Whole classes are dealt. An image of several is held out with each of them, and asked by those
+    of the fold alone: what is fitted to the others has seen neither the image nor the class.
+
+    Args:
+      labels: int [n], -1 for none, or bool [n, c].
+      count: at most so many folds; less where a fold would leave no two images of one class to fit
+        to, which is said.
+      seed: of the dealing.
+
+    Returns:
+      bool [n] and labels like the given ones, of each fold.
+
+    Raises:
+      UserError: fewer than two classes of two images or more, or nothing left to fit to.
+    """
+    if labels.ndim == 1:
+        fold = folds_of(labels, count, seed)
+        return [(fold == number, labels) for number in range(fold.max() + 1)]
+    sizes = labels.sum(axis=0)
+    dealt = _dealt(np.flatnonzero(sizes), sizes[sizes > 0], count, seed)
+    fold = np.array([dealt.get(c, -1) for c in range(labels.shape[1])])
+    own = [labels & (fold == number) for number in range(fold.max() + 1)]
+    found = [(mine.any(axis=1), mine) for mine in own]
+    kept = [(held, mine) for held, mine in found if labels[~held].sum(axis=0).max() > 1]
+    if not kept:
+        raise TooFew("there is nothing to choose by: no fold of classes leaves images to fit to")
+    if len(kept) < len(found):
+        said = "%d of %d folds over the classes leave nothing to fit to, and are left out"
+        log.warning(said, len(found) - len(kept), len(found))
+    return kept
+
+
+def _dealt(names: np.ndarray, sizes: np.ndarray, count: int, seed: int) -> dict[int, int]:
+    """The fold of each class, of their numbers and how many images each has."""
     several = names[sizes > 1]
     if len(several) < 2:
         raise TooFew(
             f"there is nothing to choose by: {len(several)} classes have two images or more, and "
             "folds need two of them"
         )
-    count = min(count, len(several))
     rng = np.random.default_rng(seed)
     # Those that can be asked are dealt evenly, and then the others.
-    dealt = [*rng.permutation(several), *rng.permutation(names[sizes == 1])]
-    fold = dict(zip(dealt, itertools.cycle(range(count)), strict=False))
-    return np.array(
-        [fold[c] if k else -1 for c, k in zip(first.tolist(), known, strict=True)], np.int64
-    )
+    order = [*rng.permutation(several), *rng.permutation(names[sizes == 1])]
+    return dict(zip(order, itertools.cycle(range(min(count, len(several)))), strict=False))
 
 
 def score(
@@ -127,22 +167,22 @@ def score(
     Raises:
       UserError: too few classes, or nothing to ask.
     """
-    fold = folds_of(records.label, folds, seed)
     fits = any(candidate.shrinkage is not None for candidate in candidates)
-    whole = lda.scatter(rows, records.label, origin=_origin(rows, len(records))) if fits else None
+    one = fits and records.label.ndim == 1
+    whole = lda.scatter(rows, records.label) if one else None
     columns = _columns(parts)
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
-    for number in range(fold.max() + 1):
-        held = np.flatnonzero(fold == number)
-        asked = _thinned(records.select(held), seed)
+    for held, labels in held_folds(records.label, folds, seed):
+        asked = _thinned(replace(records, label=labels).select(held), seed)
         try:
             sides_of(np.zeros((len(asked), 1), np.float32), asked, "cosine").measure(
                 (1,), (METRIC,)
             )
         except UserError:
             continue  # no query of this fold has an answer in it
-        rest = _rest(whole, rows, records.label, held) if whole else None
-        for candidate, vectors in _embedded(rest, rows(held), columns, candidates):
+        rest = _rest(whole, rows, records.label, held) if fits else None
+        x = rows(np.flatnonzero(held))
+        for candidate, vectors in _embedded(rest, x, columns, candidates):
             values = sides_of(vectors, asked, "cosine").measure((1,), (METRIC,))
             found[candidate].append(values.values[METRIC])
     if not next(iter(found.values())):
@@ -166,11 +206,6 @@ def narrowest(scored: Sequence[Scored]) -> Scored:
     )
 
 
-def _origin(rows: lda.Rows, count: int) -> np.ndarray:
-    some = np.unique(np.linspace(0, count - 1, min(count, lda.BLOCK)).astype(np.int64))
-    return np.asarray(rows(some), np.float64).mean(axis=0)
-
-
 def _columns(parts: Mapping[str, int]) -> dict[str, np.ndarray]:
     ends = np.cumsum([*parts.values()])
     return {
@@ -179,16 +214,16 @@ def _columns(parts: Mapping[str, int]) -> dict[str, np.ndarray]:
     }
 
 
-def _rest(whole: lda.Scatter, rows: lda.Rows, labels: np.ndarray, held: np.ndarray) -> lda.Scatter:
-    """Of all rows but those of a fold."""
+def _rest(
+    whole: lda.Scatter | None, rows: lda.Rows, labels: np.ndarray, held: np.ndarray
+) -> lda.Scatter:
+    """Of all rows but those of a fold; by subtraction where the folds' classes are apart."""
 
-    def of(places: np.ndarray) -> lda.Scatter:
-        own = labels[places]
-        return lda.scatter(lambda some: rows(places[some]), own, origin=whole.origin)
+    def of(chosen: np.ndarray, origin: np.ndarray | None) -> lda.Scatter:
+        places = np.flatnonzero(chosen)
+        return lda.scatter(lambda some: rows(places[some]), labels[chosen], origin=origin)
 
-    if labels.ndim == 1:
-        return whole.without(of(held))
-    return of(np.setdiff1d(np.arange(len(labels)), held))  # classes reach over folds
+    return whole.without(of(held, whole.origin)) if whole else of(~held, None)
 
 
 def _thinned(records: Records, seed: int) -> Records:

@@ -1,0 +1,73 @@
+"""The choice by folds where an image has several classes: no class is asked that was fitted to."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from siamese_jax.data.records import make_records
+from siamese_jax.encoder import lda
+from siamese_jax.errors import UserError
+from siamese_jax.train import fitting
+from siamese_jax.train.fitting import Candidate
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Records of 70 images with one to three of 12 classes, and rows float64 [70, 9]."""
+    rng = np.random.default_rng(4)
+    label = np.zeros((70, 12), bool)
+    for row in label:
+        row[rng.choice(12, rng.integers(1, 4), replace=False)] = True
+    records = make_records([f"{i}.png" for i in range(70)], ["any"] * 70, root="")
+    records = replace(records, label=label)
+    return records, records.label @ rng.normal(size=(12, 9)) + rng.normal(size=(70, 9))
+
+
+def test_a_fold_shares_no_class_with_what_is_fitted(several):
+    records, _ = several
+    folds = fitting.held_folds(records.label, 4, 1)
+    assert len(folds) == 4
+    own = [labels.any(axis=0) for _, labels in folds]
+    assert (np.sum(own, axis=0) == 1).all()  # each class in one fold
+    for (held, labels), mine in zip(folds, own, strict=True):
+        assert not records.label[~held][:, mine].any()
+        np.testing.assert_array_equal(held, records.label[:, mine].any(axis=1))
+        np.testing.assert_array_equal(labels, records.label & mine)
+
+
+def test_the_scores_are_those_of_a_fit_to_the_others(several):
+    """Each fold anew: the closed form of the rows left, and map@r as a loop."""
+    records, x = several
+    candidates = [Candidate(("a", "b"), 0.3, 4), Candidate(("b",), None)]
+    scored = fitting.score(lambda p: x[p], records, {"a": 6, "b": 3}, candidates, folds=4, seed=1)
+    for candidate, values in scored:
+        hits = []
+        for held, labels in fitting.held_folds(records.label, 4, 1):
+            z = x[held][:, 6:]
+            if candidate.shrinkage is not None:
+                rest = x[~held]
+                found = lda.scatter(lambda p, rest=rest: rest[p], records.label[~held])
+                mean, projection = lda.closed_form(found, shrinkage=0.3, width=4)
+                z = (x[held] - mean) @ projection.T
+            z = z / np.linalg.norm(z, axis=1, keepdims=True)
+            match = labels[held].astype(int) @ labels[held].T > 0
+            np.fill_diagonal(match, False)
+            for i, row in enumerate(z @ z.T - 9 * np.eye(len(z))):
+                many = match[i].sum()
+                right = match[i][np.argsort(-row)[:many]]
+                precision = np.cumsum(right) / (1 + np.arange(many))
+                hits.append((precision * right).sum() / many if many else np.nan)
+        np.testing.assert_allclose(values, hits, atol=1e-6)
+
+
+def test_folds_that_leave_nothing_are_said(caplog):
+    """A class of all images is in one fold; alone with another, nothing is left in any."""
+    labels = np.random.default_rng(0).random((40, 6)) < 0.3
+    labels[:, 0] = True
+    with caplog.at_level(logging.WARNING):
+        assert len(fitting.held_folds(labels, 3, 0)) == 2
+    assert "1 of 3 folds" in caplog.text
+    with pytest.raises(UserError, match="no fold of classes leaves"):
+        fitting.held_folds(np.ones((40, 2), bool), 2, 0)
