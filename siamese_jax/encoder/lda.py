@@ -25,6 +25,7 @@ from siamese_jax.errors import UserError
 
 Rows = Callable[[np.ndarray], np.ndarray]  # places int [m] -> real [m, d]
 BLOCK = 4096
+NARROW = 2048  # matrices up to here are taken apart at once: small, and other threads run meanwhile
 
 
 class Scatter(NamedTuple):
@@ -167,7 +168,8 @@ def mean_and_covariance(found: Scatter) -> tuple[np.ndarray, np.ndarray]:
     """m [d] and C [d, d] of all rows."""
     shift = found.total / found.rows
     spread = found.products / found.rows
-    spread -= np.outer(shift, shift)
+    for row, part in zip(spread, shift, strict=True):  # no third matrix
+        row -= part * shift
     return found.mean, spread
 
 
@@ -248,11 +250,13 @@ def eigen(matrix: np.ndarray, width: int | None = None) -> tuple[np.ndarray, np.
     from scipy.linalg import eigh
 
     size = len(matrix)
-    # Few are found one by one, many are quicker all at once.
-    few = (size - width, size - 1) if width and width <= size // 3 else None
-    values, vectors = eigh(
-        matrix, subset_by_index=few, driver="evr", overwrite_a=True, check_finite=False
-    )
+    if size <= NARROW:
+        values, vectors = np.linalg.eigh(matrix)
+    else:  # in place; few are found one by one, many are quicker all at once
+        few = (size - width, size - 1) if width and width <= size // 3 else None
+        values, vectors = eigh(
+            matrix, subset_by_index=few, driver="evr", overwrite_a=True, check_finite=False
+        )
     values, vectors = values[::-1][:width], vectors[:, ::-1][:, :width]
     vectors *= np.where(vectors.max(axis=0) >= -vectors.min(axis=0), 1.0, -1.0)
     return values, vectors

@@ -6,14 +6,18 @@ measured after training. All candidates of one trunk come from one accumulated `
 is subtracted from it, and a choice of stages is some of its rows and columns.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from siamese_jax.data.labels import missing
 from siamese_jax.data.records import Records
@@ -21,12 +25,14 @@ from siamese_jax.encoder import lda
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap
 from siamese_jax.metrics.evaluation import sides_of
+from siamese_jax.search.engine.parallel import THREADS
 
 log = logging.getLogger(__name__)
 FOLDS = 4
 SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
 DEPTHS = (1, 2, 4, 6)  # how many of the last stages are tried together
 MOST = 1000  # queries of a fold
+WORKERS = 4  # candidates that are fitted side by side
 METRIC = "map@r"
 
 
@@ -46,6 +52,10 @@ class Candidate(NamedTuple):
     stages: tuple[str, ...]
     shrinkage: float | None
     width: int | None = None
+
+
+Vectors = list[tuple[Candidate, np.ndarray]]  # float32 [m, d], of each
+Task = Callable[[], Vectors]
 
 
 class Scored(NamedTuple):
@@ -172,25 +182,56 @@ def score(
     whole = lda.scatter(rows, records.label) if one else None
     columns = _columns(parts)
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
-    for held, labels in held_folds(records.label, folds, seed):
-        asked = _thinned(replace(records, label=labels).select(held), seed)
-        try:
-            sides_of(np.zeros((len(asked), 1), np.float32), asked, "cosine").measure(
-                (1,), (METRIC,)
-            )
-        except UserError:
-            continue  # no query of this fold has an answer in it
-        rest = _rest(whole, rows, records.label, held) if fits else None
-        x = rows(np.flatnonzero(held))
-        for candidate, vectors in _embedded(rest, x, columns, candidates):
-            values = sides_of(vectors, asked, "cosine").measure((1,), (METRIC,))
-            found[candidate].append(values.values[METRIC])
+    with _side_by_side(sum(parts.values())) as run:
+        for held, labels in held_folds(records.label, folds, seed):
+            asked = _thinned(replace(records, label=labels).select(held), seed)
+            try:
+                _measure(np.zeros((len(asked), 1), np.float32), asked)
+            except UserError:
+                continue  # no query of this fold has an answer in it
+            rest = _rest(whole, rows, records.label, held) if fits else None
+            x = rows(np.flatnonzero(held))
+            tasks = [
+                functools.partial(_embedded, rest, x, columns, alike)
+                for alike in _alike(candidates)
+            ]
+            for candidate, vectors in itertools.chain.from_iterable(run(tasks)):
+                found[candidate].append(_measure(vectors, asked))
     if not next(iter(found.values())):
         raise TooFew(
             f"{records.root}: there is nothing to choose by: no image has another of its class to "
             "find"
         )
     return [Scored(candidate, np.concatenate(values)) for candidate, values in found.items()]
+
+
+@contextlib.contextmanager
+def _side_by_side(width: int) -> Iterator[Callable[[Sequence[Task]], Iterable[Vectors]]]:
+    """Runs tasks and gives what they return, in their order.
+
+    Matrices [width, width] that are small are worked on by several threads, each a task: the
+    threads of one operation wait for one another too often. Of large ones there is one task at a
+    time, for their memory.
+    """
+    workers = min(THREADS, WORKERS) if width <= lda.NARROW else 1
+    if workers == 1:
+        yield lambda tasks: (task() for task in tasks)
+        return
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+
+        def run(tasks: Sequence[Task]) -> Iterator[Vectors]:
+            begun = deque[Future[Vectors]]()
+            for task in tasks:  # one ahead, so that what waits to be taken stays little
+                begun.append(pool.submit(task))
+                if len(begun) > workers:
+                    yield begun.popleft().result()
+            yield from (future.result() for future in begun)
+
+        yield run
+
+
+def _measure(vectors: np.ndarray, asked: Records) -> np.ndarray:
+    return sides_of(vectors, asked, "cosine").measure((1,), (METRIC,)).values[METRIC]
 
 
 def best(scored: Sequence[Scored]) -> Scored:
@@ -236,33 +277,36 @@ def _thinned(records: Records, seed: int) -> Records:
     return replace(records, is_query=chosen)
 
 
+def _alike(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Those that differ in width alone, together."""
+    kind = lambda c: (c.stages, -1.0 if c.shrinkage is None else c.shrinkage)  # noqa: E731
+    return [list(same) for _, same in itertools.groupby(sorted(candidates, key=kind), kind)]
+
+
 def _embedded(
     rest: lda.Scatter | None,
     x: np.ndarray,
     columns: Mapping[str, np.ndarray],
-    candidates: Sequence[Candidate],
-) -> Iterator[tuple[Candidate, np.ndarray]]:
-    """The rows x [m, d] as each candidate embeds them, fitted to the rest."""
-    kind = lambda c: (c.stages, -1.0 if c.shrinkage is None else c.shrinkage)  # noqa: E731
-    for (stages, _), group in itertools.groupby(sorted(candidates, key=kind), kind):
-        chosen = np.concatenate([columns[stage] for stage in stages])
-        same = list(group)
-        if same[0].shrinkage is None or rest is None:
-            yield same[0], x[:, chosen].astype(np.float32)
-            continue
-        widest = max((c.width for c in same if c.width is not None), default=0)
-        if widest > len(chosen):
-            said = f"keeps 1 to {len(chosen)} axes of {'+'.join(stages) or 'this encoder'}"
-            raise UserError(f"the closed form {said}, not {widest}")
-        fit = rest.at(chosen)
-        lower = lda.factor(fit, same[0].shrinkage)
-        if any(c.width is None for c in same):
-            apply = functools.partial(lda.whitened, lower)
-            yield same[0]._replace(width=None), _mapped(apply, x, chosen, fit.mean)
-        if widest:  # the axes of a narrow one are the first of a wide one's
-            axes = lda.leading(lda.mean_and_covariance(fit)[1], lower, widest)
-            vectors = _mapped(lambda rows: rows @ axes.T, x, chosen, fit.mean)  # noqa: B023
-            yield from ((c, vectors[:, : c.width]) for c in same if c.width is not None)
+    alike: Sequence[Candidate],
+) -> list[tuple[Candidate, np.ndarray]]:
+    """The rows x [m, d] as some candidates that differ in width embed them, fitted to the rest."""
+    stages, shrinkage, _ = alike[0]
+    chosen = np.concatenate([columns[stage] for stage in stages])
+    if shrinkage is None or rest is None:
+        return [(alike[0], x[:, chosen].astype(np.float32))]
+    widest = max((c.width for c in alike if c.width is not None), default=0)
+    if widest > len(chosen):
+        said = f"keeps 1 to {len(chosen)} axes of {'+'.join(stages) or 'this encoder'}"
+        raise UserError(f"the closed form {said}, not {widest}")
+    fit = rest.at(chosen)
+    lower = lda.factor(fit, shrinkage)
+    vectors: dict[bool, np.ndarray] = {}  # by whether all axes are kept
+    if any(c.width is None for c in alike):
+        vectors[True] = _mapped(functools.partial(lda.whitened, lower), x, chosen, fit.mean)
+    if widest:  # the axes of a narrow one are the first of a wide one's
+        axes = lda.leading(lda.mean_and_covariance(fit)[1], lower, widest)
+        vectors[False] = _mapped(lambda rows: rows @ axes.T, x, chosen, fit.mean)
+    return [(c, vectors[c.width is None][:, : c.width]) for c in alike]
 
 
 def _mapped(
