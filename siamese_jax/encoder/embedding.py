@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from siamese_jax.encoder.encoder import Encoder
 
 Batch = dict[str, np.ndarray]
+Rows = Callable[[np.ndarray], np.ndarray]  # places int [m] -> float32 [m, d]
 
 
 class Kept(NamedTuple):
@@ -185,6 +186,27 @@ def embed_records(
     Raises:
       UserError: no image could be read, or one could not under `strict`.
     """
+    rows, kept = embedded_rows(
+        encoder, records, batch_size=batch_size, cache_dir=cache_dir, strict=strict, keys=keys
+    )
+    return _named(encoder, rows(np.arange(len(kept))), kept)
+
+
+def embedded_rows(
+    encoder: "Encoder | Combined",
+    records: "Records",
+    *,
+    batch_size: int = 32,
+    cache_dir: str | os.PathLike[str] | None = None,
+    strict: bool = False,
+    keys: list[bytes] | None = None,
+) -> tuple[Rows, "Records"]:
+    """The same, without all of them in memory: arguments and errors as `embed_records`.
+
+    Returns:
+      Places int [m] -> float32 [m, d], read from the cache when they are asked for; and the records
+      that can be read, whose places these are.
+    """
     from siamese_jax.data.pipeline import Reading, eval_batches
     from siamese_jax.data.records import content_keys
 
@@ -195,7 +217,9 @@ def embed_records(
         how: Any = {"batch_size": batch_size, "strict": strict, "keys": known}
         return eval_batches(records.select(rows), Reading(part.image_size, part.fit, **how))
 
-    return _embedded(encoder, records, keys, batches, cache_dir)
+    rows, there = _rows(encoder, records, keys, batches, cache_dir)
+    good = np.flatnonzero(there)
+    return lambda places: rows(good[places]), records.select(good)
 
 
 def embed_folder(
@@ -298,30 +322,34 @@ def _embedded(
     cache_dir: str | os.PathLike[str] | None,
 ) -> Embedded:
     """The records with their vectors; `batches` gives some of them as an encoder sees them."""
-    vectors, good = _vectors(encoder, records, keys, batches, cache_dir)
-    kept = records.select(good)
+    rows, there = _rows(encoder, records, keys, batches, cache_dir)
+    good = np.flatnonzero(there)
+    return _named(encoder, rows(good), records.select(good))
+
+
+def _named(encoder: "Encoder | Combined", vectors: np.ndarray, kept: "Records") -> Embedded:
     distance = getattr(encoder, "distance", "cosine")
     names = (item_ids(kept), label_names(kept), kept.path)
     return Embedded(vectors, *names, distance, encoder.fingerprint, kept)
 
 
-def _vectors(
+def _rows(
     encoder: "Encoder | Combined",
     records: "Records",
     keys: list[bytes],
     batches: Callable[["Encoder", np.ndarray], Iterable[Batch]],
     cache_dir: str | os.PathLike[str] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [m, d] of the images that can be read, and which they are, bool [n]."""
+) -> tuple[Rows, np.ndarray]:
+    """Places of the n records -> their vectors, float32 [m, d]; and which can be read, bool [n]."""
     from siamese_jax.encoder.combined import Combined
     from siamese_jax.encoder.encoder import Apart
     from siamese_jax.storage.cache import cache_root
 
     if isinstance(encoder, Combined):
-        parts = [_vectors(part, records, keys, batches, cache_dir) for part in encoder.parts]
+        parts = [_rows(part, records, keys, batches, cache_dir) for part in encoder.parts]
         # A file that is gone since the first pass is gone for all.
         good = np.logical_and.reduce([there for _, there in parts])
-        return encoder.join([vectors[good[there]] for vectors, there in parts]), good
+        return lambda places: encoder.join([rows(places) for rows, _ in parts]), good
     root = Path(cache_dir) if cache_dir else cache_root()
     whole = Apart((encoder,), encoder, np.asarray)
     own, compute, finish = encoder.apart() if hasattr(encoder, "apart") else whole
@@ -330,7 +358,6 @@ def _vectors(
     mirrored = ", mirrored" if getattr(encoder, "mirror", False) else ""
     title = f"embedding at {encoder.image_size} px{mirrored}"
     kept = cached.kept(records.id, keys, describe=title)
-    good = np.flatnonzero(kept.there)
-    if not len(good):
+    if not kept.there.any():
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")
-    return finish(kept.take(good)), kept.there
+    return lambda places: finish(kept.take(places)), kept.there

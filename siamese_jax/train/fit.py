@@ -10,7 +10,7 @@ import numpy as np
 from siamese_jax.data.records import Records, content_keys, fingerprint
 from siamese_jax.encoder import folder, lda
 from siamese_jax.encoder.combined import Combined, Part, whitened
-from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.encoder.embedding import embedded_rows
 from siamese_jax.encoder.whitening import Whitening
 from siamese_jax.train import fitting
 from siamese_jax.train.fitting import Candidate, Scored
@@ -144,10 +144,10 @@ def _scored(
     options: Mapping[str, Any],
 ) -> list[Row]:
     stages = _union(source)
-    found = embed_records(source.load(stages), records, **options)
+    rows, kept = embedded_rows(source.load(stages), records, **options)
     scored = fitting.score(
-        lambda places: found.vectors[places],
-        found.records,
+        rows,
+        kept,
         _parts(source, stages),
         candidates,
         folds=grid.folds,
@@ -160,13 +160,13 @@ def _refit(
     chosen: Row,
     records: Records,
     out: str | os.PathLike[str] | None,
-    rows: list[Row],
+    table: list[Row],
     options: dict[str, Any],
 ) -> Fitted:
     _, shrinkage, width = chosen.scored.candidate
     encoder = chosen.source.load(chosen.scored.candidate.stages)
-    found = embed_records(encoder, records, **options)
-    every = lda.scatter(lambda places: found.vectors[places], found.records.label)
+    rows, kept = embedded_rows(encoder, records, **options)
+    every = lda.scatter(rows, kept.label)
     assert shrinkage is not None
     width = width or len(every.total)
     mean, projection = lda.closed_form(every, shrinkage=shrinkage, width=width)
@@ -174,13 +174,13 @@ def _refit(
         "method": "learned",
         "dim": width,
         "shrinkage": shrinkage,
-        "images": len(found.vectors),
+        "images": len(kept),
         "data": fingerprint(records, options["keys"]),
         "encoder": encoder.fingerprint,
     }
-    there = np.isin(records.id, found.records.id)
+    there = np.isin(records.id, kept.id)
     keys = frozenset(key for key, good in zip(options["keys"], there, strict=True) if good)
     whitening = Whitening(mean, projection, about, keys)
     if out is not None:
         folder.save(out, encoder, whitening)
-    return Fitted(whitened(encoder, whitening), rows, chosen)
+    return Fitted(whitened(encoder, whitening), table, chosen)

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 import siamese_jax as sj
 from siamese_jax.data.records import content_keys
 from siamese_jax.data.sources import load_images
+from siamese_jax.encoder.combined import fused
 from siamese_jax.encoder.embedding import (
     CachedVectors,
     Kept,
     embed_folder,
     embed_records,
+    embedded_rows,
     feature_batches,
 )
 from siamese_jax.encoder.encoder import Encoder
@@ -289,6 +291,21 @@ def test_a_broken_image_is_left_out(folder, encoder, tmp_path):
             embed_folder(encoder, folder, cache_dir=tmp_path, strict=True)
     finally:
         broken.unlink()
+
+
+def test_some_rows_are_those_of_all(folder, encoder, tmp_path):
+    """Read when asked for, in any order, of one encoder and of two joined, without a broken one."""
+    broken = folder / "class0" / "broken.png"
+    broken.write_bytes(b"no image")
+    records = load_images(folder)
+    for which in (encoder, fused([encoder, encoder], [1, 3])):
+        found = embed_records(which, records, cache_dir=tmp_path)
+        rows, kept = embedded_rows(which, records, cache_dir=tmp_path)
+        assert kept.path.tolist() == found.paths.tolist()
+        assert len(kept) == len(records) - 1
+        places = np.array([3, 0, len(kept) - 1])
+        np.testing.assert_allclose(rows(places), found.vectors[places], rtol=1e-6)
+    broken.unlink()
 
 
 def test_fingerprints_do_not_depend_on_order():
