@@ -166,6 +166,10 @@ def score(
 ) -> list[Scored]:
     """Every candidate on every fold.
 
+    Held at once, beside a fold's rows: four matrices float64 [d, d], two and the axes of each
+    candidate at work (one at a time where d is above `lda.NARROW`), and a copy of its part of two
+    where it takes some of the stages.
+
     Args:
       rows: gives the features of some of the records by their places, real [m, sum of the parts].
       records: n of them, with labels.

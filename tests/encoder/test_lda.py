@@ -53,6 +53,12 @@ def x():
     return rng.normal(size=(90, 7)) @ rng.normal(size=(7, 7)) + 30 * rng.normal(size=7)
 
 
+@pytest.fixture(autouse=True, params=[lda.NARROW, 0], ids=["at once", "in place"])
+def way(request, monkeypatch):
+    """Both ways to take a matrix apart: that of small ones, and that of large ones."""
+    monkeypatch.setattr(lda, "NARROW", request.param)
+
+
 def labellings():
     rng = np.random.default_rng(1)
     single = rng.integers(-1, 12, 90)  # some unknown
@@ -76,6 +82,16 @@ def test_the_closed_form_is_the_loops(x, kind, shrinkage):
     expected, made = (x - mean) @ root @ axes, (x - centre) @ projection.T
     np.testing.assert_allclose(made @ made.T, expected @ expected.T, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(projection @ shared @ projection.T, np.eye(4), atol=1e-9)
+
+
+def test_few_axes_are_the_first_of_all(x):
+    matrix = np.cov(x.T)
+    values, vectors = np.linalg.eigh(matrix)
+    for width in (2, 7, None):
+        found, axes = lda.eigen(matrix.copy(), width)
+        np.testing.assert_allclose(found, values[::-1][:width], rtol=1e-9)
+        np.testing.assert_allclose(np.abs(axes), np.abs(vectors[:, ::-1][:, :width]), atol=1e-9)
+        assert (axes.max(axis=0) == np.abs(axes).max(axis=0)).all()
 
 
 def test_it_spans_what_scikit_learn_finds(x):

@@ -37,10 +37,17 @@ def test_a_fold_shares_no_class_with_what_is_fitted(several):
         np.testing.assert_array_equal(labels, records.label & mine)
 
 
-def test_the_scores_are_those_of_a_fit_to_the_others(several):
+@pytest.mark.parametrize("narrow", [lda.NARROW, 0], ids=["side by side", "one at a time"])
+def test_the_scores_are_those_of_a_fit_to_the_others(several, narrow, monkeypatch):
     """Each fold anew: the closed form of the rows left, and map@r as a loop."""
+    monkeypatch.setattr(lda, "NARROW", narrow)
     records, x = several
-    candidates = [Candidate(("a", "b"), 0.3, 4), Candidate(("b",), None)]
+    candidates = [
+        Candidate(("a", "b"), 0.3, 2),
+        Candidate(("a", "b"), 0.3),
+        Candidate(("b",), None),
+        Candidate(("a", "b"), 0.3, 4),
+    ]
     scored = fitting.score(lambda p: x[p], records, {"a": 6, "b": 3}, candidates, folds=4, seed=1)
     for candidate, values in scored:
         hits = []
@@ -49,7 +56,7 @@ def test_the_scores_are_those_of_a_fit_to_the_others(several):
             if candidate.shrinkage is not None:
                 rest = x[~held]
                 found = lda.scatter(lambda p, rest=rest: rest[p], records.label[~held])
-                mean, projection = lda.closed_form(found, shrinkage=0.3, width=4)
+                mean, projection = lda.closed_form(found, shrinkage=0.3, width=candidate.width or 9)
                 z = (x[held] - mean) @ projection.T
             z = z / np.linalg.norm(z, axis=1, keepdims=True)
             match = labels[held].astype(int) @ labels[held].T > 0
