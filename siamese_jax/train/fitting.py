@@ -201,6 +201,7 @@ def score(
             ]
             for candidate, vectors in itertools.chain.from_iterable(run(tasks)):
                 found[candidate].append(_measure(vectors, asked))
+            del rest, x, tasks, vectors  # or the next fold's would lie beside them
     if not next(iter(found.values())):
         raise TooFew(
             f"{records.root}: there is nothing to choose by: no image has another of its class to "
