@@ -1,7 +1,8 @@
 """The fragments that every experiment is made of; each config overrides what it is about.
 
 Every field can be set on the command line: `--config.loss.margin=0.3`. What each may be stands in
-`siamese_jax/train/fields.py`, and `siamese-jax config` prints it.
+`siamese_jax/train/fields.py`, and `siamese-jax config` prints it. A head is set whole by its name
+in `HEADS`, and changed from there: `--config.head=linear --config.head.layers=256`.
 """
 
 from ml_collections import ConfigDict
@@ -57,6 +58,8 @@ def data() -> ConfigDict:
             "test_fraction": 0.5,  # of the classes, where the source brings no split
             "validation_fraction": 0.0,  # of the classes; picks the best checkpoint. See also
             # train.rehearse
+            "fold": placeholder(str),  # which fold of the training classes is validation, of how
+            # many: 1/4; `compare --folds=4` takes each in turn
             "fit": "squash",  # how a picture becomes a square: squash, crop or pad
             "max_pixels": placeholder(int),  # a picture of more is broken; default: 178,956,970
             "strict": False,  # a broken image stops the run instead of being skipped and listed
@@ -154,6 +157,10 @@ def linear_head(width: int = 512, init: str = "lda") -> ConfigDict:
     config.update(layers=(width,), init=init, dropout=0.3)
     config.update(signed_sqrt=True, unit=init == "lda", centre=True)
     return config
+
+
+# --config.head=linear: a head whole, and nothing of the one before.
+HEADS = {"dense3": head, "linear": linear_head}
 
 
 def optim() -> ConfigDict:

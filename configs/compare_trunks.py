@@ -34,7 +34,7 @@ GRID = {
     "trunk": {name: {"trunk.name": name} for name in TRUNKS},
     "head": {
         "linear": {},
-        "three dense": {"head": common.head()},
+        "three dense": {"head": "dense3"},
     },
     "loss": {
         "triplet, Euclidean": {},

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import math
 import numbers
+import re
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -149,6 +150,22 @@ def text(what: str = "text") -> Kind:
 def flag() -> Kind:
     """True or False; text may say it in small letters."""
     return Kind("True or False", lambda value: isinstance(value, bool), _flag)
+
+
+def fold() -> Kind:
+    """Text: one of some folds, counted from 1.
+
+    >>> fold().holds("4/4"), fold().holds("5/4"), fold().holds("1/1")
+    (True, False, False)
+    """
+
+    def holds(value: Any) -> bool:
+        if not isinstance(value, str) or not re.fullmatch(r"[1-9]\d{0,3}/[1-9]\d{0,3}", value):
+            return False
+        number, count = map(int, value.split("/"))
+        return count > 1 and number <= count
+
+    return Kind("NUMBER/COUNT, such as 1/4, of 2 to 9,999 folds", holds, str)
 
 
 def optional(kind: Kind) -> Kind:

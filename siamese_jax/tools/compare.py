@@ -5,6 +5,13 @@
 Every cell is an ordinary run in a folder of its own: finished ones are not run again, a broken-off
 one is resumed, and `diff` compares any two. Fields of all cells can be set as for main.py:
 --config.train.steps=300. What is written: compare.md, compare.csv and index.html.
+
+    python -m siamese_jax compare --config=configs/compare_losses.py --folds=4 --best-of=rate
+
+--folds follows "A Metric Learning Reality Check" (Musgrave et al. 2020): the training classes are
+dealt into folds, and each cell is trained once for each, with that fold as validation. The table
+has the mean of the runs with its interval, and the metrics of their embeddings side by side.
+--best-of names an axis of tries: the one that is best on validation is in the table, and no other.
 """
 
 import statistics
@@ -15,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from siamese_jax import stopping
+from siamese_jax import stopping, values
 from siamese_jax.errors import UserError
-from siamese_jax.tools import cli, compare_table
-from siamese_jax.tools.compare_grid import Cell, cells, read_grid
+from siamese_jax.tools import cli, compare_folds, compare_table
+from siamese_jax.tools.compare_grid import FOLD, Cell, cells, read_grid
 from siamese_jax.tools.configs import override
 
 if TYPE_CHECKING:
@@ -32,6 +39,18 @@ def options() -> cli.Parser:
     parser = cli.Parser("compare", __doc__)
     parser.add_argument("--config", required=True, help="a file with get_config() and GRID")
     parser.add_argument("--workdir", type=Path, help="default: runs/<name of the config>")
+    parser.add_argument(
+        "--folds",
+        type=cli.Value(values.whole(2, 9999)),
+        help="train each cell once for each of so many folds of the training classes, with that "
+        "fold as validation; all are measured on the same test classes",
+    )
+    parser.add_argument(
+        "--best-of",
+        type=cli.TEXT,
+        metavar="AXIS",
+        help="with --folds: of the names on this axis only the best on validation is in the table",
+    )
     parser.add_argument("--list", action="store_true", help="print the cells, and run none")
     return parser
 
@@ -41,6 +60,10 @@ def main(argv: Sequence[str]) -> None:
 
     base, grid = read_grid(args.config)
     override(base, rest, "compare")
+    if args.best_of is not None:
+        compare_folds.check_tries(args.best_of, grid, args.folds)
+    if args.folds:
+        grid = compare_folds.with_folds(grid, args.folds)
     chosen = cells(base, grid)
     for cell in chosen:
         check_cell(cell)
@@ -54,16 +77,30 @@ def main(argv: Sequence[str]) -> None:
     enable_compilation_cache()
     workdir = args.workdir or Path("runs") / Path(args.config).stem
     with claimed(workdir):
-        compare(chosen, workdir, Path(args.config).stem, list(grid))
+        compare(chosen, workdir, Path(args.config).stem, list(grid), args.best_of)
 
 
-def compare(chosen: Sequence[Cell], workdir: Path, title: str, axes: Sequence[str]) -> None:
+def compare(
+    chosen: Sequence[Cell],
+    workdir: Path,
+    title: str,
+    axes: Sequence[str],
+    best_of: str | None = None,
+) -> None:
     """Runs the cells of a grid, and writes their table."""
     outcomes, failures = run_all(chosen, workdir)
     if not outcomes:
         raise UserError(f"no cell could be run; the first said: {next(iter(failures.values()))}")
     speeds = measure_speeds(workdir, [cell for cell in chosen if cell.name in outcomes])
     rows = compare_table.table(chosen, outcomes, speeds)
+    if best_of:
+        rows = compare_folds.best_tries(rows, best_of, chosen)
+    if FOLD in axes:
+        by_name = {cell.name: cell for cell in chosen}
+        for row in rows:
+            stopping.check("all cells are trained")
+            members = [by_name[run] for run in row["runs"]]
+            row |= compare_folds.concatenated(members, workdir, compare_table.METRICS)
     compare_table.write(workdir, title, rows, axes, failures)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"report: {workdir / 'index.html'}")

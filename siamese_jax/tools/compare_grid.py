@@ -6,7 +6,8 @@ A config file for `compare` has `get_config()` as every config, and
             "loss": {"triplet": {}, "infonce": {"loss": {"name": "nt_xent"}}, ...}}
 
 A change names a field ("trunk.name"), or a whole section ("loss") that takes the place of the old
-one. An axis called "seed" is averaged over.
+one; a head may go by its name: {"head": "linear"}. The axes called "seed" and "fold" are averaged
+over.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.tools.configs import read_config, set_field
 
 Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
+SEED, FOLD = "seed", "fold"
 
 
 @dataclass(frozen=True)

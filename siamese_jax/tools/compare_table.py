@@ -11,15 +11,22 @@ from siamese_jax.report.page import escape, number, page, section
 from siamese_jax.report.page import table as html_table
 from siamese_jax.report.plots import pareto_plot
 from siamese_jax.storage.writing import written
-from siamese_jax.tools.compare_grid import Cell
+from siamese_jax.tools import compare_folds
+from siamese_jax.tools.compare_grid import FOLD, SEED, Cell
 
-SEED = "seed"
 METRICS = ("recall@1", "map@r")
 # The heading of each column that is not an axis, and how it is written.
 COLUMNS = {
+    "tries": "tries",
+    "validation": "validation",
     "recall@1": "recall@1",
     "recall@1 sd": "sd",
+    "recall@1 interval": "±",
     "map@r": "map@r",
+    "map@r interval": "±",
+    "concatenated recall@1": "concatenated recall@1",
+    "concatenated map@r": "concatenated map@r",
+    "steps": "steps",
     "before": "recall@1 before",
     "parameters": "parameters",
     "images/s": "images/s",
@@ -31,7 +38,9 @@ Row = dict[str, Any]
 def table(
     cells: Sequence[Cell], outcomes: Mapping[str, Mapping[str, Any]], speeds: Mapping[str, float]
 ) -> list[Row]:
-    """One row a combination of the axes, the seeds averaged, the best recall@1 first.
+    """One row a combination of the axes, seeds and folds averaged, the best recall@1 first.
+
+    A combination of folds has a row where all of them were run.
 
     Args:
       cells: of the grid.
@@ -40,11 +49,13 @@ def table(
     """
     groups: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
-        if cell.name in outcomes:
-            axes = tuple((k, v) for k, v in cell.choice.items() if k != SEED)
-            groups.setdefault(axes, []).append(cell)
+        axes = tuple((k, v) for k, v in cell.choice.items() if k not in (SEED, FOLD))
+        groups.setdefault(axes, []).append(cell)
     rows = []
-    for axes, members in groups.items():
+    for axes, group in groups.items():
+        members = [cell for cell in group if cell.name in outcomes]
+        if not members or (len(members) < len(group) and FOLD in group[0].choice):
+            continue
         results = [outcomes[cell.name] for cell in members]
         after = [r["test"]["after"] for r in results]
         recalls = [values["recall@1"] for values in after]
@@ -60,14 +71,18 @@ def table(
             "fallback": bool(results[0]["trunk"]["fallback_for"]),
             "runs": [cell.name for cell in members],
         }
+        if FOLD in members[0].choice:
+            row |= compare_folds.of_folds(members, results, METRICS)
         rows.append(row)
     return sorted(rows, key=lambda row: -row["recall@1"])
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, str]:
     """The columns that say something: no deviation where there is one seed."""
-    several = any(not math.isnan(row["recall@1 sd"]) for row in rows)
-    return {k: v for k, v in COLUMNS.items() if several or k != "recall@1 sd"}
+    told = {
+        k for row in rows for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))
+    }
+    return {k: v for k, v in COLUMNS.items() if k in told}
 
 
 def _cell(name: str, value: Any) -> str:
@@ -99,7 +114,7 @@ def write(
       axes: the grid's axes in order.
       failures: cell name -> why it was not run.
     """
-    names = [axis for axis in axes if axis != SEED]
+    names = [axis for axis in axes if axis not in (SEED, FOLD)]
     columns = _columns(rows)
     heading = [*names, *columns.values()]
     texts = [[*(r[a] for a in names), *(_cell(c, r[c]) for c in columns)] for r in rows]
@@ -143,10 +158,10 @@ def write(
     body = [
         plot,
         section("Table", f'<div class="card">{grid}</div>'),
-        '<p class="soft">recall@1 and map@r on the test split after training, before: of the '
-        "trunk's pooled features; images/s through "
-        "trunk and head on the machine that ran the comparison, reading of files not counted; "
-        "parameters of both.</p>",
+        '<p class="soft">recall@1 and map@r on the test split after training, ±: half of the 95 % '
+        "interval over folds, concatenated: of all folds' embeddings side by side, before: of the "
+        "trunk's pooled features; images/s through trunk and head on the machine that ran the "
+        "comparison, reading of files not counted; parameters of both.</p>",
     ]
     text = page(title, body, subtitle=f"{len(rows)} combinations", warnings=warnings)
     with written(workdir / "index.html") as file:

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli
-from siamese_jax.tools.configs import base_config
+from siamese_jax.tools.configs import base_config, heads
 
 Row = tuple[str, str, str, str]
 HEADER: Row = ("name", "default", "must be", "meaning")
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> None:
     if args.markdown:
         print("\n".join(page()))
         return
-    rows = [row for row in [*fields(), *named()] if row[0].startswith(args.start or "")]
+    rows = [
+        row for row in [*fields(), *head_fields(), *named()] if row[0].startswith(args.start or "")
+    ]
     if not rows:
         raise UserError(f"no field begins with {args.start!r}; see `siamese-jax config`")
     for name, default, must, meaning in rows:
@@ -57,6 +59,18 @@ def fields() -> Iterator[Row]:
     defaults = dict(flat(base_config().to_dict()))
     for name, option in FIELDS.items():
         yield name, repr(defaults[name]), option.kind.says, option.meaning
+
+
+def head_fields() -> Iterator[Row]:
+    """A row for each field in which a head by name is not the default."""
+    from siamese_jax.train.fields import FIELDS
+
+    default = base_config().head
+    for called, head in heads().items():
+        for name, value in head.items():
+            if value != default[name]:
+                option = FIELDS[f"head.{name}"]
+                yield f"head.{name} ({called})", repr(value), option.kind.says, option.meaning
 
 
 def named(section: str | None = None) -> Iterator[Row]:
@@ -96,6 +110,13 @@ def page() -> Iterator[str]:
     """The lines of docs/config.md."""
     yield INTRODUCTION
     yield from table(fields())
+    yield "\n## The heads by name\n"
+    yield (
+        f"`--config.head=NAME` sets the whole head, and leaves nothing of the one before: "
+        f"{', '.join(heads())}.\n`--config.head=linear --config.head.layers=256` changes one field "
+        "of it. The first has the defaults above; the\nothers differ in"
+    )
+    yield from table(head_fields())
     for section, title in (("loss", "losses"), ("miner", "miners"), ("sampler", "samplers")):
         yield f"\n## The options of {title}\n"
         yield f"Beside `{section}.name`, which says whose they are."

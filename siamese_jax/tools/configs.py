@@ -88,8 +88,12 @@ def read_config(name: str) -> tuple[ConfigDict, Path, ModuleType]:
 
 def base_config() -> ConfigDict:
     """What every config begins with: `configs/common.py` as it came with the package."""
+    return _common().base()
+
+
+def _common() -> ModuleType:
     _make_importable(shipped())
-    return importlib.import_module("configs.common").base()
+    return importlib.import_module("configs.common")
 
 
 def run_config(folder: Path) -> ConfigDict:
@@ -118,7 +122,7 @@ def _where(error: BaseException, path: Path) -> str:
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:
-    """config.a.b = value for "a.b"; a mapping replaces the section.
+    """config.a.b = value for "a.b"; a mapping, or the name of a head, replaces the section.
 
     >>> config = ConfigDict({"optim": {"learning_rate": 0.1}, "loss": {"name": "triplet"}})
     >>> set_field(config, "optim.learning_rate", 1)
@@ -132,6 +136,8 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
         section = section.get(parent) if isinstance(section, ConfigDict) else None
     if not isinstance(section, ConfigDict) or last not in section:
         raise UserError(f"the config has no field {field}")
+    if isinstance(section[last], ConfigDict) and not isinstance(value, Mapping | ConfigDict):
+        value = _named(field, value)
     if isinstance(value, Mapping | ConfigDict):
         plain = value.to_dict() if isinstance(value, ConfigDict) else dict(value)
         del section[last]
@@ -170,7 +176,7 @@ def override(config: ConfigDict, arguments: Sequence[str], tool: str = "train") 
     order = sorted(given, key=lambda one: (one[0] not in sections, not one[0].endswith(".name")))
     for name, text in order:
         if name in sections:
-            set_field(config, name, _section(name, text))
+            set_field(config, name, _section(text))
             continue
         kind = fields.find(name, config).kind
         if text is None and kind.says != values.flag().says:
@@ -196,16 +202,30 @@ def _given(arguments: Sequence[str], tool: str) -> Iterator[tuple[str, str | Non
         yield name.removeprefix("--config."), text if equals else None
 
 
-def _section(name: str, text: str | None) -> dict[str, Any]:
+def _section(text: str | None) -> Any:
+    """The mapping that a text is; else the text, which may be a name."""
     try:
         value = literal(text or "")
     except ValueError:
-        value = None
-    if not isinstance(value, dict) or not all(
+        return text
+    named = isinstance(value, dict) and all(
         isinstance(key, str) and key.isidentifier() for key in value
-    ):
-        raise UserError(
-            f"--config.{name}={shown(text)}: a section is given whole, as "
-            f"\"{{'name': ..., ...}}\"; one field of it is --config.{name}.FIELD=VALUE"
-        )
-    return value
+    )
+    return value if named else text
+
+
+def heads() -> dict[str, ConfigDict]:
+    """The heads by their names in `configs/common.py`."""
+    return {name: made() for name, made in _common().HEADS.items()}
+
+
+def _named(section: str, name: Any) -> ConfigDict:
+    """A section that goes by a name."""
+    known = heads() if section == "head" else {}
+    if name in [*known]:  # a name that is a list has no hash
+        return known[name]
+    names = f", or by name: {', '.join(known)}" if known else ""
+    raise UserError(
+        f"{section}={shown(name)}: a section is given whole, as \"{{'name': ..., ...}}\"{names}; "
+        f"one field of it is --config.{section}.FIELD=VALUE"
+    )

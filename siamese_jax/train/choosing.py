@@ -9,7 +9,6 @@ many steps as were best. Candidates are always the bare trunk and step 0 as well
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
 from siamese_jax.train import fitting
 from siamese_jax.train.fitting import Candidate
+from siamese_jax.train.folds import fold_as_validation
 from siamese_jax.train.from_config import make_inputs, make_sampler
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.loop import Run, evaluated, run_steps, validation_metric
@@ -223,12 +223,8 @@ def choose(run: Run, model: Model, values: Mapping[int, float]) -> int:
 
 def held_out(records: Records, seed: int) -> Records:
     """A fold of the training classes as validation, and no test images."""
-    part = records.select(records.split == "train")
-    held, asked = fitting.held_folds(part.label, fitting.FOLDS, seed)[0]
-    label, split = part.label.copy(), np.where(held, "validation", part.split)
-    label[held] = asked[held]
-    made = replace(part, split=split, label=label)
-    if not evaluated(made) or not (split == "train").any():
+    made = fold_as_validation(records.where("train"), 0, fitting.FOLDS, seed)
+    if not evaluated(made) or not (made.split == "train").any():
         raise fitting.TooFew("there is nothing to choose by: no held-out image has an answer")
     return made
 

@@ -33,6 +33,7 @@ from siamese_jax.train.beginning import (
     warn_of_other_data,
 )
 from siamese_jax.train.fields import check_config, completed
+from siamese_jax.train.folds import take_fold
 from siamese_jax.train.from_config import (
     embedding_width,
     is_cached,
@@ -201,14 +202,17 @@ def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, li
         )
     # Runs of earlier versions have configs without these fields.
     options = {name: data.get(name) for name in DATA_OPTIONS}
+    seed = config.seed if data.split_seed < 0 else data.split_seed
     records = load_records(
         data.source,
         data.root,
-        seed=config.seed if data.split_seed < 0 else data.split_seed,
+        seed=seed,
         fractions=(1 - held_out, data.validation_fraction, data.test_fraction),
         cache_dir=data.cache_dir,
         **{name: value for name, value in options.items() if value is not None},
     )
+    if data.get("fold"):
+        records = take_fold(records, data.fold, seed)
     _check_trainable(records)
     keys = content_keys(records)
     if "data" in facts and facts["data"]["fingerprint"] != fingerprint(records, keys):
@@ -373,6 +377,30 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
         return Chosen(state, False, "validation" if best else "last step")
     values = dict(read_curves(run.folder / "metrics.jsonl")[validation_metric(run.config)])
     return Chosen(state, choosing.choose(run, model, values) < 0, "validation")
+
+
+def result_on(config: ConfigDict, folder: Path, split: str) -> Evaluated:
+    """A split as the result of a finished run does on it: a frozen trunk's features are kept.
+
+    Args:
+      config: of the run.
+      folder: its own.
+      split: such as "test".
+    """
+    finished = run_folder.read(folder, finished=True)
+    found = checkpoint.load_chosen(finished)
+    config, facts, leaves = completed(config), finished.facts, found[1]
+    records, keys = load_data(config, facts)
+    trunk = load_trunk(config, facts, found)
+    model, inputs = prepare(config, trunk, records, keys, facts, None)
+    run = Run(config, folder, inputs, facts)
+    if finished.results and finished.results["saved"] == run_folder.BARE:
+        return choosing.evaluate_bare(run, model, [split])[split]
+    state = {
+        kind: {"trunk": trunk.variables[kind], "head": tree.nest(leaves, f"{kind}/head/")}
+        for kind in ("params", "batch_stats")
+    }
+    return evaluate_state(run, SimpleNamespace(**state), [split])[split]
 
 
 def started(state: TrainState, trunk: TrunkWeights, head: dict[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from siamese_jax.values import (
     choice,
     either,
     flag,
+    fold,
     listed,
     nearest,
     number,
@@ -72,6 +73,11 @@ FIELDS: dict[str, Option] = {
     "data.split_seed": Option(whole(-1, SEED), "of the split by class; -1 takes `seed`"),
     "data.test_fraction": Option(_PART, "of the classes, where the source brings no split"),
     "data.validation_fraction": Option(_PART, "of the classes; picks the best checkpoint"),
+    "data.fold": Option(
+        optional(fold()),
+        "which fold of the training classes is validation, of how many; `compare --folds=4` takes "
+        "each in turn",
+    ),
     "data.fit": Option(choice(*FITS), "how a picture becomes a square"),
     "data.max_pixels": Option(
         optional(COUNT), "a picture of more counts as broken; default: 178,956,970"

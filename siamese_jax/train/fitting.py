@@ -91,19 +91,15 @@ def stage_sets(stages: Sequence[str], pool: str = "average") -> list[tuple[str, 
 
 
 def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The fold of each image, int [n]; -1 where it has no label.
-
-    Whole classes are dealt. An image of several classes goes with its first one.
+    """The fold of each image of one class, int [n]; -1 where it has no label. Whole classes are dealt.
 
     Raises:
       UserError: fewer than two classes of two images or more.
     """
     known = ~missing(labels)
-    first = labels.argmax(axis=1) if labels.ndim == 2 else labels
-    fold = _dealt(*np.unique(first[known], return_counts=True), count, seed)
-    return np.array(
-        [fold[c] if k else -1 for c, k in zip(first.tolist(), known, strict=True)], np.int64
-    )
+    fold = _dealt(*np.unique(labels[known], return_counts=True), count, seed)
+    pairs = zip(labels.tolist(), known, strict=True)
+    return np.array([fold[c] if k else -1 for c, k in pairs], np.int64)
 
 
 def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

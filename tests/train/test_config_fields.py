@@ -19,6 +19,7 @@ CHANGED = {
     "data.split_seed": 3,
     "data.test_fraction": 0.4,
     "data.validation_fraction": 0.25,
+    "data.fold": "1/2",
     "data.fit": "crop",
     "augment.crop_scale": (0.2, 0.4),
     "augment.crop_ratio": (0.3, 0.4),

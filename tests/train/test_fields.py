@@ -16,6 +16,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics.retrieval import of_ranking
 from siamese_jax.search import rerank
 from siamese_jax.tools.compare_grid import cells
+from siamese_jax.tools.configs import override
 from siamese_jax.train.experiment import train
 from siamese_jax.train.fields import FIELDS, SECTIONS, check_config, find, flat, options_of
 
@@ -78,7 +79,9 @@ def test_config_prints_meaning_range_and_default(capsys):
     assert shown[0] == "train.steps = 600"
     assert shown[2].strip() == "a whole number from 1 to 1,000,000,000"
     assert main(["config"]) == 0
-    assert "loss.margin (triplet) = 0.2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "loss.margin (triplet) = 0.2" in printed
+    assert "head.layers (linear) = (512,)" in printed
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,25 @@ def test_a_field_that_is_unknown_or_missing_is_named():
     del config.optim.clip_norm
     with pytest.raises(UserError, match=r"lacks the field optim\.clip_norm"):
         check_config(config)
+
+
+def test_a_head_by_its_name_leaves_nothing_of_the_one_before():
+    """On a command line, whatever the order, and in a grid."""
+
+    def head(*arguments):
+        config = importlib.import_module("configs.resnet_triplet").get_config()
+        override(config, arguments)
+        check_config(config)
+        return config.head.to_dict()
+
+    assert head("--config.head=dense3") == common.head().to_dict()
+    assert head("--config.head", "linear") == common.linear_head().to_dict()
+    narrow = common.linear_head(256, init="pca").to_dict()
+    fields = ["--config.head.layers=256", "--config.head.init=pca", "--config.head.unit=False"]
+    assert head("--config.head=linear", *fields) == head(*fields, "--config.head=linear") == narrow
+    grid = {"head": {name: {"head": name} for name in ("linear", "dense3")}}
+    made = [cell.config.head.to_dict() for cell in cells(common.base(), grid)]
+    assert made == [common.linear_head().to_dict(), common.head().to_dict()]
 
 
 def test_functions_are_checked_by_the_same_ranges(rng):

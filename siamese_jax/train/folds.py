@@ -1,0 +1,60 @@
+"""A fold of the training classes as validation: no class is in two folds, or in training as well.
+
+`data.fold=1/4` does so for a run; `compare --folds=4` makes a run of each fold.
+"""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+
+from siamese_jax.data.records import Records
+from siamese_jax.errors import UserError
+from siamese_jax.train.fitting import held_folds
+from siamese_jax.train.loop import evaluated
+
+log = logging.getLogger(__name__)
+
+
+def take_fold(records: Records, named: str, seed: int) -> Records:
+    """The same with a fold of the training classes, such as "1/4", as the validation split."""
+    number, count = map(int, named.split("/"))
+    train = records.label[np.isin(records.split, ("train", "validation"))]
+    if train.ndim == 2:
+        raise UserError(
+            f"data.fold={named}: images with several labels cannot be dealt into folds by class, "
+            "because classes share images"
+        )
+    usable = int((np.unique(train[train >= 0], return_counts=True)[1] > 1).sum())
+    if usable < count:
+        raise UserError(
+            f"data.fold={named}: {usable} training classes have two images or more; each fold "
+            "needs one"
+        )
+    if (records.split == "validation").any():
+        log.warning("data.fold=%s: the images for validation join the training images", named)
+    made = fold_as_validation(records, number - 1, count, seed)
+    if "validation" not in evaluated(made):
+        said = "no image of this fold has another of its class to find"
+        raise UserError(f"data.fold={named}: {said}")
+    return made
+
+
+def fold_as_validation(records: Records, fold: int, count: int, seed: int) -> Records:
+    """The same, with one of some folds of the training classes as the validation split.
+
+    Args:
+      records: split already; a validation split that is there joins the training images first.
+      fold: from 0 on.
+      count: of the folds; fewer where there are not as many classes.
+      seed: of the deal; the folds of one seed share no class.
+
+    Raises:
+      UserError: fewer than two classes of two images or more.
+    """
+    split = np.where(records.split == "validation", "train", records.split)
+    train = np.flatnonzero(split == "train")
+    held, asked = held_folds(records.label[train], count, seed)[fold]
+    label, chosen = records.label.copy(), np.isin(np.arange(len(records)), train[held])
+    label[chosen] = asked[held]
+    return replace(records, split=np.where(chosen, "validation", split), label=label)

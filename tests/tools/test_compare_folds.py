@@ -1,0 +1,149 @@
+"""`compare --folds --best-of`: a run of each fold, the best try by validation, both embeddings."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import statistics
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import siamese_jax as sj
+from siamese_jax.__main__ import main
+from siamese_jax.data.sources import load_records
+from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.storage.cache import enable_compilation_cache
+from siamese_jax.tools import compare as compare_tool
+from siamese_jax.train import choosing, inputs
+
+GRID = """
+from configs import common
+
+def get_config():
+    config = common.base()
+    config.data.update(source="folder", root={root!r})
+    config.trunk.update(name="resnet18", weights="random", image_size=32)
+    config.loss = {{"name": "triplet", "margin": 0.3}}
+    config.sampler = {{"name": "classes", "batch_size": 8, "per_class": 2}}
+    config.train.update(steps=2, log_every=2, eval_every=2, checkpoint_every=2)
+    return config
+
+GRID = {{
+    "loss": {{"near": {{}}}},
+    "rate": {{rate: {{"optim.learning_rate": float(rate)}} for rate in {rates}}},
+}}
+"""
+CLASSES, IMAGES = 16, 4
+RATES = ("1e-6", "1e-2")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """The grid in two folds; how many images the trunk saw, and how often it was asked."""
+    root = tmp_path_factory.mktemp("folds")
+    tiny.make_folder(root / "shop", classes=CLASSES, images=IMAGES, noise=120)
+    (root / "grid.py").write_text(GRID.format(root=str(root / "shop"), rates=RATES))
+    seen = []
+
+    def run_features(model, variables, images, features=inputs.run_features):
+        seen.append(len(images))
+        return features(model, variables, images)
+
+    def choose(run, model, values):
+        """The bare trunk of the first fold, and the head of the second one."""
+        return -1 if run.config.data.fold == "1/2" else 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        patch.setattr(inputs, "run_features", run_features)
+        patch.setattr(choosing, "choose", choose)
+        patch.setattr(compare_tool, "images_per_second", lambda encoder: 1.0)
+        enable_compilation_cache()
+        compare(root)
+        yield root, seen
+        jax.config.update("jax_compilation_cache_dir", None)
+
+
+def compare(root):
+    options = [f"--config={root / 'grid.py'}", f"--workdir={root / 'runs'}", "--folds=2"]
+    head = ["--config.head=linear", "--config.head.layers=8", "--config.head.init=random"]
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        assert main(["compare", *options, *head, "--best-of=rate"]) == 0
+
+
+def read(root):
+    with open(root / "runs" / "compare.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    runs = {p.parent.name: json.loads(p.read_text()) for p in root.glob("runs/*/results.json")}
+    return row, runs
+
+
+def test_the_best_try_is_that_of_validation(compared):
+    """Independently of the test classes; each fold is a run, and the trunk ran once for all."""
+    root, seen = compared
+    row, runs = read(root)
+    names = {rate: [f"near-{rate.replace('-', '_')}-{i}of2" for i in (1, 2)] for rate in RATES}
+    assert sorted(runs) == sorted(name for folds in names.values() for name in folds)
+    means = {
+        rate: statistics.mean(runs[name]["validation"]["after"]["map@r"] for name in folds)
+        for rate, folds in names.items()
+    }
+    best = max(means, key=means.get)
+    assert (row["rate"], row["tries"], row["loss"]) == (best, "2", "near")
+    assert float(row["validation"]) == pytest.approx(means[best])
+    a, b = (runs[name]["test"]["after"] for name in names[best])
+    for metric in ("recall@1", "map@r"):
+        assert float(row[metric]) == pytest.approx((a[metric] + b[metric]) / 2)
+        half = math.tan(0.95 * math.pi / 2) * abs(a[metric] - b[metric]) / 2  # t of one degree
+        assert float(row[f"{metric} interval"]) == pytest.approx(half)
+    for name, results in runs.items():
+        assert {s: p["classes"] for s, p in results["split"].items()} == {
+            "train": 4, "validation": 4, "test": 8,
+        }  # fmt: skip
+        config = json.loads((root / "runs" / name / "config.json").read_text())
+        assert config["data"]["fold"] == f"{name[-4]}/2"
+        assert config["head"]["layers"] == [8]
+        assert config["head"]["signed_sqrt"]
+    assert sum(seen) < 2 * CLASSES * IMAGES
+
+
+def test_concatenated_is_of_the_runs_encoders_side_by_side(compared):
+    root, _ = compared
+    row, _ = read(root)
+    records = load_records("folder", root / "shop", seed=0, fractions=(0.5, 0, 0.5)).where("test")
+    parts = []
+    with jax.numpy_dtype_promotion("standard"):
+        for run in row["runs"].split():
+            x = embed_records(sj.load_encoder(root / "runs" / run), records).vectors
+            x = x.astype(np.float64)
+            parts.append(x / np.linalg.norm(x, axis=1, keepdims=True))
+    cosines = sum(part @ part.T for part in parts)
+    np.fill_diagonal(cosines, -np.inf)
+    recalls, precisions = [], []
+    for i, order in enumerate(np.argsort(-cosines, axis=1)):
+        hits = records.label[order[: IMAGES - 1]] == records.label[i]
+        recalls.append(hits[0])
+        at = np.cumsum(hits) / np.arange(1, IMAGES)
+        precisions.append((at * hits).sum() / (IMAGES - 1))
+    assert float(row["concatenated recall@1"]) == pytest.approx(np.mean(recalls), abs=1e-6)
+    assert float(row["concatenated map@r"]) == pytest.approx(np.mean(precisions), abs=1e-3)
+
+
+def test_a_finished_fold_is_not_run_again(compared):
+    root, seen = compared
+    before = read(root)
+    times = {p: p.stat().st_mtime_ns for p in root.glob("runs/*/results.json")}
+    seen.clear()
+    compare(root)
+    assert {p: p.stat().st_mtime_ns for p in root.glob("runs/*/results.json")} == times
+    assert read(root) == before
+    assert not seen
