@@ -91,7 +91,7 @@ def stage_sets(stages: Sequence[str], pool: str = "average") -> list[tuple[str, 
 
 
 def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The fold of each image of one class, int [n]; -1 where it has no label. Whole classes are dealt.
+    """The fold of each image of one class, int [n]; -1 for no label. Whole classes are dealt.
 
     Raises:
       UserError: fewer than two classes of two images or more.
