@@ -7,7 +7,9 @@
 
 A closed form (linear discriminant analysis) makes pictures of one class alike. Trunks, stages,
 image sizes, shrinkage and width are chosen by folds over whole classes: each candidate is asked for
-classes that it was not fitted to. The best one is fitted to all pictures and saved; from then on
+classes that it was not fitted to. Of shrinkages, and then of widths, that the folds do not tell
+from the best, the one nearest to .5 and the narrowest are taken. The winner is fitted to all
+pictures and saved; from then on
 `--encoder=encoders/shop`, and load_encoder, apply it, and --no-whitening leaves it out. With
 --encoder, it is a whitening that lies behind that encoder; `whiten` is this with nothing to choose.
 

@@ -38,7 +38,6 @@ from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.load import TrunkWeights
 
 log = logging.getLogger(__name__)
-MIDDLE = 0.6  # the shrinkage by which stages are compared
 
 
 # The closed form ----------------------------------------------------------------------------
@@ -85,15 +84,17 @@ def choose_form(
     rows = head_inputs(model.head, fresh, features)
     parts = model.columns
 
-    def best(stages: Sequence[tuple[str, ...]], tried: Sequence[float]) -> fitting.Scored:
-        candidates = [Candidate(s, share) for s in stages for share in tried]
-        return fitting.best(fitting.score(rows, records, parts, candidates, seed=config.seed))
+    def tried(
+        stages: Sequence[tuple[str, ...]], shrinkages: Sequence[float]
+    ) -> list[fitting.Scored]:
+        candidates = [Candidate(s, share) for s in stages for share in shrinkages]
+        return fitting.score(rows, records, parts, candidates, seed=config.seed)
 
     try:
-        middle = [MIDDLE] if len(open_shares) > 1 else open_shares
+        middle = [fitting.MIDDLE] if len(open_shares) > 1 else open_shares
         if len(sets) > 1:
-            sets = [best(sets, middle).candidate.stages]
-        chosen = best(sets, open_shares)
+            sets = [fitting.best(tried(sets, middle)).candidate.stages]
+        chosen = fitting.moderate(tried(sets, open_shares))
         alone = fitting.score(
             lambda places: bare_vectors(config, model, np.asarray(features[places])),
             records,

@@ -105,7 +105,7 @@ def fit(
         more = [top.scored.candidate._replace(width=width) for width in narrower]
         found = _scored(top.source, more, records, grid, options) if more else []
         rows += found
-        narrow = fitting.narrowest([row.scored for row in (*found, top)])
+        narrow = fitting.untold([row.scored for row in (*found, top)])[0]  # the narrowest
         top = next(row for row in (*found, top) if row.scored is narrow)
     rows.sort(key=lambda row: -row.scored.mean)
     return _refit(top, records, out, rows, options)
@@ -117,11 +117,18 @@ def _candidates(source: Source, grid: Grid) -> list[Candidate]:
 
 
 def _top(rows: Sequence[Row]) -> Row:
-    """The best of what is fitted."""
-    return max(
-        (row for row in rows if row.scored.candidate.shrinkage is not None),
-        key=lambda row: row.scored.mean,
-    )
+    """The best source and stages of what is fitted, with a moderate shrinkage."""
+    fitted = [row for row in rows if row.scored.candidate.shrinkage is not None]
+    best = max(fitted, key=lambda row: row.scored.mean)
+    kind = (best.scored.candidate.stages, best.scored.candidate.width)
+    alike = [
+        row
+        for row in fitted
+        if row.source is best.source
+        and (row.scored.candidate.stages, row.scored.candidate.width) == kind
+    ]
+    chosen = fitting.moderate([row.scored for row in alike])
+    return next(row for row in alike if row.scored is chosen)
 
 
 def _union(source: Source) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from siamese_jax.search.engine.parallel import THREADS
 log = logging.getLogger(__name__)
 FOLDS = 4
 SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
+MIDDLE = 0.5
 DEPTHS = (1, 2, 4, 6)  # how many of the last stages are tried together
 MOST = 1000  # queries of a fold
 WORKERS = 4  # candidates that are fitted side by side
@@ -240,12 +241,24 @@ def best(scored: Sequence[Scored]) -> Scored:
     return max(scored, key=lambda one: one.mean)
 
 
-def narrowest(scored: Sequence[Scored]) -> Scored:
-    """The first that these queries do not tell from the best; so give the narrow ones first."""
+def untold(scored: Sequence[Scored]) -> list[Scored]:
+    """Those that these queries do not tell from the best, in their order."""
     top = best(scored)
-    return next(
-        s for s in scored if s is top or bootstrap.difference(s.values, top.values).low <= 0
-    )
+    return [s for s in scored if s is top or bootstrap.difference(s.values, top.values).low <= 0]
+
+
+def moderate(scored: Sequence[Scored]) -> Scored:
+    """Of fitted ones that are not told from the best, that of the shrinkage nearest to `MIDDLE`.
+
+    Folds fit to fewer images than there are, and their best shrinkage may lie at an end by chance.
+    """
+
+    def apart(one: Scored) -> tuple[float, float]:
+        shrinkage = one.candidate.shrinkage
+        assert shrinkage is not None
+        return round(abs(shrinkage - MIDDLE), 6), -one.mean
+
+    return min(untold(scored), key=apart)
 
 
 def _columns(parts: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -78,3 +78,19 @@ def test_folds_that_leave_nothing_are_said(caplog):
     assert "1 of 3 folds" in caplog.text
     with pytest.raises(UserError, match="no fold of classes leaves"):
         fitting.held_folds(np.ones((40, 2), bool), 2, 0)
+
+
+def test_of_shrinkages_that_are_not_told_apart_the_moderate_one():
+    rng = np.random.default_rng(0)
+    base = rng.random(400)
+    gains = {0.1: 0.001, 0.4: 0.0, 0.6: 0.0005, 0.9: -0.4}
+    noise = {a: rng.normal(0, 0.1, 400) for a in gains}
+    scored = [
+        fitting.Scored(Candidate(("top",), a), base + gain + noise[a] - noise[a].mean())
+        for a, gain in gains.items()
+    ]
+    assert fitting.best(scored).candidate.shrinkage == 0.1
+    assert [s.candidate.shrinkage for s in fitting.untold(scored)] == [0.1, 0.4, 0.6]
+    assert fitting.moderate(scored).candidate.shrinkage == 0.6  # as near as 0.4, and better
+    clear = [s._replace(values=s.values + (s.candidate.shrinkage == 0.1)) for s in scored]
+    assert fitting.moderate(clear).candidate.shrinkage == 0.1
