@@ -125,8 +125,10 @@ def number(
 
 
 def choice(*names: str) -> Kind:
-    """One of some names."""
-    return Kind(f"one of {', '.join(names)}", lambda value: _is(value, str) and value in names, str)
+    """One of some names, of which the first few stand for very many."""
+    more = f" and {len(names) - 8} more" if len(names) > 40 else ""
+    shown = ", ".join(names[:8] if more else names) + more
+    return Kind(f"one of {shown}", lambda value: _is(value, str) and value in names, str)
 
 
 def listed(*names: str) -> Kind:

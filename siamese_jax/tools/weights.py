@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 def list_sources(trunk: str | None = None, cache_dir: str | None = None) -> list[str]:
     """A line for every source: here or not, trunk, name, form, size, hash, licence, address."""
     lines = []
+    if trunk is not None:
+        find(trunk)
     for (owner, name), source in SOURCES.items():
         if trunk in (None, owner):
             here = "here" if located(source, cache_dir) else "-"
@@ -115,7 +117,7 @@ def options() -> cli.Parser:
     )
     command = commands.add_parser
     listing = command("list", help="every source")
-    listing.add_argument("--trunk", choices=sorted(TRUNKS), help="only those of this one")
+    listing.add_argument("--trunk", help="only those of this one")
     fetching = command("fetch", help="download a source")
     fetching.add_argument("name", help="TRUNK or TRUNK=SOURCE")
     for part in (listing, fetching):

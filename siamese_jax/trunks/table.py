@@ -1,5 +1,6 @@
 """The trunks: what each is called, how it is built, what it gives, how its pixels are scaled."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -170,7 +171,11 @@ TRUNKS: dict[str, Trunk] = {
 
 
 def find(name: str) -> Trunk:
-    """The trunk of that name; UserError with the names there are otherwise."""
+    """The trunk of that name; UserError with the names that are like it otherwise."""
     if name not in TRUNKS:
-        raise UserError(f"no trunk is called {name!r}; there are: {', '.join(TRUNKS)}")
+        near = difflib.get_close_matches(name, TRUNKS, 8, 0.5) or [*TRUNKS][:8]
+        raise UserError(
+            f"no trunk is called {name!r}; of {len(TRUNKS)} there are {', '.join(near)}; "
+            "`siamese-jax weights list` has them all"
+        )
     return TRUNKS[name]

@@ -284,7 +284,7 @@ CALLS = [
     ("diff {no_columns} {no_columns}", "no_columns.json.per_query.npz does not say its gallery"),
     ("weights", "required: COMMAND"),
     ("weights sell", "invalid choice"),
-    ("weights list --trunk=resnet51", "invalid choice"),
+    ("weights list --trunk=resnet51", "no trunk is called 'resnet51'"),
     ("weights fetch resnet51", "no trunk is called 'resnet51'"),
     ("weights fetch resnet18=none", "has no weights called 'none'"),
     ("weights convert {none} --trunk=resnet18 --out={new}.npz", "there is no weights file"),
