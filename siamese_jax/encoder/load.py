@@ -52,9 +52,9 @@ def load_encoder(
       offline_fallback: a trunk to take instead where the weights cannot be had.
       dtype: compute type of a bare trunk, "float32" or "bfloat16".
       form: of a bare trunk's weights, where a file does not tell: "keras" (TensorFlow's padding and
-        epsilon) or "torch".
+        epsilon) or "torch"; "dino" resizes a Vision Transformer's positions as DINO's code does.
       preprocessing: of a bare trunk's pixels, where it is not as the weights say: "imagenet",
-        "inception", "lite", "caffe", "unit", or "MEAN/STD" for pixels from 0 to 1.
+        "inception", "lite", "caffe", "clip", "unit", or "MEAN/STD" for pixels from 0 to 1.
       ignore: a pattern (`re.search`) of the leaves of a file that are no part of the trunk.
       whitening: whether a whitening that lies in the folder is applied.
 

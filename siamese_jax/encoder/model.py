@@ -301,11 +301,11 @@ def run_embed(
 def inference_trunk(model: Model, trunk_variables: Any, image_size: int) -> tuple[Model, Any]:
     """The fastest form of a trunk that is not trained.
 
-    BatchNorm goes into the convolutions, and the kernels that images of that size convolve with
-    are transformed once: {"params", "batch_stats"} -> {"params", "tiles"}.
+    BatchNorm goes into the convolutions, where there is any, and the kernels that images of that
+    size convolve with are transformed once: {"params", "batch_stats"} -> {"params", "tiles"}.
     """
     folded = fold_batch_norm(model.name, model.trunk.form, trunk_variables)
-    trunk = model.trunk.clone(folded=True)
+    trunk = model.trunk.clone(folded=True) if hasattr(model.trunk, "folded") else model.trunk
     tiles = transformed_kernels(trunk, folded, (image_size, image_size, 3))
     return model._replace(trunk=trunk, train_stages=()), {**folded, "tiles": tiles}
 

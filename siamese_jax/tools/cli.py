@@ -141,12 +141,14 @@ def add_encoder(
 def add_reading(group: "argparse._ActionsContainer") -> None:
     """How a file of weights is read, where it does not tell."""
     group.add_argument(
-        "--form", choices=("keras", "torch"), help="of a weights file that does not tell its own"
+        "--form",
+        choices=("keras", "torch", "dino"),
+        help="of a weights file that does not tell its own",
     )
     group.add_argument(
         "--preprocessing",
         type=TEXT,
-        help="of a trunk's pixels: imagenet, inception, lite, caffe, unit, or MEAN/STD for pixels "
+        help="of a trunk's pixels: imagenet, inception, lite, caffe, clip, unit, or MEAN/STD for pixels "
         "from 0 to 1; default: as the weights say",
     )
     group.add_argument(

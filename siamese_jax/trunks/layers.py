@@ -51,6 +51,23 @@ class BatchNorm(nn.Module):
         return (values * gain.reshape(lift) + shift.reshape(lift)).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """y = scale (x - mean) / sqrt(var + epsilon) + bias over the last axis, in float32 inside."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        values = x.astype(jnp.float32)
+        values = values - jnp.mean(values, -1, keepdims=True)
+        gain = lax.rsqrt(jnp.mean(values * values, -1, keepdims=True) + self.epsilon)
+        lift = (1,) * (x.ndim - 1) + shape
+        return (values * gain * scale.reshape(lift) + bias.reshape(lift)).astype(x.dtype)
+
+
 class Conv(nn.Module):
     """act(norm(kernel * x + bias)), each of bias, norm and act optional.
 

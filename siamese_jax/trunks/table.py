@@ -1,6 +1,7 @@
 """The trunks: what each is called, how it is built, what it gives, how its pixels are scaled."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks import efficientnet, resnet, vgg
+from siamese_jax.trunks import efficientnet, resnet, vgg, vit
 from siamese_jax.values import check, flag, number, several
 
 Triple = tuple[float, float, float]
@@ -41,6 +42,10 @@ IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 LITE = Preprocessing((127.0,) * 3, (128.0,) * 3)
 # timm's "inception" constants: 0.5 and 0.5, times 255.
 HALF = Preprocessing((127.5,) * 3, (127.5,) * 3)
+# Those of OpenAI's CLIP.
+CLIP = Preprocessing(
+    (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)
+)
 # Pixels from 0 to 1.
 UNIT = Preprocessing((0.0,) * 3, (255.0,) * 3)
 PREPROCESSING = {
@@ -48,6 +53,7 @@ PREPROCESSING = {
     "inception": HALF,
     "lite": LITE,
     "caffe": CAFFE,
+    "clip": CLIP,
     "unit": UNIT,
 }
 
@@ -106,7 +112,8 @@ class Trunk:
     `build(form=..., dtype=..., folded=...)` gives a Linen module; its
     `apply({"params", "batch_stats"}, x [n,h,w,3], train_stages=())` gives {stage: [n,h',w',c]}, the
     parameters of a stage lie under its name, and only the stages in `train_stages` use (and update)
-    the statistics of the batch. `widths` are the channels of each stage.
+    the statistics of the batch. `widths` are the channels of each stage. `preprocessing` is what
+    most of its weights are trained with.
     """
 
     build: Callable[..., nn.Module]
@@ -114,6 +121,7 @@ class Trunk:
     forms: tuple[str, ...]
     image_size: int
     default_weights: str
+    preprocessing: Preprocessing = IMAGENET
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -147,6 +155,114 @@ def _efficientnet(width: float, depth: float, image_size: int, lite: bool, weigh
     return Trunk(build, widths, _BOTH, image_size, weights)
 
 
+# (width, blocks, heads, width inside an MLP: four times the width if 0)
+_VITS = {
+    "tiny": (192, 12, 3, 0),
+    "small": (384, 12, 6, 0),
+    "base": (768, 12, 12, 0),
+    "large": (1024, 24, 16, 0),
+    "so400m": (1152, 27, 16, 4304),
+}
+
+
+def _vits(
+    names: str, tag: str, usual: Preprocessing, forms: tuple[str, ...] = ("torch",), **options: Any
+) -> dict[str, Trunk]:
+    """Vision Transformers, whose names tell their size, patch and pixels; `options` of the plan."""
+    rows = {}
+    for name in names.split():
+        size, patch = re.findall(r"_(tiny|small|base|large|so400m)_patch(\d+)", name)[0]
+        pixels = int(re.findall(r"_(\d+)$", name.replace("dinov2", "518"))[0])
+        plan = vit.Plan(int(patch), pixels // int(patch), *_VITS[size], **options)
+        build = partial(vit.ViT, plan)
+        rows[name] = Trunk(build, plan.widths, forms, pixels, f"timm:{name}.{tag}", usual)
+    return rows
+
+
+_DINO = ("torch", "dino")
+_CLIP: dict[str, Any] = {"epsilon": 1e-5, "pre_norm": True}
+_SIGLIP: dict[str, Any] = {"class_token": False, "attention_pool": True}
+_TRANSFORMERS: dict[str, Trunk] = {
+    **_vits(
+        "vit_tiny_patch16_224 vit_tiny_patch16_384 vit_small_patch32_224 vit_small_patch32_384 "
+        "vit_small_patch16_224 vit_small_patch16_384 vit_base_patch32_224 vit_base_patch32_384 "
+        "vit_base_patch16_224 vit_base_patch16_384 vit_base_patch8_224 vit_large_patch16_224 "
+        "vit_large_patch16_384",
+        "augreg_in21k_ft_in1k",
+        HALF,
+        _DINO,
+    ),
+    **_vits("vit_small_patch8_224", "dino", IMAGENET, _DINO),
+    **_vits("vit_large_patch32_224", "orig_in21k", HALF),
+    **_vits("vit_large_patch32_384", "orig_in21k_ft_in1k", HALF),
+    **_vits(
+        "deit_tiny_patch16_224 deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384",
+        "fb_in1k",
+        IMAGENET,
+    ),
+    **_vits(
+        "deit3_small_patch16_224 deit3_small_patch16_384 deit3_base_patch16_224 "
+        "deit3_base_patch16_384 deit3_large_patch16_224 deit3_large_patch16_384",
+        "fb_in22k_ft_in1k",
+        IMAGENET,
+        gains=True,
+        class_position=False,
+    ),
+    **_vits(
+        "vit_small_patch14_dinov2 vit_base_patch14_dinov2 vit_large_patch14_dinov2",
+        "lvd142m",
+        IMAGENET,
+        _DINO,
+        gains=True,
+    ),
+    **_vits(
+        "vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2 vit_large_patch14_reg4_dinov2",
+        "lvd142m",
+        IMAGENET,
+        gains=True,
+        registers=4,
+        class_position=False,
+    ),
+    **_vits(
+        "vit_base_patch32_clip_224 vit_base_patch16_clip_224 vit_large_patch14_clip_224",
+        "laion2b",
+        CLIP,
+        **_CLIP,
+    ),
+    **_vits("vit_base_patch32_clip_256", "datacompxl", CLIP, **_CLIP),
+    **_vits(
+        "vit_base_patch32_clip_384 vit_base_patch32_clip_448 vit_base_patch16_clip_384 "
+        "vit_large_patch14_clip_336",
+        "laion2b_ft_in12k_in1k",
+        CLIP,
+        **_CLIP,
+    ),
+    **_vits(
+        "vit_base_patch32_clip_quickgelu_224 vit_base_patch16_clip_quickgelu_224 "
+        "vit_large_patch14_clip_quickgelu_224 vit_large_patch14_clip_quickgelu_336",
+        "openai",
+        CLIP,
+        act="quick_gelu",
+        **_CLIP,
+    ),
+    **_vits(
+        "vit_base_patch16_siglip_224 vit_base_patch16_siglip_256 vit_base_patch16_siglip_384 "
+        "vit_base_patch16_siglip_512 vit_large_patch16_siglip_256 vit_large_patch16_siglip_384 "
+        "vit_so400m_patch14_siglip_224 vit_so400m_patch14_siglip_378",
+        "v2_webli",
+        HALF,
+        **_SIGLIP,
+    ),
+    **_vits(
+        "vit_base_patch32_siglip_256 vit_large_patch16_siglip_512 vit_so400m_patch16_siglip_256 "
+        "vit_so400m_patch16_siglip_384 vit_so400m_patch16_siglip_512",
+        "v2_webli",
+        HALF,
+        act="gelu_tanh",
+        **_SIGLIP,
+    ),
+}
+
 TRUNKS: dict[str, Trunk] = {
     "resnet18": _resnet((2, 2, 2, 2), bottleneck=False),
     "resnet34": _resnet((3, 4, 6, 3), bottleneck=False),
@@ -167,6 +283,7 @@ TRUNKS: dict[str, Trunk] = {
     "efficientnet_lite2": _efficientnet(1.1, 1.2, 260, True, "lite2"),
     "efficientnet_lite3": _efficientnet(1.2, 1.4, 280, True, "timm:tf_efficientnet_lite3.in1k"),
     "efficientnet_lite4": _efficientnet(1.4, 1.8, 300, True, "timm:tf_efficientnet_lite4.in1k"),
+    **_TRANSFORMERS,
 }
 
 

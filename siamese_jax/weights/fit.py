@@ -1,6 +1,5 @@
 """Whose leaves a file holds: a trunk's, below which prefix, in how many copies; what is foreign."""
 
-import math
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import table
 from siamese_jax.weights.formats import Leaves
-from siamese_jax.weights.namings import Scheme, names, schemes, shapes
+from siamese_jax.weights.namings import Scheme, names, same_size, schemes, shapes
 
 
 class Fit(NamedTuple):
@@ -103,7 +102,7 @@ def _whole(fit: Fit, leaves: Leaves, trunk: str) -> bool:
     """Whether all leaves are there, and of the trunk's sizes."""
     sizes = shapes(trunk, fit.form)
     return not fit.missing and all(
-        leaves[name].size == math.prod(sizes[ours]) for ours, name in fit.wanted.items()
+        same_size(ours, leaves[name].size, sizes[ours]) for ours, name in fit.wanted.items()
     )
 
 

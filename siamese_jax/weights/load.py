@@ -99,8 +99,9 @@ def load(
       weights: see above. A name comes before a file of that name; write ./NAME for the file.
       offline_fallback: the trunk that is loaded, with its default weights and a FallbackWarning,
         where a named source can't be had on this machine.
-      form: "keras" (TensorFlow's padding and epsilon) or "torch". Known for named sources, told
-        from a file's names; give it for random weights, or for a file whose names do not tell.
+      form: "keras" (TensorFlow's padding and epsilon) or "torch"; of Vision Transformers "torch" or
+        "dino" (see `trunks.positions`). Known for named sources, told from a file's names; give it
+        for random weights, or for a file whose names do not tell.
       preprocessing: how pixels are scaled, in place of what a file tells; see `as_preprocessing`.
       ignore: a pattern (`re.search`) of a file's leaves that are no part of the trunk.
       key: for random weights.
@@ -155,6 +156,7 @@ def _is_path(name: str) -> bool:
 def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
     """He's initialisation: kernels N(0, 2 / fan in), norms that change nothing, zero biases.
 
+    Tokens and positions are N(0, 0.02^2).
     NumPy draws it, in a second; compiling a trunk's own `init` takes ten times as long.
     """
     key = jax.random.key(0) if key is None else key
@@ -164,7 +166,9 @@ def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
         if name.endswith("/kernel"):
             deviation = np.float32(np.sqrt(2 / np.prod(shape[:-1])))
             return generator.standard_normal(shape, np.float32) * deviation
-        return np.full(shape, name.endswith(("/scale", "/var")), np.float32)
+        if name.endswith(("/cls", "/registers", "/positions", "/latent")):
+            return generator.standard_normal(shape, np.float32) * np.float32(0.02)
+        return np.full(shape, name.endswith(("/scale", "/var", "/gain1", "/gain2")), np.float32)
 
     variables = unflatten({name: draw(name, shape) for name, shape in shapes(trunk, form).items()})
     scaling = _usual_preprocessing(trunk, form)
@@ -176,7 +180,8 @@ def _usual_preprocessing(trunk: str, form: str) -> Preprocessing:
     """The constants that weights of that form are trained with, where a file says nothing."""
     if "lite" in trunk:
         return LITE if form == "keras" else IMAGENET
-    return CAFFE if form == "keras" and not trunk.startswith("efficientnet") else IMAGENET
+    plain = form != "keras" or trunk.startswith("efficientnet")
+    return find(trunk).preprocessing if plain else CAFFE
 
 
 def _from_source(trunk: str, name: str, source: Source, path: Path) -> TrunkWeights:

@@ -3,6 +3,7 @@
 Each naming is a function from our layer's path to their (convolution, norm) names.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +22,23 @@ Naming = Callable[[str], tuple[str, str]]
 @lru_cache(maxsize=64)
 def shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
     """Every leaf of a trunk's variables, such as "params/stem/conv/kernel", with its shape."""
-    module = table.find(trunk).build(form=form)
-    image = jnp.zeros((1, 64, 64, 3))
+    row = table.find(trunk)
+    module, image = row.build(form=form), jnp.zeros((1, row.image_size, row.image_size, 3))
     tree = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
     return {"/".join(path): leaf.shape for path, leaf in walk(tree)}
+
+
+def same_size(leaf: str, size: int, wanted: tuple[int, ...]) -> bool:
+    """Whether a leaf of that many numbers can be ours. Positions may be of another square grid.
+
+    >>> [same_size(f"params/stem/{leaf}", 577 * 4, (197, 4)) for leaf in ("positions", "cls")]
+    [True, False]
+    """
+    if not leaf.endswith("/positions"):
+        return size == math.prod(wanted)
+    places, rest = divmod(size, wanted[1])
+    before = wanted[0] - math.isqrt(wanted[0]) ** 2
+    return not rest and places > before and math.isqrt(places - before) ** 2 == places - before
 
 
 def walk(tree: Mapping[str, Any], *above: str) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -146,6 +160,28 @@ def _lukemelas_efficientnet(depths: tuple[int, ...], path: str) -> tuple[str, st
     return base + conv, base + norm
 
 
+# Of a ViT: by our layer, without the block's number; its own leaves' endings are TORCH_LEAVES'.
+_TIMM_VIT = {
+    "stem": ("", "norm_pre"),
+    "stem/patches": ("patch_embed.proj", ""),
+    "top": ("", "norm"),
+    "attention": ("attn_pool", "attn_pool.norm"),
+    "block": ("blocks.{}", ""),
+    "block/qkv": ("blocks.{}.attn.qkv", ""),
+    "block/proj": ("blocks.{}.attn.proj", ""),
+}
+
+
+def _timm_vit(path: str) -> tuple[str, str]:
+    stage, _, layer = path.partition("/")
+    at = _numbers(stage)[0] - 1 if stage.startswith("block") else 0
+    base = stage.rstrip("0123456789")
+    within = layer.replace("fc", "mlp.fc")
+    plain = f"{_TIMM_VIT[base][0]}.{within}" if within else ""
+    conv, norm = _TIMM_VIT.get(f"{base}/{layer}" if layer else base, (plain, ""))
+    return conv.format(at), norm
+
+
 # The order of a block's layers in Keras; it lists a ResNet's by their depth.
 _KERAS_ORDER = (
     *("expand", "depthwise", "se_reduce", "se_expand", "project"),
@@ -210,6 +246,8 @@ def schemes(trunk: str) -> dict[str, Scheme]:
     def torch(naming: Naming, classifier: str, form: str = "torch") -> Scheme:
         return Scheme(naming, form, False, classifier, torch_ignored)
 
+    if build.func is table.vit.ViT:  # type: ignore[attr-defined]
+        return {"torch": torch(_timm_vit, "head")}
     if trunk.startswith("resnet"):
         named = {
             "torch": torch(_torch_resnet, "fc"),
@@ -246,6 +284,13 @@ TORCH_LEAVES = {
     "norm/bias": ".bias",
     "norm/mean": ".running_mean",
     "norm/var": ".running_var",
+    "scale": ".weight",
+    "gain1": ".ls1.gamma",
+    "gain2": ".ls2.gamma",
+    "cls": "cls_token",
+    "registers": "reg_token",
+    "positions": "pos_embed",
+    "latent": ".latent",
 }
 
 

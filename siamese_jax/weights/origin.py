@@ -14,13 +14,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks.table import HALF, TRUNKS, Preprocessing
+from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, Preprocessing
 
 # Networks of timm 1.0 with the leaves of a trunk, name by name and shape by shape.
 SAME_LEAVES = {
     "resnet18": ("resnetblur18",),
     "resnet50": ("resnetaa50", "resnetblur50"),
     "efficientnet_b0": ("efficientnet_blur_b0",),
+    **{name.replace("_quickgelu", ""): (name,) for name in TRUNKS if "_quickgelu" in name},
+    **{name: (name.replace("_quickgelu", ""),) for name in TRUNKS if "_quickgelu" in name},
+}
+# Tags of timm's CLIPs that were trained with QuickGELU, which the architecture's name does not say.
+_QUICK = re.compile(r"_clip_(?=\d+\.(openai|metaclip_[a-z0-9]+|dfn2b)(?![a-z0-9_]))")
+# facebookresearch's own files -> the trunk, and how its code resizes position embeddings.
+_FACEBOOK = {
+    "dino_deitsmall16_pretrain": ("vit_small_patch16_224", "dino"),
+    "dino_deitsmall8_pretrain": ("vit_small_patch8_224", "dino"),
+    "dino_vitbase16_pretrain": ("vit_base_patch16_224", "dino"),
+    "dino_vitbase8_pretrain": ("vit_base_patch8_224", "dino"),
+    "dinov2_vits14_pretrain": ("vit_small_patch14_dinov2", "dino"),
+    "dinov2_vitb14_pretrain": ("vit_base_patch14_dinov2", "dino"),
+    "dinov2_vitl14_pretrain": ("vit_large_patch14_dinov2", "dino"),
+    "dinov2_vits14_reg4_pretrain": ("vit_small_patch14_reg4_dinov2", None),
+    "dinov2_vitb14_reg4_pretrain": ("vit_base_patch14_reg4_dinov2", None),
+    "dinov2_vitl14_reg4_pretrain": ("vit_large_patch14_reg4_dinov2", None),
 }
 _KNOWN = sorted((*TRUNKS, *(name for names in SAME_LEAVES.values() for name in names)), key=len)
 _NAME = re.compile(
@@ -31,20 +48,21 @@ _NAME = re.compile(
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # timm trained these, and TensorFlow its AdvProp and Lite models, on pixels from -1 to 1.
 _HALF = re.compile(r"(?<![a-z0-9])(ap|adv|ra4)(?![a-z0-9])")
+# Of Vision Transformers, Google trained on pixels from -1 to 1, but Meta on ImageNet's constants.
+_IMAGENET = re.compile(r"(?<![a-z0-9])(dino|mae|moco)")
 
 
 class Origin(NamedTuple):
-    """`name` of a network ("" where nothing tells) and `where` it was found."""
+    """`name` of a network ("" where nothing tells) and `where` it was found.
+
+    `form`, where that tells it: TensorFlow's, or DINO's. Else the leaves' names tell it.
+    """
 
     name: str = ""
     where: str = ""
     preprocessing: Preprocessing | None = None
     image_size: int | None = None
-
-    @property
-    def form(self) -> str | None:
-        """TensorFlow's, where the name tells it; the leaves' names tell the form otherwise."""
-        return "keras" if self.name.startswith("tf_efficientnet") else None
+    form: str | None = None
 
 
 _MAX_CONFIG = 1 << 20  # bytes; that of a model of timm's has 1 kB
@@ -65,7 +83,7 @@ def find(path: Path, texts: tuple[str, ...], trunk: str) -> Origin:
             )
         if names:
             ours = next((name for name in names if name not in others), names[0])
-            return Origin(ours, where, *_scaling(ours, text, config))
+            return Origin(ours, where, *_scaling(ours, text, config), _form(ours, text))
     return Origin()
 
 
@@ -75,7 +93,8 @@ def _told(path: Path, texts: tuple[str, ...]) -> Iterator[tuple[str, str, Mappin
         yield "the file's own text", text, {}
     config = _config(path.parent / "config.json")
     if config:
-        yield "config.json beside it", config["architecture"], config
+        tag = f".{config['tag']}" if config.get("tag") else ""
+        yield "config.json beside it", config["architecture"] + tag, config
     yield "its name", path.name, {}
     above = path.absolute().parent
     folders = [folder.name for folder in [above, *above.parents] if "models--" in folder.name]
@@ -102,9 +121,17 @@ def _recognised(text: str) -> list[str]:
 
     >>> _recognised("timm/tf_efficientnet_b0.ns_jft_in1k"), _recognised("resnet50-0676ba61.pth")
     (['tf_efficientnet_b0'], ['resnet50'])
+    >>> _recognised("dinov2_vits14_pretrain"), _recognised("vit_base_patch16_clip_224.openai")
+    (['vit_small_patch14_dinov2'], ['vit_base_patch16_clip_quickgelu_224'])
     """
-    found = _NAME.findall(text.lower().replace("-", "_"))
-    return [tf + re.sub(r"efficientnet_?", "efficientnet_", name) for tf, name in found]
+    text = _QUICK.sub("_clip_quickgelu_", text.lower().replace("-", "_"))
+    found = [tf + re.sub(r"efficientnet_?", "efficientnet_", n) for tf, n in _NAME.findall(text)]
+    return [*found, *(trunk for file, (trunk, _) in _FACEBOOK.items() if file in text)]
+
+
+def _form(name: str, text: str) -> str | None:
+    facebook = (form for file, (_, form) in _FACEBOOK.items() if file in text.lower())
+    return "keras" if name.startswith("tf_efficientnet") else next(facebook, None)
 
 
 def _alike(names: list[str], trunk: str) -> bool:
@@ -117,7 +144,8 @@ def _scaling(
     """The pixels' scaling and size: as config.json has them, or as timm's tables do."""
     tag = config.get("tag") if isinstance(config.get("tag"), str) else ""
     half = name.startswith("tf_efficientnet_lite") or _HALF.search(f"{text.lower()} {tag}")
-    scaling = HALF if half else None
+    meta = name.startswith("vit_") and _IMAGENET.search(f"{text.lower()} {tag}")
+    scaling = HALF if half else IMAGENET if meta else None
     try:
         mean, std = (tuple(255 * float(v) for v in config[key]) for key in ("mean", "std"))
         scaling = Preprocessing(mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None

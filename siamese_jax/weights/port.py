@@ -19,6 +19,7 @@ from siamese_jax.weights.namings import (
     TORCH_LEAVES,
     Scheme,
     names,
+    same_size,
     schemes,
     shapes,
     walk,
@@ -80,7 +81,11 @@ def port(
     if "params" in entries and entries <= {"params", "batch_stats", "classifier"}:
         return _ours(leaves, trunk, where, form, asked)
     fit, notes = fitting.choose(leaves, trunk, form, where, set(left))
-    flat = {ours: _to_ours(leaves[theirs], ours, fit.scheme) for ours, theirs in fit.wanted.items()}
+    sizes = shapes(trunk, fit.form)
+    flat = {
+        ours: _to_ours(leaves[theirs], ours, fit.scheme, sizes[ours])
+        for ours, theirs in fit.wanted.items()
+    }
     _check_shapes(flat, trunk, fit.form, where)
     classifier = _classifier(leaves, fit, trunk)
     return Ported(unflatten(flat), fit.form, fit.naming, classifier, (*notes, *asked))
@@ -118,8 +123,12 @@ def _ours(leaves: Leaves, trunk: str, where: str, form: str | None, notes: list[
     return Ported(unflatten(body), form, "siamese_jax", classifier, tuple(notes))
 
 
-def _to_ours(leaf: np.ndarray, ours: str, scheme: Scheme) -> np.ndarray:
+def _to_ours(leaf: np.ndarray, ours: str, scheme: Scheme, shape: tuple[int, ...]) -> np.ndarray:
     leaf = np.asarray(leaf, np.float32)
+    if leaf.ndim == len(shape) + 1 and len(leaf) == 1:  # a token, as torch adds it to a batch
+        leaf = leaf[0]
+    if ours.endswith("/kernel") and leaf.ndim == 2 and not scheme.keras:
+        leaf = leaf.T  # [out, in] -> [in, out]
     if ours.endswith("/kernel") and leaf.ndim == 4:
         if not scheme.keras:
             leaf = leaf.transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
@@ -130,7 +139,10 @@ def _to_ours(leaf: np.ndarray, ours: str, scheme: Scheme) -> np.ndarray:
 
 def _check_shapes(flat: Leaves, trunk: str, form: str, where: str) -> None:
     for name, shape in shapes(trunk, form).items():
-        if flat[name].shape != shape:
+        found = flat[name]
+        if found.shape != shape and not (
+            found.shape[1:] == shape[1:] and same_size(name, found.size, shape)
+        ):
             raise UserError(
                 f"{where}: leaf {name} has the shape {flat[name].shape}, but {trunk} in the {form} "
                 f"form needs {shape}; are these the weights of another trunk?"

@@ -130,6 +130,76 @@ _HUB = (
     ("efficientnet_b4", "efficientnet_b4.ra2_in1k", 320),
     ("efficientnet_lite0", "efficientnet_lite0.ra_in1k", 224),
 )
+_S_B_L = "small base large"
+
+
+def _named(pattern: str, sizes: str) -> list[str]:
+    return [pattern.format(size) for size in sizes.split()]
+
+
+# Transformers as timm serves them: trunk -> the tags of its weights.
+_HUB_TAGS = {
+    "vit_tiny_patch16_224": "augreg_in21k_ft_in1k augreg_in21k",
+    "vit_tiny_patch16_384": "augreg_in21k_ft_in1k",
+    "vit_small_patch32_224": "augreg_in21k_ft_in1k augreg_in21k",
+    "vit_small_patch32_384": "augreg_in21k_ft_in1k",
+    "vit_small_patch16_224": "augreg_in21k_ft_in1k augreg_in21k augreg_in1k dino",
+    "vit_small_patch16_384": "augreg_in21k_ft_in1k augreg_in1k",
+    "vit_small_patch8_224": "dino",
+    "vit_base_patch32_224": "augreg_in21k_ft_in1k augreg_in21k augreg_in1k orig_in21k sam_in1k",
+    "vit_base_patch32_384": "augreg_in21k_ft_in1k augreg_in1k",
+    "vit_base_patch16_224": "augreg_in21k_ft_in1k augreg2_in21k_ft_in1k augreg_in21k augreg_in1k "
+    "orig_in21k orig_in21k_ft_in1k sam_in1k dino mae",
+    "vit_base_patch16_384": "augreg_in21k_ft_in1k augreg_in1k orig_in21k_ft_in1k",
+    "vit_base_patch8_224": "augreg_in21k_ft_in1k augreg2_in21k_ft_in1k augreg_in21k dino",
+    "vit_large_patch16_224": "augreg_in21k_ft_in1k augreg_in21k orig_in21k mae",
+    "vit_large_patch16_384": "augreg_in21k_ft_in1k",
+    "vit_large_patch32_224": "orig_in21k",
+    "vit_large_patch32_384": "orig_in21k_ft_in1k",
+    **dict.fromkeys(_named("deit_{}_patch16_224", "tiny small base"), "fb_in1k"),
+    "deit_base_patch16_384": "fb_in1k",
+    **dict.fromkeys(_named("deit3_{}_patch16_224", _S_B_L), "fb_in22k_ft_in1k fb_in1k"),
+    **dict.fromkeys(_named("deit3_{}_patch16_384", _S_B_L), "fb_in22k_ft_in1k fb_in1k"),
+    **dict.fromkeys(_named("vit_{}_patch14_dinov2", _S_B_L), "lvd142m"),
+    **dict.fromkeys(_named("vit_{}_patch14_reg4_dinov2", _S_B_L), "lvd142m"),
+    "vit_base_patch32_clip_224": "laion2b datacompxl laion2b_ft_in1k "
+    "laion2b_ft_in12k_in1k openai_ft_in1k",
+    "vit_base_patch32_clip_256": "datacompxl",
+    "vit_base_patch32_clip_384": "laion2b_ft_in12k_in1k openai_ft_in12k_in1k",
+    "vit_base_patch32_clip_448": "laion2b_ft_in12k_in1k",
+    "vit_base_patch16_clip_224": "laion2b laion400m_e32 datacompxl dfn2b laion2b_ft_in1k "
+    "laion2b_ft_in12k laion2b_ft_in12k_in1k openai_ft_in1k openai_ft_in12k openai_ft_in12k_in1k",
+    "vit_base_patch16_clip_384": "laion2b_ft_in12k_in1k laion2b_ft_in1k openai_ft_in1k "
+    "openai_ft_in12k_in1k",
+    "vit_large_patch14_clip_224": "laion2b laion400m_e32 datacompxl dfn2b_s39b laion2b_ft_in1k "
+    "laion2b_ft_in12k laion2b_ft_in12k_in1k openai_ft_in1k openai_ft_in12k openai_ft_in12k_in1k",
+    "vit_large_patch14_clip_336": "laion2b_ft_in12k_in1k laion2b_ft_in1k openai_ft_in12k_in1k",
+    "vit_base_patch32_clip_quickgelu_224": "openai laion400m_e32 metaclip_400m metaclip_2pt5b",
+    "vit_base_patch16_clip_quickgelu_224": "openai metaclip_400m metaclip_2pt5b",
+    "vit_large_patch14_clip_quickgelu_224": "openai dfn2b metaclip_400m metaclip_2pt5b",
+    "vit_large_patch14_clip_quickgelu_336": "openai",
+    "vit_base_patch32_siglip_256": "v2_webli",
+    "vit_base_patch16_siglip_224": "v2_webli webli",
+    "vit_base_patch16_siglip_256": "v2_webli webli webli_i18n",
+    "vit_base_patch16_siglip_384": "v2_webli webli",
+    "vit_base_patch16_siglip_512": "v2_webli webli",
+    "vit_large_patch16_siglip_256": "v2_webli webli",
+    "vit_large_patch16_siglip_384": "v2_webli webli",
+    "vit_large_patch16_siglip_512": "v2_webli",
+    "vit_so400m_patch14_siglip_224": "v2_webli webli",
+    "vit_so400m_patch14_siglip_378": "v2_webli webli webli_ft_in1k",
+    "vit_so400m_patch16_siglip_256": "v2_webli webli_i18n",
+    "vit_so400m_patch16_siglip_384": "v2_webli",
+    "vit_so400m_patch16_siglip_512": "v2_webli",
+}
+# Where a tag differs from its trunk's usual constants, and from Apache-2.0; by the tag's start.
+_TAG_PIXELS = {"dino": IMAGENET, "mae": IMAGENET}
+_TAG_LICENCES = {
+    "mae": "CC-BY-NC-4.0",
+    "metaclip": "CC-BY-NC-4.0",
+    "dfn2b": "Apple-ASCL",
+    "laion400m": "MIT",
+}
 _PACKAGES = (
     ("efficientnet_lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     ("efficientnet_lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
@@ -157,6 +227,18 @@ def _package(trunk: str, sha256: str) -> Source:
     return Source("keras", LITE, size, "Apache-2.0", f"sha256:{sha256}", package=package)
 
 
+def _tagged(trunk: str, tag: str) -> Source:
+    """One of `_HUB_TAGS`. A trunk of QuickGELU shares timm's repository with that of plain GELU."""
+    begins = lambda table, usual: next((table[s] for s in table if tag.startswith(s)), usual)  # noqa: E731
+    row = find(trunk)
+    pixels = begins(_TAG_PIXELS, row.preprocessing)
+    if trunk.startswith("vit_large_patch14_clip_") and tag.startswith("laion2b"):
+        pixels = HALF  # the one CLIP of LAION's that was trained so
+    hub = f"timm/{trunk.replace('_quickgelu', '')}.{tag}"
+    licence = begins(_TAG_LICENCES, "Apache-2.0")
+    return Source("torch", pixels, row.image_size, licence, "", hub=hub)
+
+
 def _table() -> dict[tuple[str, str], Source]:
     table = {(trunk, "keras"): _keras(trunk, md5) for trunk, md5 in _KERAS_MD5.items()}
     for trunk, version, file, size in _TORCHVISION:
@@ -170,6 +252,8 @@ def _table() -> dict[tuple[str, str], Source]:
     for trunk, name, size in _HUB:
         source = Source("torch", IMAGENET, size, "Apache-2.0", "", hub=f"timm/{name}")
         table[trunk, f"timm:{name}"] = source
+    for trunk, tags in _HUB_TAGS.items():
+        table |= {(trunk, f"timm:{trunk}.{tag}"): _tagged(trunk, tag) for tag in tags.split()}
     for trunk, sha256 in _PACKAGES:
         table[trunk, trunk.removeprefix("efficientnet_")] = _package(trunk, sha256)
     return table

@@ -12,6 +12,66 @@ from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.port import shapes
 
+# Trunks without statistics, as timm counts them. Without the classifier.
+TRANSFORMERS = {
+    "deit3_base_patch16_224": 85_816_320,
+    "deit3_base_patch16_384": 86_108_160,
+    "deit3_large_patch16_224": 303_349_760,
+    "deit3_large_patch16_384": 303_738_880,
+    "deit3_small_patch16_224": 21_674_496,
+    "deit3_small_patch16_384": 21_820_416,
+    "deit_base_patch16_224": 85_798_656,
+    "deit_base_patch16_384": 86_090_496,
+    "deit_small_patch16_224": 21_665_664,
+    "deit_tiny_patch16_224": 5_524_416,
+    "vit_base_patch14_dinov2": 86_579_712,
+    "vit_base_patch14_reg4_dinov2": 86_582_016,
+    "vit_base_patch16_224": 85_798_656,
+    "vit_base_patch16_384": 86_090_496,
+    "vit_base_patch16_clip_224": 85_799_424,
+    "vit_base_patch16_clip_384": 86_091_264,
+    "vit_base_patch16_clip_quickgelu_224": 85_799_424,
+    "vit_base_patch16_siglip_224": 92_884_224,
+    "vit_base_patch16_siglip_256": 92_930_304,
+    "vit_base_patch16_siglip_384": 93_176_064,
+    "vit_base_patch16_siglip_512": 93_520_128,
+    "vit_base_patch32_224": 87_455_232,
+    "vit_base_patch32_384": 87_528_192,
+    "vit_base_patch32_clip_224": 87_456_000,
+    "vit_base_patch32_clip_256": 87_467_520,
+    "vit_base_patch32_clip_384": 87_528_960,
+    "vit_base_patch32_clip_448": 87_568_896,
+    "vit_base_patch32_clip_quickgelu_224": 87_456_000,
+    "vit_base_patch32_siglip_256": 94_552_320,
+    "vit_base_patch8_224": 85_807_872,
+    "vit_large_patch14_clip_224": 303_179_776,
+    "vit_large_patch14_clip_336": 303_507_456,
+    "vit_large_patch14_clip_quickgelu_224": 303_179_776,
+    "vit_large_patch14_clip_quickgelu_336": 303_507_456,
+    "vit_large_patch14_dinov2": 304_367_616,
+    "vit_large_patch14_reg4_dinov2": 304_370_688,
+    "vit_large_patch16_224": 303_301_632,
+    "vit_large_patch16_384": 303_690_752,
+    "vit_large_patch16_siglip_256": 315_956_224,
+    "vit_large_patch16_siglip_384": 316_283_904,
+    "vit_large_patch16_siglip_512": 316_742_656,
+    "vit_large_patch32_224": 305_510_400,
+    "vit_large_patch32_384": 305_607_680,
+    "vit_small_patch14_dinov2": 22_056_192,
+    "vit_small_patch14_reg4_dinov2": 22_057_344,
+    "vit_small_patch16_224": 21_665_664,
+    "vit_small_patch16_384": 21_811_584,
+    "vit_small_patch32_224": 22_493_952,
+    "vit_small_patch32_384": 22_530_432,
+    "vit_small_patch8_224": 21_670_272,
+    "vit_so400m_patch14_siglip_224": 427_680_704,
+    "vit_so400m_patch14_siglip_378": 428_225_600,
+    "vit_so400m_patch16_siglip_256": 427_888_064,
+    "vit_so400m_patch16_siglip_384": 428_256_704,
+    "vit_so400m_patch16_siglip_512": 428_772_800,
+    "vit_tiny_patch16_224": 5_524_416,
+    "vit_tiny_patch16_384": 5_597_376,
+}
 # (trunk, form) -> trainable numbers, BatchNorm statistics. Without the classifier.
 SIZES = {
     ("resnet18", "torch"): (11_176_512, 9_600),
@@ -48,7 +108,7 @@ SIZES = {
     ("efficientnet_lite3", "torch"): (6_916_096, 76_672),
     ("efficientnet_lite4", "keras"): (11_725_568, 112_368),
     ("efficientnet_lite4", "torch"): (11_725_568, 112_368),
-}
+} | {(name, form): (n, 0) for name, n in TRANSFORMERS.items() for form in TRUNKS[name].forms}
 
 
 def varied(variables, seed=0):

@@ -1,0 +1,227 @@
+"""Vision Transformers (Dosovitskiy et al. 2021, arXiv:2010.11929) and what others made of them.
+
+One module, as timm builds it. What differs stands in the `Plan`: LayerScale and registers (DINOv2,
+arXiv:2304.07193 and 2309.16588), a norm before the blocks and QuickGELU (CLIP, arXiv:2103.00020),
+attention pooling in place of a class token (SigLIP, arXiv:2303.15343).
+
+torch, dino: how position embeddings are resized for images of another size; see `positions`.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import positions
+from siamese_jax.trunks.layers import Activation, LayerNorm
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+_small = nn.initializers.normal(0.02)
+
+
+class Plan(NamedTuple):
+    """A variant.
+
+    `patch` is the side of a patch in pixels, `grid` the side in patches that position embeddings
+    are made for, `hidden` the width inside an MLP (4 times `width` if 0). `gains`: whether there is
+    LayerScale, a gain of each channel on what a block adds. `class_position`: whether the class
+    token has a position embedding too.
+    """
+
+    patch: int
+    grid: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int = 0
+    act: str = "gelu"
+    epsilon: float = 1e-6
+    gains: bool = False
+    registers: int = 0
+    class_token: bool = True
+    class_position: bool = True
+    pre_norm: bool = False
+    attention_pool: bool = False
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each output: maps of the patches, and last the token that sums them up."""
+        last = ["cls"] if self.class_token else ["attention"] if self.attention_pool else []
+        stages = ("stem", *(f"block{i + 1}" for i in range(self.depth)), "top", *last)
+        return dict.fromkeys(stages, self.width)
+
+
+class Part(nn.Module):
+    """What the parts of a transformer are made of."""
+
+    plan: Plan
+    dtype: Any
+
+    def norm(self, name: str) -> LayerNorm:
+        """Over the channels of each token."""
+        return LayerNorm(self.plan.epsilon, name=name)
+
+    def dense(self, width: int, name: str) -> nn.Dense:
+        """y = x kernel + bias."""
+        return nn.Dense(width, dtype=self.dtype, name=name)
+
+    def attend(self, q: Array, k: Array, v: Array) -> Array:
+        """A layer on softmax(q k' / sqrt(d)) v of each head: [n,t,c], twice [n,s,c] -> [n,t,c]."""
+        q, k, v = (x.reshape(*x.shape[:2], self.plan.heads, -1) for x in (q, k, v))
+        with jax.numpy_dtype_promotion("standard"):  # its softmax is in float32 whatever the dtype
+            y = jax.nn.dot_product_attention(q, k, v)
+        return self.dense(self.plan.width, "proj")(y.reshape(*y.shape[:2], -1))
+
+    def mlp(self, x: Array) -> Array:
+        """Two layers with the activation between them."""
+        hidden = self.plan.hidden or 4 * self.plan.width
+        wide = ACTIVATIONS[self.plan.act](self.dense(hidden, "fc1")(x))
+        return self.dense(self.plan.width, "fc2")(wide)
+
+    def gained(self, y: Array, name: str) -> Array:
+        """LayerScale, where the trunk has it."""
+        if not self.plan.gains:
+            return y
+        gain = self.param(name, nn.initializers.ones, (self.plan.width,), jnp.float32)
+        return y * gain.astype(self.dtype)[None, None]
+
+
+class Block(Part):
+    """x [n,t,c] -> y = x + attention(norm(x)) -> y + mlp(norm(y))."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        qkv = self.dense(3 * self.plan.width, "qkv")(self.norm("norm1")(x))
+        x = x + self.gained(self.attend(*jnp.split(qkv, 3, axis=-1)), "gain1")
+        return x + self.gained(self.mlp(self.norm("norm2")(x)), "gain2")
+
+
+class AttentionPool(Part):
+    """One learnt query asks all tokens: [n,t,c] -> [n,1,c]."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = self.plan.width
+        latent = self.param("latent", _small, (1, width), jnp.float32)
+        q = jnp.broadcast_to(self.dense(width, "q")(latent)[None], (len(x), 1, width))
+        y = self.attend(q, *jnp.split(self.dense(2 * width, "kv")(x), 2, axis=-1))
+        return y + self.mlp(self.norm("norm")(y))
+
+
+class Patches(Part):
+    """One layer on squares side by side: pixels [n,h,w,3] -> [n,h/patch,w/patch,c]."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        (n, height, width, colours), p, c = x.shape, self.plan.patch, self.plan.width
+        kernel = self.param("kernel", nn.initializers.he_normal(), (p, p, colours, c), jnp.float32)
+        x = x.reshape(n, height // p, p, width // p, p, colours).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(n, height // p, width // p, -1).astype(self.dtype)
+        y = x @ kernel.reshape(-1, c).astype(self.dtype)
+        if self.plan.pre_norm:  # CLIP has no bias here
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        return y + bias.astype(self.dtype)[None, None, None]
+
+
+class Stem(Part):
+    """Pixels -> class token, registers, patches, with what tells where they are: [n,t,c].
+
+    Weights bring their own grid of positions: [places, c], that of the class token first. It is
+    `plan.grid` x `plan.grid` only where there were none.
+    """
+
+    rule: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        plan, width = self.plan, self.plan.width
+        x = Patches(plan, self.dtype, name="patches")(x)
+        n, rows, columns, _ = x.shape
+        before = int(plan.class_token and plan.class_position)
+        table = self._table(before + plan.grid**2)
+        side = math.isqrt(len(table) - before)
+        grid = table[before:].reshape(side, side, width)
+        grid = positions.resize(grid, (rows, columns), self.rule)
+        tokens = [(x + grid.astype(x.dtype)[None]).reshape(n, rows * columns, width)]
+
+        def prepend(token: Array) -> None:
+            tokens.insert(0, jnp.broadcast_to(token.astype(x.dtype)[None], (n, *token.shape)))
+
+        if plan.registers:
+            prepend(self.param("registers", _small, (plan.registers, width), jnp.float32))
+        if plan.class_token:
+            token = self.param("cls", _small, (1, width), jnp.float32)
+            prepend(token + table[:1] if before else token)
+        y = jnp.concatenate(tokens, axis=1)
+        return self.norm("norm")(y) if plan.pre_norm else y
+
+    def _table(self, places: int) -> Array:
+        if self.has_variable("params", "positions"):  # of any grid, which `param` would refuse
+            table: Array = self.get_variable("params", "positions")
+            return table
+        return self.param("positions", _small, (places, self.plan.width), jnp.float32)
+
+
+class Top(Part):
+    """The last norm."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return self.norm("norm")(x)
+
+
+class ViT(nn.Module):
+    """x [n,h,w,3], normalised -> {"stem", "block1", ..., "top": [n,h/patch,w/patch,c], "cls": ...}.
+
+    A stage's map has the tokens of the patches; "top" is the last one's after the norm. Its class
+    token, "cls", or its attention pooling, "attention", is a map of one place: [n,1,1,c]. Nothing
+    here depends on the batch, so `train_stages` change nothing.
+
+    Raises:
+      UserError: sides that are no multiples of the patch.
+    """
+
+    plan: Plan
+    form: str = "torch"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+        plan, shared = self.plan, (self.plan, self.dtype)
+        _check_size(x.shape[1], x.shape[2], plan.patch)
+        rows, columns = x.shape[1] // plan.patch, x.shape[2] // plan.patch
+        outputs = {}
+
+        def keep(name: str, x: Array) -> Array:
+            outputs[name] = x[:, -rows * columns :].reshape(-1, rows, columns, plan.width)
+            return x
+
+        x = keep("stem", Stem(*shared, self.form, name="stem")(x))
+        block = nn.jit(Block)  # the first one's trace serves them all
+        for name in (f"block{i + 1}" for i in range(plan.depth)):
+            x = keep(name, block(*shared, name=name)(x))
+        x = keep("top", Top(*shared, name="top")(x))
+        if plan.class_token:
+            outputs["cls"] = x[:, :1, None]
+        elif plan.attention_pool:
+            outputs["attention"] = AttentionPool(*shared, name="attention")(x)[:, :, None]
+        return outputs
+
+
+def _check_size(height: int, width: int, patch: int) -> None:
+    if height % patch or width % patch or not height or not width:
+        below = max(1, min(height, width) // patch) * patch
+        raise UserError(
+            f"images of {height} x {width} pixels are no whole number of this trunk's patches of "
+            f"{patch} x {patch}: set image_size to a multiple, such as {below} or {below + patch}"
+        )

@@ -1,0 +1,298 @@
+"""Vision Transformers against NumPy in float64, straight from a state dict as timm names it.
+
+`benchmarks/timm_trunks.py` compares the same with timm itself.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import siamese_jax as sj
+from siamese_jax import weights
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import positions, vit
+from siamese_jax.trunks.table import CLIP, HALF, IMAGENET, TRUNKS, Trunk
+from siamese_jax.weights import origin
+from siamese_jax.weights.sources import SOURCES
+
+PLAN = vit.Plan(patch=4, grid=5, width=24, depth=2, heads=3)
+PLANS = {
+    "plain": PLAN,
+    "dinov2": PLAN._replace(gains=True),
+    "registers": PLAN._replace(gains=True, registers=2, class_position=False),
+    "clip": PLAN._replace(pre_norm=True, act="quick_gelu", epsilon=1e-5),
+    "siglip": PLAN._replace(
+        class_token=False, attention_pool=True, act="gelu_tanh", hidden=50, grid=4
+    ),
+}
+
+
+def entries(plan, grid=None):
+    """Names and shapes of timm's state dict."""
+    c, hidden, grid = plan.width, plan.hidden or 4 * plan.width, grid or plan.grid
+    dense = lambda name, a, b: [(f"{name}.weight", (b, a)), (f"{name}.bias", (b,))]  # noqa: E731
+    norm = lambda name: [(f"{name}.weight", (c,)), (f"{name}.bias", (c,))]  # noqa: E731
+    named = [("pos_embed", (1, plan.class_token * plan.class_position + grid**2, c))]
+    named += [("cls_token", (1, 1, c))] * plan.class_token
+    named += [("reg_token", (1, plan.registers, c))] * (plan.registers > 0)
+    named += [("patch_embed.proj.weight", (c, 3, plan.patch, plan.patch))]
+    named += norm("norm_pre") if plan.pre_norm else [("patch_embed.proj.bias", (c,))]
+    for i in range(plan.depth):
+        named += norm(f"blocks.{i}.norm1") + norm(f"blocks.{i}.norm2")
+        named += dense(f"blocks.{i}.attn.qkv", c, 3 * c) + dense(f"blocks.{i}.attn.proj", c, c)
+        named += dense(f"blocks.{i}.mlp.fc1", c, hidden) + dense(f"blocks.{i}.mlp.fc2", hidden, c)
+        named += [(f"blocks.{i}.ls{j}.gamma", (c,)) for j in (1, 2) if plan.gains]
+    named += norm("norm")
+    if plan.attention_pool:
+        named += [("attn_pool.latent", (1, 1, c)), *norm("attn_pool.norm")]
+        named += dense("attn_pool.q", c, c) + dense("attn_pool.kv", c, 2 * c)
+        named += dense("attn_pool.proj", c, c) + dense("attn_pool.mlp.fc1", c, hidden)
+        named += dense("attn_pool.mlp.fc2", hidden, c)
+    return [*named, ("head.weight", (7, c)), ("head.bias", (7,))]
+
+
+def fill(named, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in named}
+
+
+# The oracle.
+
+ACTS = {
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+}
+
+
+def dense(s, name, x):
+    return x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
+
+
+def norm(s, name, x, epsilon):
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+    return x * s[f"{name}.weight"] + s[f"{name}.bias"]
+
+
+def attention(q, k, v, heads):
+    out = np.zeros_like(q)
+    size = q.shape[-1] // heads
+    for h in range(heads):
+        part = slice(h * size, (h + 1) * size)
+        logits = np.einsum("ntc,nsc->nts", q[..., part], k[..., part]) / math.sqrt(size)
+        e = np.exp(logits - logits.max(-1, keepdims=True))
+        out[..., part] = np.einsum("nts,nsc->ntc", e / e.sum(-1, keepdims=True), v[..., part])
+    return out
+
+
+def mlp(s, name, x, act):
+    return dense(s, f"{name}.fc2", ACTS[act](dense(s, f"{name}.fc1", x)))
+
+
+def loop_resize(grid, size, rule):
+    """One axis after the other, one output at a time, as PyTorch's documentation and PIL do."""
+
+    def cubic(x, a):
+        x = abs(x)
+        if x < 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+    def axis(rows, new):
+        old, out = len(rows), []
+        for i in range(new):
+            if rule == "dino":
+                centre = (i + 0.5) * old / (new + 0.1) - 0.5
+                taps = range(math.floor(centre) - 1, math.floor(centre) + 3)
+                pairs = [(min(max(j, 0), old - 1), cubic(j - centre, -0.75)) for j in taps]
+            else:
+                wide = max(old / new, 1.0)
+                centre = (i + 0.5) * old / new - 0.5
+                pairs = [(j, cubic((j - centre) / wide, -0.5)) for j in range(old)]
+            total = sum(w for _, w in pairs)
+            out.append(sum(w / total * rows[j] for j, w in pairs))
+        return np.stack(out)
+
+    return axis(axis(grid, size[0]).swapaxes(0, 1), size[1]).swapaxes(0, 1)
+
+
+def oracle(state, x, plan, rule="torch"):
+    """{stage: output} of float64 images [n,h,w,3]."""
+    s = {name: leaf.astype(np.float64) for name, leaf in state.items()}
+    n, p, c = len(x), plan.patch, plan.width
+    rows, columns = x.shape[1] // p, x.shape[2] // p
+    tokens = np.zeros((n, rows, columns, c))
+    for i in range(rows):
+        for j in range(columns):
+            window = x[:, i * p : (i + 1) * p, j * p : (j + 1) * p]
+            tokens[:, i, j] = np.einsum("nabc,ocab->no", window, s["patch_embed.proj.weight"])
+    tokens = tokens + s.get("patch_embed.proj.bias", 0.0)
+    table, before = s["pos_embed"][0], plan.class_token * plan.class_position
+    side = math.isqrt(len(table) - before)
+    grid = table[before:].reshape(side, side, c)
+    grid = grid if side == rows == columns else loop_resize(grid, (rows, columns), rule)
+    first = []
+    if plan.class_token:
+        first.append(s["cls_token"][0] + (table[:1] if before else 0.0))
+    if plan.registers:
+        first.append(s["reg_token"][0])
+    first = [np.repeat(token[None], n, 0) for token in first]
+    x = np.concatenate([*first, (tokens + grid).reshape(n, -1, c)], 1)
+    if plan.pre_norm:
+        x = norm(s, "norm_pre", x, plan.epsilon)
+    patches = lambda x: x[:, x.shape[1] - rows * columns :].reshape(n, rows, columns, c)  # noqa: E731
+    outputs = {"stem": patches(x)}
+    for i in range(plan.depth):
+        name = f"blocks.{i}"
+        qkv = dense(s, f"{name}.attn.qkv", norm(s, f"{name}.norm1", x, plan.epsilon))
+        y = attention(qkv[..., :c], qkv[..., c : 2 * c], qkv[..., 2 * c :], plan.heads)
+        x = x + s.get(f"{name}.ls1.gamma", 1.0) * dense(s, f"{name}.attn.proj", y)
+        y = mlp(s, f"{name}.mlp", norm(s, f"{name}.norm2", x, plan.epsilon), plan.act)
+        x = x + s.get(f"{name}.ls2.gamma", 1.0) * y
+        outputs[f"block{i + 1}"] = patches(x)
+    x = norm(s, "norm", x, plan.epsilon)
+    outputs["top"] = patches(x)
+    if plan.class_token:
+        return outputs | {"cls": x[:, :1, None]}
+    q = np.repeat(dense(s, "attn_pool.q", s["attn_pool.latent"]), n, 0)
+    kv = dense(s, "attn_pool.kv", x)
+    y = dense(s, "attn_pool.proj", attention(q, kv[..., :c], kv[..., c:], plan.heads))
+    y = y + mlp(s, "attn_pool.mlp", norm(s, "attn_pool.norm", y, plan.epsilon), plan.act)
+    return outputs | {"attention": y[:, :, None]}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The plans as trunks of the table."""
+    for name, plan in PLANS.items():
+        build, pixels = partial(vit.ViT, plan), plan.patch * plan.grid
+        row = Trunk(build, plan.widths, positions.RULES, pixels, "none", HALF)
+        monkeypatch.setitem(TRUNKS, f"small_{name}", row)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
+    """From a file that timm could have written; at its own size and two others, by both rules."""
+    plan = PLANS[name]
+    state = fill(entries(plan))
+    save_file(state, tmp_path / "a.safetensors")
+    found = weights.load(f"small_{name}", tmp_path / "a.safetensors")
+    assert (found.form, found.preprocessing) == ("torch", HALF)
+    np.testing.assert_array_equal(found.classifier["kernel"], state["head.weight"].T)
+    own = plan.patch * plan.grid
+    for size, rule in (((own, own), "torch"), ((28, 12), "torch"), ((12, 36), "dino")):
+        x = rng.normal(size=(2, *size, 3))
+        module = TRUNKS[f"small_{name}"].build(form=rule)
+        outputs = jax.jit(module.apply)(found.variables, jnp.asarray(x, jnp.float32))
+        expected = oracle(state, x, plan, rule)
+        assert outputs.keys() == expected.keys()
+        assert tuple(plan.widths) == tuple(expected)
+        for stage, output in outputs.items():
+            scale = np.abs(expected[stage]).max()
+            np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("rule", positions.RULES)
+@pytest.mark.parametrize(("old", "new"), [(5, (3, 9)), (14, (14, 15)), (37, (16, 24))])
+def test_positions_are_resized_by_the_rule_of_their_source(rule, old, new, rng):
+    grid = rng.normal(size=(old, old, 2))
+    found = positions.resize(jnp.asarray(grid, jnp.float32), new, rule)
+    np.testing.assert_allclose(found, loop_resize(grid, new, rule), rtol=0, atol=3e-6)
+    same = jnp.asarray(grid, jnp.float32)
+    assert positions.resize(same, (old, old), rule) is same
+
+
+def test_weights_of_another_grid_keep_it(small, tmp_path, rng):
+    """Fine-tuned at another size: resized from there, and exported and loaded as they are."""
+    state = fill(entries(PLAN, grid=7))
+    save_file(state, tmp_path / "a.safetensors")
+    found = weights.load("small_plain", tmp_path / "a.safetensors")
+    weights.save(tmp_path / "a.npz", found)
+    again = weights.load("small_plain", tmp_path / "a.npz")
+    x = rng.normal(size=(1, 20, 20, 3))
+    module = TRUNKS["small_plain"].build()
+    output = module.apply(again.variables, jnp.asarray(x, jnp.float32))["cls"]
+    np.testing.assert_allclose(output, oracle(state, x, PLAN)["cls"], rtol=0, atol=1e-4)
+    state["pos_embed"] = state["pos_embed"][:, :-1]
+    save_file(state, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="stem/positions has the shape"):
+        weights.load("small_plain", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "trunk", "form", "scaling"),
+    [
+        ("dino_deitsmall16_pretrain.pth", "vit_small_patch16_224", "dino", IMAGENET),
+        ("dinov2_vitb14_pretrain.pth", "vit_base_patch14_dinov2", "dino", IMAGENET),
+        ("dinov2_vitb14_reg4_pretrain.pth", "vit_base_patch14_reg4_dinov2", None, IMAGENET),
+        ("vit_small_patch16_224.dino.safetensors", "vit_small_patch16_224", None, IMAGENET),
+        ("vit_small_patch16_224.augreg_in21k.bin", "vit_small_patch16_224", None, None),
+        ("vit_base_patch32_clip_224.openai.bin", "vit_base_patch32_clip_quickgelu_224", None, None),
+        ("vit_base_patch32_clip_224.openai_ft_in1k", "vit_base_patch32_clip_224", None, None),
+    ],
+)
+def test_a_files_name_tells_what_its_leaves_do_not(file, trunk, form, scaling, tmp_path):
+    told = origin.find(tmp_path / file, (), trunk)
+    assert (told.name, told.form, told.preprocessing) == (trunk, form, scaling)
+    if "_clip" in trunk:
+        gelu, quick = "vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"
+        with pytest.raises(UserError, match=f"is of {trunk}"):
+            origin.find(tmp_path / file, (), gelu if trunk == quick else quick)
+
+
+def test_sources_are_as_timm_1_0_31_lists_them():
+    """(Pixels, size, licence) of those that are not as most of their trunk's."""
+    for trunk, tag, expected in (
+        ("vit_small_patch16_224", "dino", (IMAGENET, 224, "Apache-2.0")),
+        ("vit_base_patch16_224", "mae", (IMAGENET, 224, "CC-BY-NC-4.0")),
+        ("vit_base_patch16_384", "augreg_in1k", (HALF, 384, "Apache-2.0")),
+        ("vit_large_patch14_clip_224", "laion2b", (HALF, 224, "Apache-2.0")),
+        ("vit_large_patch14_clip_224", "laion400m_e32", (CLIP, 224, "MIT")),
+        ("vit_base_patch14_dinov2", "lvd142m", (IMAGENET, 518, "Apache-2.0")),
+    ):
+        source = SOURCES[trunk, f"timm:{trunk}.{tag}"]
+        found = (source.preprocessing, source.image_size, source.licence)
+        assert (source.hub, *found) == (f"timm/{trunk}.{tag}", *expected)
+    trunk = "vit_large_patch14_clip_quickgelu_336"
+    assert SOURCES[trunk, f"timm:{trunk}.openai"].hub == "timm/vit_large_patch14_clip_336.openai"
+
+
+def test_an_encoder_gives_the_class_token_or_what_is_asked_for(small, rng):
+    images = rng.integers(0, 256, (3, 20, 20, 3), np.uint8)
+    load = partial(sj.load_encoder, "small_registers", "random")
+    found = load()
+    assert (found.image_size, found.embedding_dim) == (20, 24)
+    x = jnp.asarray((images / 255.0 - 0.5) / 0.5, jnp.float32)
+    outputs = found.model.trunk.apply({"params": found.params["trunk"]}, x)
+    np.testing.assert_allclose(found(images), outputs["cls"][:, 0, 0], atol=1e-5)
+    means = load(stage="top")(images)
+    np.testing.assert_allclose(means, outputs["top"].mean((1, 2)), atol=1e-5)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    both = load(stage="top,cls")(images)
+    expected = np.concatenate([unit(means), unit(np.asarray(outputs["cls"][:, 0, 0]))], 1)
+    np.testing.assert_allclose(both, expected, atol=1e-5)
+    assert found.at_size(28)(images.repeat(2, 1)[:, :28].repeat(2, 2)[:, :, :28]).shape == (3, 24)
+    with pytest.raises(UserError, match="no stage 'cls'; choose from stem, block1"):
+        sj.load_encoder("small_siglip", "random", stage="cls")
+
+
+@pytest.mark.parametrize("size", [18, 3])
+def test_sides_that_are_no_multiple_of_the_patch_are_refused(size, small):
+    match = rf"{size} x {size} pixels are no whole number.*4 x 4.*multiple, such as"
+    with pytest.raises(UserError, match=match):
+        sj.load_encoder("small_plain", "random", image_size=size)
+
+
+def test_bfloat16_is_close(small, rng):
+    images = rng.integers(0, 256, (2, 20, 20, 3), np.uint8)
+    exact, near = (
+        sj.load_encoder("small_dinov2", "random", dtype=dtype)(images)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < np.linalg.norm(near - exact) < 0.05 * np.linalg.norm(exact)
