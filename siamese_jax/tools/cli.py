@@ -148,8 +148,8 @@ def add_reading(group: "argparse._ActionsContainer") -> None:
     group.add_argument(
         "--preprocessing",
         type=TEXT,
-        help="of a trunk's pixels: imagenet, inception, lite, caffe, clip, unit, or MEAN/STD for pixels "
-        "from 0 to 1; default: as the weights say",
+        help="of a trunk's pixels: imagenet, inception, lite, caffe, clip, unit, or MEAN/STD for "
+        "pixels from 0 to 1; default: as the weights say",
     )
     group.add_argument(
         "--ignore",

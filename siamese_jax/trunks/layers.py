@@ -113,6 +113,33 @@ class Conv(nn.Module):
         return self.variable("tiles", "kernel", winograd.transform, kernel).value
 
 
+class Patches(nn.Module):
+    """One layer on squares side by side: [n,h,w,c] -> [n,h/side,w/side,features].
+
+    Parameters: kernel [side, side, c, features], bias. What is left over at the bottom and on the
+    right is not seen, as by a convolution without padding.
+    """
+
+    features: int
+    side: int
+    bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, height, width, c = x.shape
+        rows, columns, side = height // self.side, width // self.side, self.side
+        shape = (side, side, c, self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        x = x[:, : rows * side, : columns * side].reshape(n, rows, side, columns, side, c)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, side * side * c)
+        y = x.astype(self.dtype) @ kernel.reshape(-1, self.features).astype(self.dtype)
+        if not self.bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype)[None, None, None]
+
+
 def run_stages(
     trunk: nn.Module,
     x: Array,

@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks import efficientnet, resnet, vgg, vit
+from siamese_jax.trunks import convnext, efficientnet, resnet, vgg, vit
 from siamese_jax.values import check, flag, number, several
 
 Triple = tuple[float, float, float]
@@ -155,6 +155,12 @@ def _efficientnet(width: float, depth: float, image_size: int, lite: bool, weigh
     return Trunk(build, widths, _BOTH, image_size, weights)
 
 
+def _convnext(name: str, depths: tuple[int, ...], width: int, tag: str) -> dict[str, Trunk]:
+    features = (width, 2 * width, 4 * width, 8 * width)
+    build = partial(convnext.ConvNeXt, depths, features, name.startswith("convnextv2"))
+    return {name: Trunk(build, convnext.widths(features), ("torch",), 224, f"timm:{name}.{tag}")}
+
+
 # (width, blocks, heads, width inside an MLP: four times the width if 0)
 _VITS = {
     "tiny": (192, 12, 3, 0),
@@ -283,6 +289,14 @@ TRUNKS: dict[str, Trunk] = {
     "efficientnet_lite2": _efficientnet(1.1, 1.2, 260, True, "lite2"),
     "efficientnet_lite3": _efficientnet(1.2, 1.4, 280, True, "timm:tf_efficientnet_lite3.in1k"),
     "efficientnet_lite4": _efficientnet(1.4, 1.8, 300, True, "timm:tf_efficientnet_lite4.in1k"),
+    **_convnext("convnext_tiny", (3, 3, 9, 3), 96, "in12k_ft_in1k"),
+    **_convnext("convnext_small", (3, 3, 27, 3), 96, "in12k_ft_in1k"),
+    **_convnext("convnext_base", (3, 3, 27, 3), 128, "fb_in22k_ft_in1k"),
+    **_convnext("convnext_large", (3, 3, 27, 3), 192, "fb_in22k_ft_in1k"),
+    **_convnext("convnextv2_nano", (2, 2, 8, 2), 80, "fcmae_ft_in22k_in1k"),
+    **_convnext("convnextv2_tiny", (3, 3, 9, 3), 96, "fcmae_ft_in22k_in1k"),
+    **_convnext("convnextv2_base", (3, 3, 27, 3), 128, "fcmae_ft_in22k_in1k"),
+    **_convnext("convnextv2_large", (3, 3, 27, 3), 192, "fcmae_ft_in22k_in1k"),
     **_TRANSFORMERS,
 }
 

@@ -18,7 +18,7 @@ from jax import Array
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
-from siamese_jax.trunks.layers import Activation, LayerNorm
+from siamese_jax.trunks.layers import Activation, LayerNorm, Patches
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -117,22 +117,6 @@ class AttentionPool(Part):
         return y + self.mlp(self.norm("norm")(y))
 
 
-class Patches(Part):
-    """One layer on squares side by side: pixels [n,h,w,3] -> [n,h/patch,w/patch,c]."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        (n, height, width, colours), p, c = x.shape, self.plan.patch, self.plan.width
-        kernel = self.param("kernel", nn.initializers.he_normal(), (p, p, colours, c), jnp.float32)
-        x = x.reshape(n, height // p, p, width // p, p, colours).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(n, height // p, width // p, -1).astype(self.dtype)
-        y = x @ kernel.reshape(-1, c).astype(self.dtype)
-        if self.plan.pre_norm:  # CLIP has no bias here
-            return y
-        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
-        return y + bias.astype(self.dtype)[None, None, None]
-
-
 class Stem(Part):
     """Pixels -> class token, registers, patches, with what tells where they are: [n,t,c].
 
@@ -145,7 +129,8 @@ class Stem(Part):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         plan, width = self.plan, self.plan.width
-        x = Patches(plan, self.dtype, name="patches")(x)
+        bias = not plan.pre_norm  # CLIP has none
+        x = Patches(width, plan.patch, bias, self.dtype, name="patches")(x)
         n, rows, columns, _ = x.shape
         before = int(plan.class_token and plan.class_position)
         table = self._table(before + plan.grid**2)

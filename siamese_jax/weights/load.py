@@ -9,6 +9,7 @@ weights.load("resnet50", "random", key=jax.random.key(0))
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -168,7 +169,8 @@ def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
             return generator.standard_normal(shape, np.float32) * deviation
         if name.endswith(("/cls", "/registers", "/positions", "/latent")):
             return generator.standard_normal(shape, np.float32) * np.float32(0.02)
-        return np.full(shape, name.endswith(("/scale", "/var", "/gain1", "/gain2")), np.float32)
+        one = re.search(r"/(scale|var|gain\d?)$", name) is not None
+        return np.full(shape, one, np.float32)
 
     variables = unflatten({name: draw(name, shape) for name, shape in shapes(trunk, form).items()})
     scaling = _usual_preprocessing(trunk, form)

@@ -182,6 +182,30 @@ def _timm_vit(path: str) -> tuple[str, str]:
     return conv.format(at), norm
 
 
+_TIMM_CONVNEXT = {
+    "": "",
+    "depthwise": ".conv_dw",
+    "norm1": ".norm",
+    "fc1": ".mlp.fc1",
+    "fc2": ".mlp.fc2",
+    "response": ".mlp.grn",
+}
+
+
+def _timm_convnext(path: str) -> tuple[str, str]:
+    stage, _, layer = path.partition("/")
+    if stage in ("stem", "top"):
+        return {"patches": "stem.0", "norm1": "stem.1" if stage == "stem" else "head.norm"}[
+            layer
+        ], ""
+    base = f"stages.{_numbers(stage)[0] - 1}"
+    if not layer.startswith("block"):
+        return f"{base}.downsample.{0 if layer == 'norm1' else 1}", ""
+    block, _, layer = layer.partition("/")
+    name = _TIMM_CONVNEXT.get(layer, f".{layer}")
+    return f"{base}.blocks.{_numbers(block)[0] - 1}{name}", ""
+
+
 # The order of a block's layers in Keras; it lists a ResNet's by their depth.
 _KERAS_ORDER = (
     *("expand", "depthwise", "se_reduce", "se_expand", "project"),
@@ -248,6 +272,8 @@ def schemes(trunk: str) -> dict[str, Scheme]:
 
     if build.func is table.vit.ViT:  # type: ignore[attr-defined]
         return {"torch": torch(_timm_vit, "head")}
+    if trunk.startswith("convnext"):
+        return {"torch": torch(_timm_convnext, "head.fc")}
     if trunk.startswith("resnet"):
         named = {
             "torch": torch(_torch_resnet, "fc"),
@@ -285,6 +311,7 @@ TORCH_LEAVES = {
     "norm/mean": ".running_mean",
     "norm/var": ".running_var",
     "scale": ".weight",
+    "gain": ".gamma",
     "gain1": ".ls1.gamma",
     "gain2": ".ls2.gamma",
     "cls": "cls_token",

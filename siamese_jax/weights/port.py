@@ -128,7 +128,8 @@ def _to_ours(leaf: np.ndarray, ours: str, scheme: Scheme, shape: tuple[int, ...]
     if leaf.ndim == len(shape) + 1 and len(leaf) == 1:  # a token, as torch adds it to a batch
         leaf = leaf[0]
     if ours.endswith("/kernel") and leaf.ndim == 2 and not scheme.keras:
-        leaf = leaf.T  # [out, in] -> [in, out]
+        # [out, in] -> [in, out], or as a 1 x 1 convolution has it
+        leaf = leaf.T if len(shape) == 2 else leaf[:, :, None, None]
     if ours.endswith("/kernel") and leaf.ndim == 4:
         if not scheme.keras:
             leaf = leaf.transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]

@@ -5,10 +5,11 @@ digits of the sha256; the Hub serves the sha256 with the file. A source in a reg
 no download of ours: pip has it already.
 """
 
+import re
 from typing import NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks.table import CAFFE, HALF, IMAGENET, LITE, Preprocessing, find
+from siamese_jax.trunks.table import CAFFE, CLIP, HALF, IMAGENET, LITE, Preprocessing, find
 
 
 class Source(NamedTuple):
@@ -192,12 +193,27 @@ _HUB_TAGS = {
     "vit_so400m_patch16_siglip_384": "v2_webli",
     "vit_so400m_patch16_siglip_512": "v2_webli",
 }
+_HUB_TAGS |= {
+    "convnext_tiny": "in12k_ft_in1k in12k in12k_ft_in1k_384 fb_in22k_ft_in1k fb_in22k fb_in1k "
+    "fb_in22k_ft_in1k_384 dinov3_lvd1689m",
+    "convnext_small": "in12k_ft_in1k in12k in12k_ft_in1k_384 fb_in22k_ft_in1k fb_in22k fb_in1k "
+    "fb_in22k_ft_in1k_384 dinov3_lvd1689m",
+    "convnext_base": "fb_in22k_ft_in1k fb_in22k fb_in1k fb_in22k_ft_in1k_384 dinov3_lvd1689m "
+    "clip_laion2b clip_laion2b_augreg clip_laiona clip_laiona_320 clip_laiona_augreg_320",
+    "convnext_large": "fb_in22k_ft_in1k fb_in22k fb_in1k fb_in22k_ft_in1k_384 dinov3_lvd1689m",
+    **dict.fromkeys(
+        _named("convnextv2_{}", "nano tiny base large"),
+        "fcmae_ft_in22k_in1k fcmae_ft_in22k_in1k_384 fcmae_ft_in1k",
+    ),
+}
 # Where a tag differs from its trunk's usual constants, and from Apache-2.0; by the tag's start.
-_TAG_PIXELS = {"dino": IMAGENET, "mae": IMAGENET}
+_TAG_PIXELS = {"dino": IMAGENET, "mae": IMAGENET, "clip": CLIP}
 _TAG_LICENCES = {
     "mae": "CC-BY-NC-4.0",
     "metaclip": "CC-BY-NC-4.0",
     "dfn2b": "Apple-ASCL",
+    "dinov3": "DINOv3-License",
+    "fcmae": "CC-BY-NC-4.0",
     "laion400m": "MIT",
 }
 _PACKAGES = (
@@ -235,8 +251,10 @@ def _tagged(trunk: str, tag: str) -> Source:
     if trunk.startswith("vit_large_patch14_clip_") and tag.startswith("laion2b"):
         pixels = HALF  # the one CLIP of LAION's that was trained so
     hub = f"timm/{trunk.replace('_quickgelu', '')}.{tag}"
+    size = re.search(r"_(\d{3})$", tag)
+    side = int(size.group(1)) if size else 256 if tag.startswith("clip") else row.image_size
     licence = begins(_TAG_LICENCES, "Apache-2.0")
-    return Source("torch", pixels, row.image_size, licence, "", hub=hub)
+    return Source("torch", pixels, side, licence, "", hub=hub)
 
 
 def _table() -> dict[tuple[str, str], Source]:

@@ -12,8 +12,16 @@ from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.port import shapes
 
-# Trunks without statistics, as timm counts them. Without the classifier.
-TRANSFORMERS = {
+# As timm counts them, without the classifier.
+WITHOUT_STATISTICS = {
+    "convnext_base": 87_566_464,
+    "convnext_large": 196_230_336,
+    "convnext_small": 49_454_688,
+    "convnext_tiny": 27_820_128,
+    "convnextv2_base": 87_692_800,
+    "convnextv2_large": 196_419_840,
+    "convnextv2_nano": 14_982_800,
+    "convnextv2_tiny": 27_866_496,
     "deit3_base_patch16_224": 85_816_320,
     "deit3_base_patch16_384": 86_108_160,
     "deit3_large_patch16_224": 303_349_760,
@@ -108,7 +116,7 @@ SIZES = {
     ("efficientnet_lite3", "torch"): (6_916_096, 76_672),
     ("efficientnet_lite4", "keras"): (11_725_568, 112_368),
     ("efficientnet_lite4", "torch"): (11_725_568, 112_368),
-} | {(name, form): (n, 0) for name, n in TRANSFORMERS.items() for form in TRUNKS[name].forms}
+} | {(name, form): (n, 0) for name, n in WITHOUT_STATISTICS.items() for form in TRUNKS[name].forms}
 
 
 def varied(variables, seed=0):
