@@ -41,8 +41,18 @@ def obtain(source: Source, cache_dir: str | os.PathLike | None = None) -> Path:
     if source.package[0]:
         return _packaged(source)
     if source.hub:
-        return _from_hub(source, cache_folder(cache_dir))
+        return _checked(_hub_file(source.hub, "model.safetensors", cache_folder(cache_dir)))
     return fetch(source.url, cache_folder(cache_dir) / Path(source.url).name, source.digest)
+
+
+def obtain_described(hub: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """model.safetensors of a Hub repository, fetched with its config.json beside it.
+
+    Raises Unavailable if it is neither here nor reachable.
+    """
+    folder = cache_folder(cache_dir)
+    _hub_file(hub, "config.json", folder)
+    return _checked(_hub_file(hub, "model.safetensors", folder))
 
 
 def located(source: Source, cache_dir: str | os.PathLike | None = None) -> Path | None:
@@ -76,21 +86,21 @@ def _packaged(source: Source) -> Path:
     return path
 
 
-def _from_hub(source: Source, folder: Path) -> Path:
-    """model.safetensors of a Hub repository, from $HF_ENDPOINT if that names a mirror.
+def _hub_file(hub: str, file: str, folder: Path) -> Path:
+    """A file of a Hub repository, from $HF_ENDPOINT if that names a mirror.
 
-    A file that was fetched before is taken without asking. The Hub names it by its sha256.
+    A file that was fetched before is taken without asking.
     """
     try:
         import huggingface_hub
     except ImportError:
         raise Unavailable(
-            f"{source.hub} lies on the Hugging Face Hub; run: pip install huggingface_hub"
+            f"{hub} lies on the Hugging Face Hub; run: pip install huggingface_hub"
         ) from None
-    wanted, kept = (source.hub, "model.safetensors"), folder / "hub"
+    wanted, kept = (hub, file), folder / "hub"
     found = huggingface_hub.try_to_load_from_cache(*wanted, cache_dir=kept)
     if not isinstance(found, str):
-        _log.warning("fetching %s from the Hub to %s", source.hub, kept)
+        _log.warning("fetching %s of %s from the Hub to %s", file, hub, kept)
         mirror = os.environ.get("HF_ENDPOINT") or None
         try:
             # Asked first, because this fails at once where the download tries for half a minute.
@@ -99,8 +109,12 @@ def _from_hub(source: Source, folder: Path) -> Path:
             )
             found = huggingface_hub.hf_hub_download(*wanted, cache_dir=kept, endpoint=mirror)
         except Exception as e:  # its many kinds of trouble all mean: not to be had
-            raise Unavailable(f"{source.hub} was not fetched from the Hub: {_line(e)}") from None
-    path = Path(found)
+            raise Unavailable(f"{hub} was not fetched from the Hub: {_line(e)}") from None
+    return Path(found)
+
+
+def _checked(path: Path) -> Path:
+    """A large file of the Hub's, which names it by its sha256."""
     announced = path.resolve()
     if len(announced.name) == 64:
         _check_or_delete(announced, "sha256:" + announced.name)

@@ -2,6 +2,7 @@
 
 weights.load("resnet50")                                   # its ImageNet weights
 weights.load("resnet50", "torchvision:IMAGENET1K_V2")
+weights.load("resnet50", "timm:resnet50.tv_in1k")          # any of timm's, listed or not
 weights.load("resnet50", "my.weights.h5")                  # .h5 .keras .pth .ckpt .safetensors .npz
 weights.load("resnet50", "random", key=jax.random.key(0))
 """
@@ -32,12 +33,12 @@ from siamese_jax.trunks.table import (
     find,
 )
 from siamese_jax.weights import formats, origin
-from siamese_jax.weights.download import Unavailable, obtain
+from siamese_jax.weights.download import Unavailable, obtain, obtain_described
 from siamese_jax.weights.fit import first
 from siamese_jax.weights.formats import META, Leaves
 from siamese_jax.weights.namings import shapes
 from siamese_jax.weights.port import Ported, flatten, port, unflatten
-from siamese_jax.weights.sources import SOURCES, Source, find_source
+from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
 __all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
 log = logging.getLogger(__name__)
@@ -124,6 +125,12 @@ def load(
         raise UserError(f"ignore={ignore!r} is for a weights file, not for {name!r}")
     if name == "random":
         return _scaled(_random(trunk, form or row.forms[0], key), scaling)
+    if hub := unlisted(trunk, name):
+        try:
+            path = obtain_described(hub, cache_dir)
+        except Unavailable as e:
+            return _fall_back(trunk, name, str(e), offline_fallback, cache_dir)
+        return replace(_from_file(trunk, path, form, scaling, None), source=name)
     source = find_source(trunk, name)
     name = row.default_weights if name == "imagenet" else name
     if form not in (None, source.form):

@@ -280,13 +280,26 @@ def _table() -> dict[tuple[str, str], Source]:
 SOURCES: dict[tuple[str, str], Source] = _table()
 
 
+def unlisted(trunk: str, name: str) -> str | None:
+    """The Hub's repository of "timm:NAME", where NAME is of the trunk but not in SOURCES.
+
+    >>> unlisted("resnet50", "timm:resnet50.tv_in1k"), unlisted("resnet50", "timm:resnet18.tv_in1k")
+    ('timm/resnet50.tv_in1k', None)
+    """
+    kind, _, model = name.partition(":")
+    ours = model.partition(".")[0].removeprefix("tf_") == trunk and "." in model
+    if kind != "timm" or not ours or (trunk, name) in SOURCES:
+        return None
+    return f"timm/{model.replace('_quickgelu', '')}"
+
+
 def find_source(trunk: str, name: str) -> Source:
     """The row of a trunk's named source; "imagenet" is its default. UserError lists the names."""
     name = find(trunk).default_weights if name == "imagenet" else name
     if (trunk, name) not in SOURCES:
         known = ", ".join(source for owner, source in SOURCES if owner == trunk)
         raise UserError(
-            f"{trunk} has no weights called {name!r}; give a file's path, random, imagenet, or one "
-            f"of: {known}"
+            f"{trunk} has no weights called {name!r}; give a file's path, random, imagenet, any "
+            f"timm:{trunk}.TAG of the Hub, or one of: {known}"
         )
     return SOURCES[trunk, name]

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import threading
 
 import jax
@@ -33,7 +34,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body=b""):
         self.server.requests.append(self.command)
-        if self.path != FILE:
+        announced, content = self.server.announced, self.server.content
+        if self.path == FILE.replace("model.safetensors", "config.json") and self.server.config:
+            content, announced = self.server.config, "0" * 40
+            body = content if body else b""
+        elif self.path != FILE:
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", "0")
@@ -41,8 +46,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("X-Repo-Commit", "0123456789" * 4)
-        self.send_header("ETag", f'"{self.server.announced}"')
-        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("ETag", f'"{announced}"')
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -53,7 +58,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.content, server.requests = CONTENT, []
+    server.content, server.requests, server.config = CONTENT, [], b""
     server.announced = hashlib.sha256(CONTENT).hexdigest()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -146,6 +151,39 @@ def test_a_named_source_is_fetched_and_ported(hub, tmp_path, monkeypatch):
     hub.stop()
     again = weights.load("resnet18", "timm:small", cache_dir=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.variables, found.variables)
+
+
+def test_an_unlisted_name_is_taken_as_its_config_says(hub, tmp_path, monkeypatch, caplog):
+    """Pixels, size and padding are told by config.json, which is fetched with the weights."""
+    from safetensors.numpy import save
+
+    trunk = "efficientnet_lite0"
+    scheme, rng = schemes(trunk)["timm"], np.random.default_rng(1)
+    theirs = names(trunk, "keras", scheme)
+    order = lambda shape: (3, 2, 0, 1) if len(shape) == 4 else range(len(shape))  # noqa: E731
+    hub.content = save(
+        {
+            theirs[path]: rng.random([shape[axis] for axis in order(shape)], np.float32)
+            for path, shape in shapes(trunk, "keras").items()
+        }
+    )
+    hub.announced = hashlib.sha256(hub.content).hexdigest()
+    told = {"tag": "new", "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3, "input_size": [3, 160, 160]}
+    config = {"architecture": f"tf_{trunk}", "pretrained_cfg": told}
+    hub.config = json.dumps(config).encode()
+    monkeypatch.setattr(f"{__name__}.FILE", f"/timm/tf_{trunk}.new/resolve/main/model.safetensors")
+    name = f"timm:tf_{trunk}.new"
+    for _ in range(2):
+        found = weights.load(trunk, name, cache_dir=tmp_path)
+        assert (found.source, found.form, found.image_size) == (name, "keras", 160)
+        assert found.preprocessing.mean == (127.5, 102.0, 76.5)
+        assert found.sha256 == hub.announced
+        assert "by config.json beside it" in caplog.text
+        hub.stop()
+    with pytest.raises(UserError, match=r"timm/resnet18\.new was not fetched"):
+        weights.load("resnet18", "timm:resnet18.new", cache_dir=tmp_path)
+    with pytest.raises(UserError, match=r"no weights called .timm:resnet18\.new..*resnet50\.TAG"):
+        weights.load("resnet50", "timm:resnet18.new", cache_dir=tmp_path)
 
 
 def test_an_unreachable_hub_falls_back_where_that_was_agreed(hub, tmp_path, monkeypatch):
