@@ -256,7 +256,7 @@ def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) ->
         why = f"{told.name} by {told.where}"
     elif ported.naming == "timm":
         why, alike = "as nothing tells", (f"tf_{trunk} (--form=keras)", *alike)
-    if ported.naming not in ("timm", "torch"):
+    if ported.naming not in ("timm", "torch", "openai", "transformers"):
         alike = ()
     also = f"; {' and '.join(alike)} would fit as well, and compute something else" if alike else ""
     return f"taken as {trunk} in the {ported.form} form, {why}{also}"

@@ -251,6 +251,11 @@ class Scheme(NamedTuple):
     ignored: str  # a regex of leaves that a trunk has no use for
 
 
+def is_vit(trunk: str) -> bool:
+    """Whether it is a Vision Transformer, whose files come in more forms than names can tell."""
+    return table.find(trunk).build.func is table.vit.ViT  # type: ignore[attr-defined]
+
+
 def schemes(trunk: str) -> dict[str, Scheme]:
     """The namings in which weights of that trunk are found."""
     build = table.find(trunk).build
@@ -270,7 +275,7 @@ def schemes(trunk: str) -> dict[str, Scheme]:
     def torch(naming: Naming, classifier: str, form: str = "torch") -> Scheme:
         return Scheme(naming, form, False, classifier, torch_ignored)
 
-    if build.func is table.vit.ViT:  # type: ignore[attr-defined]
+    if is_vit(trunk):
         return {"torch": torch(_timm_vit, "head")}
     if trunk.startswith("convnext"):
         return {"torch": torch(_timm_convnext, "head.fc")}

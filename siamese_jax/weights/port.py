@@ -18,12 +18,14 @@ from siamese_jax.weights.namings import (
     KERAS_LEAVES,
     TORCH_LEAVES,
     Scheme,
+    is_vit,
     names,
     same_size,
     schemes,
     shapes,
     walk,
 )
+from siamese_jax.weights.vit_files import as_timm
 
 __all__ = ["Ported", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
 
@@ -80,6 +82,10 @@ def port(
     entries = {name.partition("/")[0] for name in leaves} - {META}
     if "params" in entries and entries <= {"params", "batch_stats", "classifier"}:
         return _ours(leaves, trunk, where, form, asked)
+    made = as_timm(leaves, where) if is_vit(trunk) else None
+    if made:
+        leaves, form = made.leaves, form or made.form
+        asked += [f"left out: {fitting.first(made.left)}"] if made.left else []
     fit, notes = fitting.choose(leaves, trunk, form, where, set(left))
     sizes = shapes(trunk, fit.form)
     flat = {
@@ -88,7 +94,8 @@ def port(
     }
     _check_shapes(flat, trunk, fit.form, where)
     classifier = _classifier(leaves, fit, trunk)
-    return Ported(unflatten(flat), fit.form, fit.naming, classifier, (*notes, *asked))
+    naming = made.naming if made else fit.naming
+    return Ported(unflatten(flat), fit.form, naming, classifier, (*notes, *asked))
 
 
 def _matching(leaves: Leaves, pattern: str, where: str) -> list[str]:

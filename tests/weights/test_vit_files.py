@@ -1,0 +1,196 @@
+"""Vision Transformers in other libraries' files: the same variables as from timm's own names.
+
+The state dicts are written here as the libraries' modules nest, from one set of values.
+"""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from siamese_jax import weights
+from siamese_jax.errors import UserError
+from siamese_jax.trunks import positions, vit
+from siamese_jax.trunks.table import IMAGENET, TRUNKS, Trunk
+from siamese_jax.weights.namings import names, schemes
+from siamese_jax.weights.port import flatten
+
+PLAN = vit.Plan(patch=4, grid=3, width=6, depth=2, heads=2)
+PLANS = {
+    "clip": PLAN._replace(pre_norm=True),
+    "siglip": PLAN._replace(class_token=False, attention_pool=True),
+    "dinov2": PLAN._replace(gains=True),
+    "registers": PLAN._replace(gains=True, registers=2, class_position=False),
+}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for name, plan in PLANS.items():
+        row = Trunk(partial(vit.ViT, plan), plan.widths, positions.RULES, 12, "none", IMAGENET)
+        monkeypatch.setitem(TRUNKS, f"file_{name}", row)
+
+
+def load(trunk, path, state):
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in state.items()}, path)
+    return weights.load(trunk, path)
+
+
+def ours(trunk, rng):
+    """Random variables of a trunk, by path."""
+    found = flatten(weights.load(trunk, "random").variables)
+    return {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in found.items()}
+
+
+def layer(values, path):
+    """{"weight", "bias"} of one of our layers, as torch keeps them."""
+    leaves = {name.removeprefix(f"params/{path}/"): v for name, v in values.items()}
+    weight = leaves["kernel"] if "kernel" in leaves else leaves["scale"]
+    order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[weight.ndim]
+    bias = {"bias": leaves["bias"]} if "bias" in leaves else {}
+    return {"weight": weight.transpose(order)} | bias
+
+
+def only(values, path):
+    return {n: v for n, v in values.items() if n.rpartition("/")[0] == f"params/{path}"}
+
+
+def put(state, name, values, path):
+    for leaf, value in layer(only(values, path), path).items():
+        state[f"{name}.{leaf}"] = value
+
+
+def openai(values, prefix="visual."):
+    state = {
+        f"{prefix}class_embedding": values["params/stem/cls"][0],
+        f"{prefix}positional_embedding": values["params/stem/positions"],
+        f"{prefix}proj": np.arange(30, dtype=np.float32).reshape(6, 5),
+        "transformer.resblocks.0.ln_1.weight": np.ones(4, np.float32),
+        "logit_scale": np.ones((), np.float32),
+        "positional_embedding": np.ones((7, 4), np.float32),
+    }
+    put(state, f"{prefix}conv1", values, "stem/patches")
+    put(state, f"{prefix}ln_pre", values, "stem/norm")
+    put(state, f"{prefix}ln_post", values, "top/norm")
+    for i in range(PLAN.depth):
+        base, block = f"{prefix}transformer.resblocks.{i}", f"block{i + 1}"
+        put(state, f"{base}.ln_1", values, f"{block}/norm1")
+        put(state, f"{base}.ln_2", values, f"{block}/norm2")
+        put(state, f"{base}.attn.out_proj", values, f"{block}/proj")
+        put(state, f"{base}.mlp.c_fc", values, f"{block}/fc1")
+        put(state, f"{base}.mlp.c_proj", values, f"{block}/fc2")
+        for leaf, value in layer(only(values, f"{block}/qkv"), f"{block}/qkv").items():
+            state[f"{base}.attn.in_proj_{leaf}"] = value
+    return state
+
+
+def transformers(values, prefix="vision_model."):
+    state = {
+        f"{prefix}embeddings.position_embedding.weight": values["params/stem/positions"],
+        f"{prefix}embeddings.position_ids": np.arange(9)[None],
+        "text_model.final_layer_norm.weight": np.ones(4, np.float32),
+        "logit_scale": np.ones((), np.float32),
+    }
+    put(state, f"{prefix}embeddings.patch_embedding", values, "stem/patches")
+    if "params/stem/cls" in values:
+        state[f"{prefix}embeddings.class_embedding"] = values["params/stem/cls"][0]
+        put(state, f"{prefix}pre_layrnorm", values, "stem/norm")
+    put(state, f"{prefix}post_layernorm", values, "top/norm")
+    for i in range(PLAN.depth):
+        base, block = f"{prefix}encoder.layers.{i}", f"block{i + 1}"
+        put(state, f"{base}.layer_norm1", values, f"{block}/norm1")
+        put(state, f"{base}.layer_norm2", values, f"{block}/norm2")
+        put(state, f"{base}.self_attn.out_proj", values, f"{block}/proj")
+        put(state, f"{base}.mlp.fc1", values, f"{block}/fc1")
+        put(state, f"{base}.mlp.fc2", values, f"{block}/fc2")
+        for leaf, value in layer(only(values, f"{block}/qkv"), f"{block}/qkv").items():
+            for part, third in zip("qkv", np.split(value, 3), strict=True):
+                state[f"{base}.self_attn.{part}_proj.{leaf}"] = third
+    if "params/attention/latent" in values:
+        head = f"{prefix}head"
+        state[f"{head}.probe"] = values["params/attention/latent"][None]
+        q, kv = (layer(only(values, f"attention/{n}"), f"attention/{n}") for n in ("q", "kv"))
+        for leaf in ("weight", "bias"):
+            state[f"{head}.attention.in_proj_{leaf}"] = np.concatenate([q[leaf], kv[leaf]])
+        put(state, f"{head}.attention.out_proj", values, "attention/proj")
+        put(state, f"{head}.layernorm", values, "attention/norm")
+        put(state, f"{head}.mlp.fc1", values, "attention/fc1")
+        put(state, f"{head}.mlp.fc2", values, "attention/fc2")
+    return state
+
+
+def same(found, values):
+    assert flatten(found.variables).keys() == values.keys()
+    for name, leaf in flatten(found.variables).items():
+        np.testing.assert_array_equal(leaf, values[name], err_msg=name)
+
+
+@pytest.mark.parametrize("prefix", ["visual.", "module.visual."])
+def test_openais_clip(prefix, small, tmp_path, rng, caplog):
+    values = ours("file_clip", rng)
+    found = load("file_clip", tmp_path / "a.safetensors", openai(values, prefix))
+    same(found, values)
+    np.testing.assert_array_equal(found.classifier["kernel"], np.arange(30).reshape(6, 5))
+    assert "left out: logit_scale, positional_embedding, transformer.resblocks" in caplog.text
+
+
+@pytest.mark.parametrize("trunk", ["file_clip", "file_siglip"])
+def test_towers_of_transformers(trunk, small, tmp_path, rng, caplog):
+    values = ours(trunk, rng)
+    same(load(trunk, tmp_path / "a.safetensors", transformers(values)), values)
+    assert "left out: logit_scale, text_model" in caplog.text
+
+
+def timm(trunk, values):
+    """By timm's names, as `tests/trunks/test_vit.py` proves them."""
+    state = {}
+    for path, theirs in names(trunk, "torch", schemes(trunk)["torch"]).items():
+        leaf = values[path]
+        token = path.endswith(("cls", "registers", "positions", "latent"))
+        order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
+        state[theirs] = leaf[None] if token else leaf.transpose(order)
+    return state
+
+
+def test_timms_tower_within_open_clip(small, tmp_path, rng, caplog):
+    values = ours("file_siglip", rng)
+    state = {f"visual.trunk.{name}": leaf for name, leaf in timm("file_siglip", values).items()}
+    state |= {"text.transformer.w": np.ones(2, np.float32), "logit_bias": np.ones((), np.float32)}
+    same(load("file_siglip", tmp_path / "a.safetensors", state), values)
+    assert "left out: logit_bias, text.transformer.w" in caplog.text
+
+
+MASK = {"mask_token": np.zeros((1, 6), np.float32)}
+
+
+def test_facebooks_dinov2(small, tmp_path, rng):
+    """The same names as timm's and a mask token."""
+    values = ours("file_dinov2", rng)
+    state = timm("file_dinov2", values) | MASK
+    found = load("file_dinov2", tmp_path / "a.safetensors", state)
+    assert found.form == "dino"
+    same(found, values)
+
+
+def test_facebooks_registers(small, tmp_path, rng):
+    """Its class token has a position, and the sum of both is ours."""
+    values = ours("file_registers", rng)
+    state = timm("file_registers", values) | MASK
+    place = rng.normal(size=(1, 1, 6)).astype(np.float32)
+    state["register_tokens"] = state.pop("reg_token")
+    state["cls_token"] = state["cls_token"] - place
+    state["pos_embed"] = np.concatenate([place, state["pos_embed"]], 1)
+    found = load("file_registers", tmp_path / "a.safetensors", state)
+    assert found.form == "torch"
+    values["params/stem/cls"] = (state["cls_token"] + place)[0]
+    same(found, values)
+
+
+def test_a_tower_that_lacks_leaves_is_one_line(small, tmp_path, rng):
+    state = transformers(ours("file_clip", rng))
+    for name in ("self_attn.k_proj.weight", "mlp.fc1.weight"):
+        cut = {key: leaf for key, leaf in state.items() if not key.endswith(f"0.{name}")}
+        with pytest.raises(UserError, match=r"transformers calls them|1 leaves are missing") as e:
+            load("file_clip", tmp_path / "a.safetensors", cut)
+        assert "\n" not in str(e.value)
