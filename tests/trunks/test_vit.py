@@ -14,10 +14,12 @@ from safetensors.numpy import save_file
 
 import siamese_jax as sj
 from siamese_jax import weights
+from siamese_jax.encoder.model import build_model, features
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions, vit
 from siamese_jax.trunks.table import CLIP, HALF, IMAGENET, TRUNKS, Trunk
 from siamese_jax.weights import origin
+from siamese_jax.weights.namings import walk
 from siamese_jax.weights.sources import SOURCES
 
 PLAN = vit.Plan(patch=4, grid=5, width=24, depth=2, heads=3)
@@ -296,3 +298,21 @@ def test_bfloat16_is_close(small, rng):
         for dtype in ("float32", "bfloat16")
     )
     assert 0 < np.linalg.norm(near - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_every_leaf_is_trained(small, rng):
+    """Also where BatchNorm is asked to train, of which there is none."""
+    found = weights.load("small_registers", "random")
+    model = build_model(found, stage="block1,cls", train_stages=("block2", "top"))
+    images = jnp.asarray(rng.integers(0, 256, (2, 28, 20, 3), np.uint8))
+    direction = jnp.asarray(rng.normal(size=(2, 48)), jnp.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        pooled, statistics = features(model, params, {}, images, train=True)
+        assert statistics == {}
+        return jnp.vdot(pooled, direction)
+
+    for path, leaf in walk(gradient(found.variables["params"])):
+        assert np.abs(leaf).max() > 0, path
