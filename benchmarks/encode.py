@@ -1,6 +1,6 @@
 """Images per second through a frozen trunk: ours, Keras on TensorFlow, PyTorch, side by side.
 
-    python benchmarks/encode.py [--trunks resnet50 vgg16 efficientnet_b0] [--sizes 224 112]
+    python benchmarks/encode.py [--trunks resnet50 vit_small_patch16_224 ...] [--sizes 224 112]
 
 Each peer computes the same architecture with the same weights, and its features are compared with
 ours. Runs alternate (ours, peer, ours, peer, ...); the table has the medians and the ratio of ours
@@ -35,6 +35,10 @@ import records
 
 from siamese_jax.encoder import model as encoder_model
 
+DEFAULT = [
+    *("resnet50", "vgg16", "efficientnet_b0"),
+    *("vit_small_patch16_224", "vit_base_patch16_224", "convnext_tiny"),
+]
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -107,16 +111,22 @@ def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
     scheme = schemes(found.trunk)
     naming = scheme.get("torch") or scheme["torchvision"]
     theirs = names(found.trunk, "torch", naming)
-    state = {
-        theirs[path]: torch.from_numpy(
-            np.array(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf, order="C")
-        )
-        for path, leaf in flatten(found.variables).items()
-    }
+
+    def as_theirs(path: str, leaf: np.ndarray, shape: Any) -> Any:
+        order = {4: (3, 2, 0, 1), 2: (1, 0)} if path.endswith("kernel") else {}
+        leaf = leaf.transpose(order[leaf.ndim]) if leaf.ndim in order else leaf
+        return torch.from_numpy(np.array(leaf, order="C")).reshape(shape)
+
     gpu = jax.default_backend() == "gpu"
     device = torch.device("cuda" if gpu else "cpu")
     model = torch_trunks.build(found.trunk)
-    missing = model.load_state_dict(state, strict=False)
+    inner = model.model if isinstance(model, torch_trunks.Timm) else model
+    shapes = {name: leaf.shape for name, leaf in inner.state_dict().items()}
+    state = {
+        theirs[path]: as_theirs(path, leaf, shapes[theirs[path]])
+        for path, leaf in flatten(found.variables).items()
+    }
+    missing = inner.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
     assert all("num_batches" in key for key in missing.missing_keys)
     model = model.eval().to(device, memory_format=torch.channels_last)
@@ -182,8 +192,7 @@ def flops(trunk: str, form: str, size: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    three = ["resnet50", "vgg16", "efficientnet_b0"]
-    parser.add_argument("--trunks", nargs="+", default=three, choices=sorted(TRUNKS))
+    parser.add_argument("--trunks", nargs="+", default=DEFAULT, choices=sorted(TRUNKS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 112])
     parser.add_argument("--peers", nargs="+", default=["keras", "torch"])
     parser.add_argument("--batch", type=int, default=16)
@@ -200,7 +209,7 @@ def main() -> None:
             images = np.random.default_rng(1).integers(
                 0, 256, (args.batch, size, size, 3), np.uint8
             )
-            for peer in args.peers:
+            for peer in [peer for peer in args.peers if peer in find(trunk).forms]:
                 found = random_weights(trunk, peer)
                 make = peers[peer]
                 other = make(found, size) if make else None

@@ -1,4 +1,4 @@
-"""The three benchmarked trunks in torch.nn, with the names of torchvision's state dicts."""
+"""The benchmarked trunks in torch.nn, by the names of torchvision's files, and timm's own."""
 
 import torch
 from torch import Tensor, nn
@@ -110,5 +110,20 @@ class EfficientNetB0(nn.Module):
         return self.features(x)
 
 
+class Timm(nn.Module):
+    """A model of timm's, eager, as a map of one place: what classifiers see."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import timm
+
+        sizes = {"dynamic_img_size": True} if name.startswith("vit") else {}
+        self.model = timm.create_model(name, num_classes=0, **sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[:, :, None, None]
+
+
 def build(trunk: str) -> nn.Module:
-    return {"resnet50": ResNet50, "vgg16": VGG16, "efficientnet_b0": EfficientNetB0}[trunk]()
+    known = {"resnet50": ResNet50, "vgg16": VGG16, "efficientnet_b0": EfficientNetB0}
+    return known[trunk]() if trunk in known else Timm(trunk)

@@ -200,6 +200,15 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_both_forms_of_attention_are_the_definition(platform, rng, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    q, k, v = (rng.normal(0, 3, (2, n, 12)) for n in (5, 7, 7))
+    heads = [jnp.asarray(x.reshape(2, -1, 3, 4), jnp.float32) for x in (q, k, v)]
+    found = vit.attention(*heads).reshape(2, 5, 12)
+    np.testing.assert_allclose(found, attention(q, k, v, 3), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("rule", positions.RULES)
 @pytest.mark.parametrize(("old", "new"), [(5, (3, 9)), (14, (14, 15)), (37, (16, 24))])
 def test_positions_are_resized_by_the_rule_of_their_source(rule, old, new, rng):
