@@ -1,10 +1,15 @@
-"""Position embeddings of a Vision Transformer for images of another size, by two rules.
+"""Where the patches of a Vision Transformer are: embeddings for any size of image, and rotations.
+
+Embeddings are resized by one of two rules:
 
 torch: PyTorch's bicubic with antialias, a = -0.5, as timm, and DINOv2 with registers, resize them.
 dino: PyTorch's bicubic without it, a = -0.75, as DINO's and DINOv2's own code does: it asks for
     (new + 0.1) / old times the size, so that its steps are a little shorter than old / new.
 
 Both are a weighted sum of old rows, then of old columns: new = R grid C^T.
+
+DINOv3 has no embeddings, but turns queries and keys by angles that depend on the place alone. In
+its own files the angles' periods are rounded to bfloat16 (dino); timm has them in float32 (torch).
 """
 
 import functools
@@ -41,6 +46,36 @@ def weights(old: int, new: int, rule: str) -> np.ndarray:
         place = np.clip(first + tap, 0, old - 1)
         found[np.arange(new), place] += _cubic(first + tap - centre, -0.75)
     return found
+
+
+def turns(size: tuple[int, int], width: int, rule: str) -> tuple[Array, Array]:
+    """Sine and cosine of each place's angles, float32 [h * w, width] each; `width` is of one head.
+
+        angle = 2 pi c / 100^(4 j / width),   c the place's row, then its column, from -1 to 1
+
+    Source: DINOv3 (Simeoni et al. 2025, arXiv:2508.10104).
+    """
+    periods = np.float32(100) ** (4 * np.arange(width // 4, dtype=np.float32) / width)
+    if rule == "dino":
+        periods = periods.astype(jnp.bfloat16).astype(np.float32)
+    rows, columns = (2 * (np.arange(n) + 0.5) / n - 1 for n in size)
+    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+    angles = (2 * np.pi * grid[..., None] / periods).reshape(len(grid), -1)
+    angles = np.concatenate([angles, angles], -1)
+    return jnp.asarray(np.sin(angles), jnp.float32), jnp.asarray(np.cos(angles), jnp.float32)
+
+
+def turn(x: Array, sine: Array, cosine: Array) -> Array:
+    """x [n,t,heads,d] with its last places turned, in float32: (a, b) -> (a c - b s, b c + a s).
+
+    What comes before (class token, registers) stays.
+    """
+    first, last = jnp.split(x, [x.shape[1] - len(sine)], axis=1)
+    last = last.astype(jnp.float32)
+    a, b = jnp.split(last, 2, axis=-1)
+    sine, cosine = sine[None, :, None], cosine[None, :, None]
+    turned = last * cosine + jnp.concatenate([-b, a], -1) * sine
+    return jnp.concatenate([first, turned.astype(x.dtype)], axis=1)
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:

@@ -178,7 +178,8 @@ def _vits(
     rows = {}
     for name in names.split():
         size, patch = re.findall(r"_(tiny|small|base|large|so400m)_patch(\d+)", name)[0]
-        pixels = int(re.findall(r"_(\d+)$", name.replace("dinov2", "518"))[0])
+        told = name.replace("dinov2", "518").replace("dinov3", "256")
+        pixels = int(re.findall(r"_(\d+)$", told)[0])
         plan = vit.Plan(int(patch), pixels // int(patch), *_VITS[size], **options)
         build = partial(vit.ViT, plan)
         rows[name] = Trunk(build, plan.widths, forms, pixels, f"timm:{name}.{tag}", usual)
@@ -228,6 +229,16 @@ _TRANSFORMERS: dict[str, Trunk] = {
         gains=True,
         registers=4,
         class_position=False,
+    ),
+    **_vits(
+        "vit_small_patch16_dinov3 vit_base_patch16_dinov3 vit_large_patch16_dinov3",
+        "lvd1689m",
+        IMAGENET,
+        _DINO,
+        epsilon=1e-5,
+        gains=True,
+        registers=4,
+        turned=True,
     ),
     **_vits(
         "vit_base_patch32_clip_224 vit_base_patch16_clip_224 vit_large_patch14_clip_224",

@@ -2,9 +2,10 @@
 
 One module, as timm builds it. What differs stands in the `Plan`: LayerScale and registers (DINOv2,
 arXiv:2304.07193 and 2309.16588), a norm before the blocks and QuickGELU (CLIP, arXiv:2103.00020),
-attention pooling in place of a class token (SigLIP, arXiv:2303.15343).
+attention pooling in place of a class token (SigLIP, arXiv:2303.15343), queries and keys turned by
+their place in place of position embeddings (DINOv3, arXiv:2508.10104).
 
-torch, dino: how position embeddings are resized for images of another size; see `positions`.
+torch, dino: how position embeddings are resized, or angles rounded; see `positions`.
 """
 
 import math
@@ -50,7 +51,8 @@ class Plan(NamedTuple):
     `patch` is the side of a patch in pixels, `grid` the side in patches that position embeddings
     are made for, `hidden` the width inside an MLP (4 times `width` if 0). `gains`: whether there is
     LayerScale, a gain of each channel on what a block adds. `class_position`: whether the class
-    token has a position embedding too.
+    token has a position embedding too. `turned`: whether queries and keys are turned by their place
+    instead, which leaves no position embeddings and no bias on them.
     """
 
     patch: int
@@ -67,12 +69,17 @@ class Plan(NamedTuple):
     class_position: bool = True
     pre_norm: bool = False
     attention_pool: bool = False
+    turned: bool = False
 
     @property
     def widths(self) -> dict[str, int]:
-        """Channels of each output: maps of the patches, and last the token that sums them up."""
-        last = ["cls"] if self.class_token else ["attention"] if self.attention_pool else []
-        stages = ("stem", *(f"block{i + 1}" for i in range(self.depth)), "top", *last)
+        """Channels of each output: maps of the patches, and last the token that sums them up.
+
+        Of a `turned` one, timm's feature is the mean of the patches, so that map is last.
+        """
+        token = ["cls"] if self.class_token else ["attention"] if self.attention_pool else []
+        last = [*token, "top"] if self.turned else ["top", *token]
+        stages = ("stem", *(f"block{i + 1}" for i in range(self.depth)), *last)
         return dict.fromkeys(stages, self.width)
 
 
@@ -86,13 +93,15 @@ class Part(nn.Module):
         """Over the channels of each token."""
         return LayerNorm(self.plan.epsilon, name=name)
 
-    def dense(self, width: int, name: str) -> nn.Dense:
+    def dense(self, width: int, name: str, bias: bool = True) -> nn.Dense:
         """y = x kernel + bias."""
-        return nn.Dense(width, dtype=self.dtype, name=name)
+        return nn.Dense(width, bias, dtype=self.dtype, name=name)
 
-    def attend(self, q: Array, k: Array, v: Array) -> Array:
+    def attend(self, q: Array, k: Array, v: Array, turns: tuple[Array, ...] = ()) -> Array:
         """A layer on softmax(q k' / sqrt(d)) v of each head: [n,t,c], twice [n,s,c] -> [n,t,c]."""
         q, k, v = (x.reshape(*x.shape[:2], self.plan.heads, -1) for x in (q, k, v))
+        if turns:
+            q, k = (positions.turn(x, *turns) for x in (q, k))
         y = attention(q, k, v)
         return self.dense(self.plan.width, "proj")(y.reshape(*y.shape[:2], -1))
 
@@ -114,9 +123,10 @@ class Block(Part):
     """x [n,t,c] -> y = x + attention(norm(x)) -> y + mlp(norm(y))."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        qkv = self.dense(3 * self.plan.width, "qkv")(self.norm("norm1")(x))
-        x = x + self.gained(self.attend(*jnp.split(qkv, 3, axis=-1)), "gain1")
+    def __call__(self, x: Array, turns: tuple[Array, ...] = ()) -> Array:
+        project = self.dense(3 * self.plan.width, "qkv", bias=not self.plan.turned)
+        q, k, v = jnp.split(project(self.norm("norm1")(x)), 3, axis=-1)
+        x = x + self.gained(self.attend(q, k, v, turns), "gain1")
         return x + self.gained(self.mlp(self.norm("norm2")(x)), "gain2")
 
 
@@ -128,7 +138,8 @@ class AttentionPool(Part):
         width = self.plan.width
         latent = self.param("latent", _small, (1, width), jnp.float32)
         q = jnp.broadcast_to(self.dense(width, "q")(latent)[None], (len(x), 1, width))
-        y = self.attend(q, *jnp.split(self.dense(2 * width, "kv")(x), 2, axis=-1))
+        k, v = jnp.split(self.dense(2 * width, "kv")(x), 2, axis=-1)
+        y = self.attend(q, k, v)
         return y + self.mlp(self.norm("norm")(y))
 
 
@@ -147,12 +158,13 @@ class Stem(Part):
         bias = not plan.pre_norm  # CLIP has none
         x = Patches(width, plan.patch, bias, self.dtype, name="patches")(x)
         n, rows, columns, _ = x.shape
-        before = int(plan.class_token and plan.class_position)
-        table = self._table(before + plan.grid**2)
-        side = math.isqrt(len(table) - before)
-        grid = table[before:].reshape(side, side, width)
-        grid = positions.resize(grid, (rows, columns), self.rule)
-        tokens = [(x + grid.astype(x.dtype)[None]).reshape(n, rows * columns, width)]
+        before = int(plan.class_token and plan.class_position and not plan.turned)
+        if not plan.turned:
+            table = self._table(before + plan.grid**2)
+            side = math.isqrt(len(table) - before)
+            grid = table[before:].reshape(side, side, width)
+            x = x + positions.resize(grid, (rows, columns), self.rule).astype(x.dtype)[None]
+        tokens = [x.reshape(n, rows * columns, width)]
 
         def prepend(token: Array) -> None:
             tokens.insert(0, jnp.broadcast_to(token.astype(x.dtype)[None], (n, *token.shape)))
@@ -207,9 +219,12 @@ class ViT(nn.Module):
             return x
 
         x = keep("stem", Stem(*shared, self.form, name="stem")(x))
+        turns: tuple[Array, ...] = ()
+        if plan.turned:
+            turns = positions.turns((rows, columns), plan.width // plan.heads, self.form)
         block = nn.jit(Block)  # the first one's trace serves them all
         for name in (f"block{i + 1}" for i in range(plan.depth)):
-            x = keep(name, block(*shared, name=name)(x))
+            x = keep(name, block(*shared, name=name)(x, turns))
         x = keep("top", Top(*shared, name="top")(x))
         if plan.class_token:
             outputs["cls"] = x[:, :1, None]

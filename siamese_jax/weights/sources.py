@@ -163,6 +163,7 @@ _HUB_TAGS = {
     **dict.fromkeys(_named("deit3_{}_patch16_384", _S_B_L), "fb_in22k_ft_in1k fb_in1k"),
     **dict.fromkeys(_named("vit_{}_patch14_dinov2", _S_B_L), "lvd142m"),
     **dict.fromkeys(_named("vit_{}_patch14_reg4_dinov2", _S_B_L), "lvd142m"),
+    **dict.fromkeys(_named("vit_{}_patch16_dinov3", _S_B_L), "lvd1689m"),
     "vit_base_patch32_clip_224": "laion2b datacompxl laion2b_ft_in1k "
     "laion2b_ft_in12k_in1k openai_ft_in1k",
     "vit_base_patch32_clip_256": "datacompxl",
@@ -254,6 +255,7 @@ def _tagged(trunk: str, tag: str) -> Source:
     size = re.search(r"_(\d{3})$", tag)
     side = int(size.group(1)) if size else 256 if tag.startswith("clip") else row.image_size
     licence = begins(_TAG_LICENCES, "Apache-2.0")
+    licence = _TAG_LICENCES["dinov3"] if trunk.endswith("dinov3") else licence
     return Source("torch", pixels, side, licence, "", hub=hub)
 
 

@@ -3,7 +3,8 @@
 openai: the state dicts of OpenAI's CLIP and of open_clip, below "visual.".
 open_clip: those of its models whose tower is timm's own, below "visual.trunk.".
 transformers: CLIP's and SigLIP's vision tower of Hugging Face's library, below "vision_model.".
-dinov2: facebookresearch's files, whose position embeddings count the class token before registers.
+dinov2, dinov3: facebookresearch's files; positions count the class token, also before registers.
+timm: what its own DINOv3 calls otherwise than its other transformers.
 
 What stands outside the tower (the text tower, a temperature) is no part of a trunk.
 """
@@ -94,6 +95,22 @@ def _dinov2(leaves: Leaves) -> Leaves:
     return found
 
 
+def _dinov3(leaves: Leaves) -> Leaves:
+    """Biases of q and v are 0, k's is masked out; periods are computed (see `positions`)."""
+    biases = [leaf for name, leaf in leaves.items() if name.endswith(".qkv.bias")]
+    if any(np.split(bias, 3)[part].any() for bias in biases for part in (0, 2)):
+        raise ValueError("a bias of queries or values that is not 0")
+    unused = re.compile(r"\.qkv\.(bias|bias_mask)$|^mask_token$|^rope_embed\.|^local_cls_norm\.")
+    found = {name: leaf for name, leaf in leaves.items() if not unused.search(name)}
+    found["reg_token"] = found.pop("storage_tokens")
+    return found
+
+
+def _gains(leaves: Leaves) -> Leaves:
+    """LayerScale as timm's DINOv3 and facebookresearch's DeiT 3 call it."""
+    return _renamed(leaves, ((r"\.gamma_([12])$", r".ls\1.gamma"),))
+
+
 class Library(NamedTuple):
     """A library's tower in a file: its prefix, a leaf that it has alone, and the way to timm's."""
 
@@ -107,7 +124,9 @@ _LIBRARIES = (
     Library("openai", "visual.", "class_embedding", _openai),
     Library("open_clip", "visual.trunk.", "pos_embed", dict),
     Library("transformers", "vision_model.", "embeddings.patch_embedding.weight", _transformers),
+    Library("dinov3", "", "storage_tokens", _dinov3),
     Library("dinov2", "", "mask_token", _dinov2),
+    Library("timm", "", "blocks.0.gamma_1", _gains),
 )
 
 
@@ -117,7 +136,7 @@ def as_timm(leaves: Leaves, where: str) -> Converted | None:
     Raises UserError where a leaf that a library's files have is missing or of another shape.
     """
     for library in _LIBRARIES:
-        marker = re.compile(rf"(^|.*[./]){re.escape(library.tower)}{library.leaf}$")
+        marker = re.compile(rf"(^|.*[./]){re.escape(library.tower + library.leaf)}$")
         prefix = next((found[1] for name in leaves if (found := marker.match(name))), None)
         if prefix is None:
             continue
@@ -127,7 +146,7 @@ def as_timm(leaves: Leaves, where: str) -> Converted | None:
         }
         if library.name == "dinov2" and "blocks.0.ls1.gamma" not in inside:  # MAE masks too
             continue
-        dino = library.name == "dinov2" and "register_tokens" not in inside
+        dino = library.name in ("dinov2", "dinov3") and "register_tokens" not in inside
         left = [name for name in leaves if not name.startswith(prefix)]
         try:
             converted = library.convert(inside)

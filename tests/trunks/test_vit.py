@@ -31,6 +31,7 @@ PLANS = {
     "siglip": PLAN._replace(
         class_token=False, attention_pool=True, act="gelu_tanh", hidden=50, grid=4
     ),
+    "dinov3": PLAN._replace(gains=True, registers=2, turned=True),
 }
 
 
@@ -39,7 +40,8 @@ def entries(plan, grid=None):
     c, hidden, grid = plan.width, plan.hidden or 4 * plan.width, grid or plan.grid
     dense = lambda name, a, b: [(f"{name}.weight", (b, a)), (f"{name}.bias", (b,))]  # noqa: E731
     norm = lambda name: [(f"{name}.weight", (c,)), (f"{name}.bias", (c,))]  # noqa: E731
-    named = [("pos_embed", (1, plan.class_token * plan.class_position + grid**2, c))]
+    places = plan.class_token * plan.class_position + grid**2
+    named = [] if plan.turned else [("pos_embed", (1, places, c))]
     named += [("cls_token", (1, 1, c))] * plan.class_token
     named += [("reg_token", (1, plan.registers, c))] * (plan.registers > 0)
     named += [("patch_embed.proj.weight", (c, 3, plan.patch, plan.patch))]
@@ -48,7 +50,10 @@ def entries(plan, grid=None):
         named += norm(f"blocks.{i}.norm1") + norm(f"blocks.{i}.norm2")
         named += dense(f"blocks.{i}.attn.qkv", c, 3 * c) + dense(f"blocks.{i}.attn.proj", c, c)
         named += dense(f"blocks.{i}.mlp.fc1", c, hidden) + dense(f"blocks.{i}.mlp.fc2", hidden, c)
-        named += [(f"blocks.{i}.ls{j}.gamma", (c,)) for j in (1, 2) if plan.gains]
+        gains = ["gamma_1", "gamma_2"] if plan.turned else ["ls1.gamma", "ls2.gamma"]
+        named += [(f"blocks.{i}.{gain}", (c,)) for gain in gains if plan.gains]
+    if plan.turned:
+        named = [entry for entry in named if not entry[0].endswith("qkv.bias")]
     named += norm("norm")
     if plan.attention_pool:
         named += [("attn_pool.latent", (1, 1, c)), *norm("attn_pool.norm")]
@@ -73,7 +78,7 @@ ACTS = {
 
 
 def dense(s, name, x):
-    return x @ s[f"{name}.weight"].T + s[f"{name}.bias"]
+    return x @ s[f"{name}.weight"].T + s.get(f"{name}.bias", 0.0)
 
 
 def norm(s, name, x, epsilon):
@@ -95,6 +100,24 @@ def attention(q, k, v, heads):
 
 def mlp(s, name, x, act):
     return dense(s, f"{name}.fc2", ACTS[act](dense(s, f"{name}.fc1", x)))
+
+
+def turned(x, rows, columns, heads, rule):
+    """Pairs of the last rows * columns tokens, each turned as a complex number is."""
+    x, size, first = x.copy(), x.shape[-1] // heads, x.shape[1] - rows * columns
+    for place in range(rows * columns):
+        at = (2 * (place // columns) + 1) / rows - 1, (2 * (place % columns) + 1) / columns - 1
+        for h in range(heads):
+            for i in range(size // 2):
+                axis, j = divmod(i, size // 4)
+                period = np.float32(100 ** (4 * j / size))
+                if rule == "dino":
+                    period = period.astype(jnp.bfloat16)
+                angle = 2 * math.pi * at[axis] / float(period)
+                a, b = h * size + i, h * size + i + size // 2
+                pair = (x[:, first + place, a] + 1j * x[:, first + place, b]) * np.exp(1j * angle)
+                x[:, first + place, a], x[:, first + place, b] = pair.real, pair.imag
+    return x
 
 
 def loop_resize(grid, size, rule):
@@ -135,10 +158,12 @@ def oracle(state, x, plan, rule="torch"):
             window = x[:, i * p : (i + 1) * p, j * p : (j + 1) * p]
             tokens[:, i, j] = np.einsum("nabc,ocab->no", window, s["patch_embed.proj.weight"])
     tokens = tokens + s.get("patch_embed.proj.bias", 0.0)
-    table, before = s["pos_embed"][0], plan.class_token * plan.class_position
-    side = math.isqrt(len(table) - before)
-    grid = table[before:].reshape(side, side, c)
-    grid = grid if side == rows == columns else loop_resize(grid, (rows, columns), rule)
+    grid, before = 0.0, plan.class_token * plan.class_position * (not plan.turned)
+    if not plan.turned:
+        table = s["pos_embed"][0]
+        side = math.isqrt(len(table) - before)
+        grid = table[before:].reshape(side, side, c)
+        grid = grid if side == rows == columns else loop_resize(grid, (rows, columns), rule)
     first = []
     if plan.class_token:
         first.append(s["cls_token"][0] + (table[:1] if before else 0.0))
@@ -153,10 +178,15 @@ def oracle(state, x, plan, rule="torch"):
     for i in range(plan.depth):
         name = f"blocks.{i}"
         qkv = dense(s, f"{name}.attn.qkv", norm(s, f"{name}.norm1", x, plan.epsilon))
-        y = attention(qkv[..., :c], qkv[..., c : 2 * c], qkv[..., 2 * c :], plan.heads)
-        x = x + s.get(f"{name}.ls1.gamma", 1.0) * dense(s, f"{name}.attn.proj", y)
+        q, k, v = qkv[..., :c], qkv[..., c : 2 * c], qkv[..., 2 * c :]
+        if plan.turned:
+            q, k = (turned(part, rows, columns, plan.heads, rule) for part in (q, k))
+        y = attention(q, k, v, plan.heads)
+        gains = ("gamma_1", "gamma_2") if plan.turned else ("ls1.gamma", "ls2.gamma")
+        first, second = (s.get(f"{name}.{gain}", 1.0) for gain in gains)
+        x = x + first * dense(s, f"{name}.attn.proj", y)
         y = mlp(s, f"{name}.mlp", norm(s, f"{name}.norm2", x, plan.epsilon), plan.act)
-        x = x + s.get(f"{name}.ls2.gamma", 1.0) * y
+        x = x + second * y
         outputs[f"block{i + 1}"] = patches(x)
     x = norm(s, "norm", x, plan.epsilon)
     outputs["top"] = patches(x)
@@ -194,7 +224,7 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
         outputs = jax.jit(module.apply)(found.variables, jnp.asarray(x, jnp.float32))
         expected = oracle(state, x, plan, rule)
         assert outputs.keys() == expected.keys()
-        assert tuple(plan.widths) == tuple(expected)
+        assert plan.widths.keys() == expected.keys()
         for stage, output in outputs.items():
             scale = np.abs(expected[stage]).max()
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
@@ -257,6 +287,12 @@ def test_a_files_name_tells_what_its_leaves_do_not(file, trunk, form, scaling, t
             origin.find(tmp_path / file, (), gelu if trunk == quick else quick)
 
 
+def test_the_feature_is_that_of_timm():
+    """The class token, SigLIP's attention pooling; of DINOv3 timm takes the patches' mean."""
+    last = {name: list(plan.widths)[-1] for name, plan in PLANS.items()}
+    assert last == dict.fromkeys(PLANS, "cls") | {"siglip": "attention", "dinov3": "top"}
+
+
 def test_sources_are_as_timm_1_0_31_lists_them():
     """(Pixels, size, licence) of those that are not as most of their trunk's."""
     for trunk, tag, expected in (
@@ -265,6 +301,7 @@ def test_sources_are_as_timm_1_0_31_lists_them():
         ("vit_base_patch16_384", "augreg_in1k", (HALF, 384, "Apache-2.0")),
         ("vit_large_patch14_clip_224", "laion2b", (HALF, 224, "Apache-2.0")),
         ("vit_large_patch14_clip_224", "laion400m_e32", (CLIP, 224, "MIT")),
+        ("vit_base_patch16_dinov3", "lvd1689m", (IMAGENET, 256, "DINOv3-License")),
         ("vit_base_patch14_dinov2", "lvd142m", (IMAGENET, 518, "Apache-2.0")),
     ):
         source = SOURCES[trunk, f"timm:{trunk}.{tag}"]

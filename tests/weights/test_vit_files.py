@@ -21,6 +21,7 @@ PLANS = {
     "clip": PLAN._replace(pre_norm=True),
     "siglip": PLAN._replace(class_token=False, attention_pool=True),
     "dinov2": PLAN._replace(gains=True),
+    "dinov3": PLAN._replace(width=8, gains=True, registers=2, turned=True),
     "registers": PLAN._replace(gains=True, registers=2, class_position=False),
 }
 
@@ -185,6 +186,24 @@ def test_facebooks_registers(small, tmp_path, rng):
     assert found.form == "torch"
     values["params/stem/cls"] = (state["cls_token"] + place)[0]
     same(found, values)
+
+
+def test_facebooks_dinov3(small, tmp_path, rng):
+    """Its biases are 0 but for the masked ones, and its periods are bfloat16."""
+    values = ours("file_dinov3", rng)
+    state = timm("file_dinov3", values)
+    state["storage_tokens"] = state.pop("reg_token")
+    state |= {"mask_token": np.zeros((1, 8), np.float32), "rope_embed.periods": np.ones(1)}
+    bias = np.repeat(np.float32([0, 5, 0]), 8)
+    for i in range(PLAN.depth):
+        state[f"blocks.{i}.attn.qkv.bias"] = bias
+        state[f"blocks.{i}.attn.qkv.bias_mask"] = np.full(24, np.nan, np.float32)
+    found = load("file_dinov3", tmp_path / "a.safetensors", state)
+    assert found.form == "dino"
+    same(found, values)
+    state["blocks.1.attn.qkv.bias"] = bias[::-1] + 1
+    with pytest.raises(UserError, match="a bias of queries or values that is not 0"):
+        load("file_dinov3", tmp_path / "b.safetensors", state)
 
 
 def test_a_tower_that_lacks_leaves_is_one_line(small, tmp_path, rng):
