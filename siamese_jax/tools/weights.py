@@ -18,11 +18,17 @@ from siamese_jax.errors import UserError
 from siamese_jax.tools import cli
 from siamese_jax.trunks.table import TRUNKS, find
 from siamese_jax.weights import formats
-from siamese_jax.weights.download import Unavailable, cache_folder, located, obtain
+from siamese_jax.weights.download import (
+    Unavailable,
+    cache_folder,
+    located,
+    obtain,
+    obtain_described,
+)
 from siamese_jax.weights.fit import Mismatch, complete
 from siamese_jax.weights.load import SOURCES, TrunkWeights, load, save
 from siamese_jax.weights.port import flatten
-from siamese_jax.weights.sources import find_source
+from siamese_jax.weights.sources import find_source, unlisted
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +38,25 @@ def list_sources(trunk: str | None = None, cache_dir: str | None = None) -> list
     lines = []
     if trunk is not None:
         find(trunk)
-    for (owner, name), source in SOURCES.items():
-        if trunk in (None, owner):
-            here = "here" if located(source, cache_dir) else "-"
-            default = "*" if name == find(owner).default_weights else " "
-            lines.append(
-                f"{here:5}{default} {owner:18} {name:34} {source.form:6} {source.image_size:4} "
-                f"{source.licence:13} {source.digest[:15]:16} {source.address}"
-            )
+    shown = {key: source for key, source in SOURCES.items() if trunk in (None, key[0])}
+    first, second = (max(len(key[i]) for key in shown) for i in (0, 1))
+    for (owner, name), source in shown.items():
+        here = "here" if located(source, cache_dir) else "-"
+        default = "*" if name == find(owner).default_weights else " "
+        lines.append(
+            f"{here:5}{default} {owner:{first}} {name:{second}} {source.form:6} "
+            f"{source.image_size:4} {source.licence:14} {source.digest[:15]:16} {source.address}"
+        )
     return lines
 
 
 def fetch(name: str, cache_dir: str | None = None) -> Path:
     """Download TRUNK or TRUNK=SOURCE, check it, and port it once, so that it will load offline."""
     trunk, _, source = name.partition("=")
-    row = find_source(trunk, source or "imagenet")
+    hub = unlisted(trunk, source)
+    row = None if hub else find_source(trunk, source or "imagenet")
     try:
-        path = obtain(row, cache_dir)
+        path = obtain(row, cache_dir) if row else obtain_described(str(hub), cache_dir)
     except Unavailable as e:
         raise UserError(
             f"{name} can't be fetched: {e}; on a machine that reaches it, fetch it and copy "

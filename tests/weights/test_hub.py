@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from siamese_jax import weights
 from siamese_jax.errors import UserError
+from siamese_jax.tools import weights as tool
 from siamese_jax.trunks.table import IMAGENET
 from siamese_jax.weights import download
 from siamese_jax.weights.load import SOURCES
@@ -180,6 +181,7 @@ def test_an_unlisted_name_is_taken_as_its_config_says(hub, tmp_path, monkeypatch
         assert found.sha256 == hub.announced
         assert "by config.json beside it" in caplog.text
         hub.stop()
+    assert tool.fetch(f"{trunk}={name}", tmp_path).name == "model.safetensors"
     with pytest.raises(UserError, match=r"timm/resnet18\.new was not fetched"):
         weights.load("resnet18", "timm:resnet18.new", cache_dir=tmp_path)
     with pytest.raises(UserError, match=r"no weights called .timm:resnet18\.new..*resnet50\.TAG"):
