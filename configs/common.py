@@ -131,6 +131,18 @@ def proxy_anchor_protocol(source: str) -> ConfigDict:
     return config
 
 
+def dino_protocol(source: str) -> ConfigDict:
+    """A whole DINO ViT-S/16 trained with the triplet loss, as open-metric-learning does."""
+    config = proxy_anchor_protocol(source)
+    config.trunk.update(name="vit_small_patch16_224", weights="timm:vit_small_patch16_224.dino")
+    config.head.update(layers=(), normalize=True)
+    config.distance = "euclidean"
+    config.loss = {"name": "triplet", "mining": "hard", "margin": 0.15}
+    config.optim.update(learning_rate=1e-5, schedule="constant", warmup_steps=0, weight_decay=0.0)
+    config.optim.loss_lr_scale = 1.0
+    return config
+
+
 def head() -> ConfigDict:
     """Three dense layers. `linear_head` is the other one in use."""
     return ConfigDict(
