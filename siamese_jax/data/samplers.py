@@ -101,6 +101,10 @@ def classes(
         rows, labels = np.nonzero(labels)
         domain = None if domain is None else domain[rows]
     cells = _Cells(labels, domain, min_images)
+    if not cells.n:
+        raise UserError(
+            f"no class of the training split has {cells.needs}, so there is no positive to train on"
+        )
     if cells.n < number:
         raise UserError(
             f"a batch of {batch_size} with {per_class} images a class needs {number} classes "

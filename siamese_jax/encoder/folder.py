@@ -4,6 +4,7 @@ whitening.npz   the map, and the encoder and images that it was fitted to
 encoder.json    what `load_encoder` is to be called with; a run's own folder needs none
 """
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from siamese_jax.encoder.combined import Combined, whitened
 from siamese_jax.encoder.whitening import Whitening, fit_whitening
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder, tree
+from siamese_jax.storage.writing import written
 from siamese_jax.values import PIXELS, check, flag, optional, text
 
 if TYPE_CHECKING:
@@ -106,11 +108,15 @@ def save(
         arguments = {}
     elif folder.is_file() or run_folder.is_run(folder):
         raise UserError(f"{folder} is a file or another run; choose a new folder")
-    if arguments:
-        if own.is_dir():
-            arguments["name"] = str(own.resolve())
-        run_folder.write_json(folder / POINTER, arguments)
-    whitening.save(folder / WHITENING)
+    with contextlib.ExitStack() as both:
+        if arguments:
+            if own.is_dir():
+                arguments["name"] = str(own.resolve())
+            # It takes its place after the whitening has: neither is new without the other.
+            pointer = both.enter_context(written(folder / POINTER))
+            pointer.write(run_folder.json_text(arguments))
+            pointer.flush()
+        whitening.save(folder / WHITENING)
 
 
 def load_arguments(folder: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from siamese_jax import values
 from siamese_jax.encoder.head import Head, make_head
 from siamese_jax.encoder.pooling import FIXED_POOLS, pooled_parts
 from siamese_jax.errors import UserError
@@ -90,6 +91,8 @@ def build_model(
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"trunk.dtype={dtype!r}; choose float32 or bfloat16")
     trunk = TRUNKS[weights.trunk]
+    values.check("stage", stage, values.optional(values.text()))
+    values.check("pool", pool, values.text())
     stage = stage or trunk.stages[-1]
     parts = pooled_parts(stage, pool)
     for name in (*(output for output, _ in parts), *train_stages):

@@ -125,7 +125,9 @@ def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
         raise UserError(f"trunk.pool={pool!r} is {len(pools)} poolings for {len(names)} stages")
     parts = []
     for name, common in zip(names, pools * (len(names) // len(pools)), strict=True):
-        output, _, own = name.partition(":")
+        output, colon, own = name.partition(":")
+        if not output or (colon and not own):
+            raise UserError(f"trunk.stage={stage!r}: name stages as in stage4,stage6:max,top")
         parts.append((output, own or common))
     for _, name in parts:
         if name not in POOLS:

@@ -224,7 +224,12 @@ def _holds(tree: Any, field: str) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Writes to a temporary file and renames it: a reader never sees half a file."""
     with written(path) as file:
-        file.write(json.dumps(value, indent=2, default=_plain) + "\n")
+        file.write(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as the files of a run hold it."""
+    return json.dumps(value, indent=2, default=_plain) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

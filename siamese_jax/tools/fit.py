@@ -65,7 +65,8 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         print(aligned([[*table[0]], *shown]))
         if len(table) > SHOWN:
             print(f"and {len(table) - SHOWN} more, in {out}/fit.json")
-        write_json(out / "fit.json", table)
+        print(verdict(made))
+    write_json(out / "fit.json", table)
     about = made.encoder.provenance["whitening"]
     width = made.encoder.parts[0].embedding_dim
     _told("learned", width, about, where, out)
@@ -124,6 +125,8 @@ def parse(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.trunk is None) == (not args.encoder):
         parser.error("give --trunk=NAME, or --encoder of a run")
+    if args.stage:
+        raise UserError("--stage is of an encoder that is used as it is; fit takes --stages")
     if len(args.encoder) > 1:
         raise UserError("a whitening is of one encoder: give --encoder once")
     if args.trunk:
@@ -220,6 +223,22 @@ def rows_of(made: "Fitted") -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def verdict(made: "Fitted") -> str:
+    """What the folds say of the chosen fit beside the same encoder without one, and how chosen."""
+    from siamese_jax.metrics.bootstrap import difference
+    from siamese_jax.train.fitting import METRIC
+
+    assert made.bare is not None
+    told = difference(made.bare.scored.values, made.chosen.scored.values)
+    found = "better than" if told.low > 0 else "worse than" if told.high < 0 else "not told from"
+    kept = "" if told.mean > 0 else "; --no-whitening leaves it out"
+    return (
+        f"by folds, the chosen fit is {found} no fit ({METRIC} {told.mean:+.4f}, 95 % interval "
+        f"{told.low:+.4f} to {told.high:+.4f}){kept}. Chosen: the best encoder and stages, then of "
+        "what folds do not tell from the best the shrinkage nearest 0.5 and the fewest axes"
+    )
 
 
 def _whiten(

@@ -110,7 +110,7 @@ def choose_form(
         "by folds over the training classes: stages %s, shrinkage %g (%s %.4f, bare trunk %.4f)",
         ",".join(stages), share, fitting.METRIC, chosen.mean, alone.mean,
     )  # fmt: skip
-    beats = config.head.init == "lda" and bool(chosen.mean >= alone.mean)
+    beats = config.head.init == "lda" and bool(chosen.mean > alone.mean)
     return {"stage": ",".join(stages), "shrinkage": share, "beats_trunk": beats}
 
 
@@ -187,8 +187,13 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
     try:
         records = held_out(run.inputs.records, config.seed)
     except fitting.TooFew as error:
-        log.warning("all steps are taken: %s", error)
-        return None
+        if config.head.init != "lda":
+            log.warning("all steps are taken: %s", error)
+            return None
+        log.warning(
+            "the closed form stays as it is: %s; train.rehearse=False takes all steps", error
+        )
+        return 0
     inputs = make_inputs(config, model, trunk, records, [keys[i] for i in records.id.tolist()])
     trial = Run(config, run.folder / "rehearsal", inputs, {**run.facts, "warnings": []})
     begun = run_folder.begun(trial.folder, config.to_dict())
@@ -219,7 +224,7 @@ def choose(run: Run, model: Model, values: Mapping[int, float]) -> int:
         name, bare, f"{values[0]:.4f}" if 0 in values else "-", best, values[best],
     )  # fmt: skip
     beats = run.facts["choices"].get("beats_trunk", False)
-    return best if values[best] >= bare or beats else -1
+    return best if values[best] > bare or beats else -1
 
 
 def held_out(records: Records, seed: int) -> Records:

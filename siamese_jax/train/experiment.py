@@ -444,7 +444,7 @@ def finish(
             name: evaluation.summary(each.values, int(records.is_gallery.sum()))
             for name, each in measured.items()
         } | choosing.gains(before, measured["after"])
-        name = f"recall@{config.eval.ks[0]}"
+        name = validation_metric(config).rpartition("/")[2]
         told[split] = choosing.verdict(split, name, before, measured["after"])
         log.info("%s", told[split])
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))

@@ -61,11 +61,13 @@ class Fitted(NamedTuple):
       encoder: the winner, refitted on all images.
       rows: all candidates, the best first; of a single candidate none is scored.
       chosen: the winner's row, which is not scored where it is the only candidate.
+      bare: the best row of the winner's source as it is, without a fit; None where none is scored.
     """
 
     encoder: Combined
     rows: list[Row]
     chosen: Row
+    bare: Row | None
 
 
 def fit(
@@ -93,7 +95,7 @@ def fit(
     tried = [_candidates(source, grid) for source in sources]
     if sum(map(len, tried)) == 1 and grid.widths:
         alone = Row(sources[0], Scored(tried[0][0], np.zeros(0)))
-        return _refit(alone, records, out, [], options)
+        return Fitted(_refit(alone, records, out, options), [], alone, None)
     rows = []
     for source, candidates in zip(sources, tried, strict=True):
         bare = [Candidate(stages, None) for stages in source.stages]
@@ -105,10 +107,18 @@ def fit(
         more = [top.scored.candidate._replace(width=width) for width in narrower]
         found = _scored(top.source, more, records, grid, options) if more else []
         rows += found
-        narrow = fitting.untold([row.scored for row in (*found, top)])[0]  # the narrowest
-        top = next(row for row in (*found, top) if row.scored is narrow)
+        least = min(top.scored.mean, _bare(rows, top.source).scored.mean)
+        enough = [row for row in (*found, top) if row.scored.mean >= least]
+        narrow = fitting.untold([row.scored for row in enough])[0]  # the narrowest
+        top = next(row for row in enough if row.scored is narrow)
     rows.sort(key=lambda row: -row.scored.mean)
-    return _refit(top, records, out, rows, options)
+    return Fitted(_refit(top, records, out, options), rows, top, _bare(rows, top.source))
+
+
+def _bare(rows: Sequence[Row], source: Source) -> Row:
+    """The best row of a source as it is."""
+    own = [r for r in rows if r.source is source and r.scored.candidate.shrinkage is None]
+    return max(own, key=lambda row: row.scored.mean)
 
 
 def _candidates(source: Source, grid: Grid) -> list[Candidate]:
@@ -167,9 +177,8 @@ def _refit(
     chosen: Row,
     records: Records,
     out: str | os.PathLike[str] | None,
-    table: list[Row],
     options: dict[str, Any],
-) -> Fitted:
+) -> Combined:
     _, shrinkage, width = chosen.scored.candidate
     encoder = chosen.source.load(chosen.scored.candidate.stages)
     rows, kept = embedded_rows(encoder, records, **options)
@@ -190,4 +199,4 @@ def _refit(
     whitening = Whitening(mean, projection, about, keys)
     if out is not None:
         folder.save(out, encoder, whitening)
-    return Fitted(whitened(encoder, whitening), table, chosen)
+    return whitened(encoder, whitening)

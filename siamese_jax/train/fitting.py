@@ -38,7 +38,7 @@ METRIC = "map@r"
 
 
 class TooFew(UserError):
-    """There are no two classes to choose by."""
+    """There are not enough classes to choose by."""
 
 
 class Candidate(NamedTuple):
@@ -95,7 +95,7 @@ def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The fold of each image of one class, int [n]; -1 for no label. Whole classes are dealt.
 
     Raises:
-      UserError: fewer than two classes of two images or more.
+      UserError: fewer than four classes of two images or more.
     """
     known = ~missing(labels)
     fold = _dealt(*np.unique(labels[known], return_counts=True), count, seed)
@@ -119,7 +119,7 @@ def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarr
       bool [n] and labels like the given ones, of each fold.
 
     Raises:
-      UserError: fewer than two classes of two images or more, or nothing left to fit to.
+      UserError: fewer than four classes of two images or more, or nothing left to fit to.
     """
     if labels.ndim == 1:
         fold = folds_of(labels, count, seed)
@@ -141,15 +141,15 @@ def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarr
 def _dealt(names: np.ndarray, sizes: np.ndarray, count: int, seed: int) -> dict[int, int]:
     """The fold of each class, of their numbers and how many images each has."""
     several = names[sizes > 1]
-    if len(several) < 2:
+    if len(several) < 4:
         raise TooFew(
             f"there is nothing to choose by: {len(several)} classes have two images or more, and "
-            "folds need two of them"
+            "two folds need four of them, for among images of one class every answer is right"
         )
     rng = np.random.default_rng(seed)
     # Those that can be asked are dealt evenly, and then the others.
     order = [*rng.permutation(several), *rng.permutation(names[sizes == 1])]
-    return dict(zip(order, itertools.cycle(range(min(count, len(several)))), strict=False))
+    return dict(zip(order, itertools.cycle(range(min(count, len(several) // 2))), strict=False))
 
 
 def score(

@@ -26,10 +26,10 @@ def take_fold(records: Records, named: str, seed: int) -> Records:
             "because classes share images"
         )
     usable = int((np.unique(train[train >= 0], return_counts=True)[1] > 1).sum())
-    if usable < count:
+    if usable < 2 * count:
         raise UserError(
             f"data.fold={named}: {usable} training classes have two images or more; each fold "
-            "needs one"
+            "needs two, for among images of one class every answer is right"
         )
     if (records.split == "validation").any():
         log.warning("data.fold=%s: the images for validation join the training images", named)
@@ -50,7 +50,7 @@ def fold_as_validation(records: Records, fold: int, count: int, seed: int) -> Re
       seed: of the deal; the folds of one seed share no class.
 
     Raises:
-      UserError: fewer than two classes of two images or more.
+      UserError: fewer than four classes of two images or more.
     """
     split = np.where(records.split == "validation", "train", records.split)
     train = np.flatnonzero(split == "train")

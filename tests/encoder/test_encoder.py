@@ -245,6 +245,11 @@ def test_wrong_names(tmp_path):
         sj.load_encoder("resnet19")
     with pytest.raises(UserError, match="stage9"):
         sj.load_encoder("resnet18", weights="random", stage="stage9")
+    for stage in ("stage4:", ":max", ",", ["stage3", "stage4"], 4, ""):
+        with pytest.raises(UserError, match="stage"):
+            sj.load_encoder("resnet18", weights="random", stage=stage)
+    with pytest.raises(UserError, match="pool"):
+        sj.load_encoder("resnet18", weights="random", pool=["max"])
     with pytest.raises(UserError, match="names a stage twice"):
         sj.load_encoder("resnet18", weights="random", stage="stage4,stage4")
     for size in (0, -5, 100_000, 32.5, "32"):

@@ -157,5 +157,9 @@ def test_mistakes_are_one_line(world, tmp_path, options, said, capsys):
 
 
 def test_too_few_classes_are_said():
-    with pytest.raises(UserError, match="1 classes have two images"):
-        fitting.folds_of(np.array([0, 0, 1, -1]), 4, 0)
+    """Of a fold of one class every answer is right, so a fold has two classes or more."""
+    with pytest.raises(UserError, match="3 classes have two images"):
+        fitting.folds_of(np.array([0, 0, 1, 1, 2, 2, 3, -1]), 4, 0)
+    fold = fitting.folds_of(np.repeat(np.arange(7), 2), 4, 0)
+    assert [len(set(np.repeat(np.arange(7), 2)[fold == f])) for f in range(3)] == [3, 2, 2]
+    assert fold.max() == 2

@@ -77,7 +77,7 @@ def test_folds_that_leave_nothing_are_said(caplog):
         assert len(fitting.held_folds(labels, 3, 0)) == 2
     assert "1 of 3 folds" in caplog.text
     with pytest.raises(UserError, match="no fold of classes leaves"):
-        fitting.held_folds(np.ones((40, 2), bool), 2, 0)
+        fitting.held_folds(np.ones((40, 4), bool), 2, 0)
 
 
 def test_of_shrinkages_that_are_not_told_apart_the_moderate_one():
