@@ -9,7 +9,6 @@ is tested with `sys.executable`.
 
 import atexit
 import contextlib
-import functools
 import json
 import os
 import runpy
@@ -29,18 +28,27 @@ HEAVY = (
 )  # fmt: skip
 
 
+_servers: dict[str, str] = {}
+
+
 def python(environment: Mapping[str, str] | None = None) -> str:
-    """The path of a warm Python; `environment` is that of its start, this process's by default."""
-    return _started(tuple(sorted((environment or os.environ | {"JAX_PLATFORMS": "cpu"}).items())))
+    """The path of a warm Python: one for each PYTHONPATH, which is what a start runs by itself.
+
+    All other variables a command has from its caller.
+    """
+    environment = environment or os.environ
+    path = environment.get("PYTHONPATH", "")
+    if path not in _servers:
+        _servers[path] = _start({**environment, "JAX_PLATFORMS": "cpu"})
+    return _servers[path]
 
 
-@functools.cache
-def _started(environment: tuple[tuple[str, str], ...]) -> str:
+def _start(environment: dict[str, str]) -> str:
     folder = Path(tempfile.mkdtemp(prefix="warm"))
     # It ends when this process does, however that comes: its standard input is then closed.
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore", __file__, "--serve", str(folder / "socket")],
-        env=dict(environment),
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

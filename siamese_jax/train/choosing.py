@@ -93,7 +93,7 @@ def choose_form(
     try:
         middle = [fitting.MIDDLE] if len(open_shares) > 1 else open_shares
         if len(sets) > 1:
-            sets = [fitting.best(tried(sets, middle)).candidate.stages]
+            sets = [fitting.best_if_told(tried(sets, middle)).candidate.stages]
         chosen = fitting.moderate(tried(sets, open_shares))
         alone = fitting.score(
             lambda places: bare_vectors(config, model, np.asarray(features[places])),

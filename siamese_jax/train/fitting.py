@@ -65,10 +65,13 @@ class Scored(NamedTuple):
     Attributes:
       candidate: it.
       values: float64 [q], the metric of each query, in one order for all candidates.
+      classes: int [q], theirs, which are drawn whole to tell two candidates apart; None draws the
+        queries.
     """
 
     candidate: Candidate
     values: np.ndarray
+    classes: np.ndarray | None = None
 
     @property
     def mean(self) -> float:
@@ -183,6 +186,7 @@ def score(
     whole = lda.scatter(rows, records.label) if one else None
     columns = _columns(parts)
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
+    classes: list[np.ndarray] = []
     with _side_by_side(sum(parts.values())) as run:
         for held, labels in held_folds(records.label, folds, seed):
             asked = _thinned(replace(records, label=labels).select(held), seed)
@@ -190,6 +194,8 @@ def score(
                 _measure(np.zeros((len(asked), 1), np.float32), asked)
             except UserError:
                 continue  # no query of this fold has an answer in it
+            own = asked.label[asked.is_query]
+            classes.append(own.argmax(axis=1) if own.ndim == 2 else own)
             rest = _rest(whole, rows, records.label, held) if fits else None
             x = rows(np.flatnonzero(held))
             tasks = [
@@ -204,7 +210,8 @@ def score(
             f"{records.root}: there is nothing to choose by: no image has another of its class to "
             "find"
         )
-    return [Scored(candidate, np.concatenate(values)) for candidate, values in found.items()]
+    of = np.concatenate(classes)
+    return [Scored(candidate, np.concatenate(values), of) for candidate, values in found.items()]
 
 
 @contextlib.contextmanager
@@ -244,7 +251,18 @@ def best(scored: Sequence[Scored]) -> Scored:
 def untold(scored: Sequence[Scored]) -> list[Scored]:
     """Those that these queries do not tell from the best, in their order."""
     top = best(scored)
-    return [s for s in scored if s is top or bootstrap.difference(s.values, top.values).low <= 0]
+    return [s for s in scored if s is top or not told(s, top)]
+
+
+def told(one: Scored, other: Scored) -> bool:
+    """Whether the queries tell that the other is better: its gain's 95 % interval is above 0."""
+    return bootstrap.difference(one.values, other.values, groups=one.classes).low > 0
+
+
+def best_if_told(scored: Sequence[Scored]) -> Scored:
+    """The best, where it is told from the first; or else the first, which is the simplest."""
+    top = best(scored)
+    return top if told(scored[0], top) else scored[0]
 
 
 def moderate(scored: Sequence[Scored]) -> Scored:

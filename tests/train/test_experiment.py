@@ -167,7 +167,7 @@ def test_a_run_that_gets_worse_ends_with_its_best(cache, tmp_path):
         f"--config.data.root={root}",
         "--config.data.validation_fraction=0.33",
         "--config.data.test_fraction=0.33",
-        "--config.optim.learning_rate=0.3",
+        "--config.optim.learning_rate=3.0",
         "--config.optim.warmup_steps=12",
         "--config.train.eval_every=2",
         "--config.train.max_to_keep=1",
