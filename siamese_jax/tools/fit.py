@@ -208,7 +208,7 @@ def rows_of(made: "Fitted") -> list[dict[str, Any]]:
 
     table = []
     for row in made.rows:
-        source, (candidate, values) = row
+        source, (candidate, values, _) = row
         ends = interval(values, resamples=500)
         table.append(
             {

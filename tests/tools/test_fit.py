@@ -86,7 +86,7 @@ def test_the_scores_are_those_of_fitting_anew(world):
     fold = fitting.folds_of(records.label, 3, 1)
     assert all(len(set(fold[records.label == c])) == 1 for c in range(8))
     columns = {"stage1": np.arange(64), "stage2": np.arange(64, 192)}
-    for candidate, values in scored:
+    for candidate, values, _ in scored:
         chosen = x[:, np.concatenate([columns[stage] for stage in candidate.stages])]
         hits = []
         for number in range(3):

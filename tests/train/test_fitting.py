@@ -49,7 +49,7 @@ def test_the_scores_are_those_of_a_fit_to_the_others(several, narrow, monkeypatc
         Candidate(("a", "b"), 0.3, 4),
     ]
     scored = fitting.score(lambda p: x[p], records, {"a": 6, "b": 3}, candidates, folds=4, seed=1)
-    for candidate, values in scored:
+    for candidate, values, _ in scored:
         hits = []
         for held, labels in fitting.held_folds(records.label, 4, 1):
             z = x[held][:, 6:]
