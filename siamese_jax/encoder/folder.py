@@ -116,6 +116,7 @@ def save(
             pointer = both.enter_context(written(folder / POINTER))
             pointer.write(run_folder.json_text(arguments))
             pointer.flush()
+            os.fsync(pointer.fileno())
         whitening.save(folder / WHITENING)
 
 
