@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siamese_jax import stopping
 from siamese_jax.data.embedded import Embedded
+from siamese_jax.encoder.lda import Rows
 from siamese_jax.errors import UserError, naming
 from siamese_jax.storage.vectors import VectorStore
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from siamese_jax.encoder.encoder import Encoder
 
 Batch = dict[str, np.ndarray]
-Rows = Callable[[np.ndarray], np.ndarray]  # places int [m] -> float32 [m, d]
 
 
 class Kept(NamedTuple):

@@ -130,12 +130,11 @@ def _top(rows: Sequence[Row]) -> Row:
     """The best source and stages of what is fitted, with a moderate shrinkage."""
     fitted = [row for row in rows if row.scored.candidate.shrinkage is not None]
     best = max(fitted, key=lambda row: row.scored.mean)
-    kind = (best.scored.candidate.stages, best.scored.candidate.width)
+    kind = best.scored.candidate._replace(shrinkage=None)
     alike = [
         row
         for row in fitted
-        if row.source is best.source
-        and (row.scored.candidate.stages, row.scored.candidate.width) == kind
+        if row.source is best.source and row.scored.candidate._replace(shrinkage=None) == kind
     ]
     chosen = fitting.moderate([row.scored for row in alike])
     return next(row for row in alike if row.scored is chosen)
