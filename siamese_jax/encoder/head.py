@@ -174,25 +174,27 @@ def fit_head(
     fitted = init != "random" and bool(head.layers)
     if not (fitted or head.centre):
         return variables
+    rows = head_inputs(head, variables, features)
+    if fitted:
+        width, most = head.layers[0], len(variables["params"]["dense1"]["kernel"])
+        if width > most:
+            raise UserError(
+                f"head.init={init!r} cannot make {width} outputs of {most} features; "
+                f"set head.layers to at most {most}, or head.init='random'"
+            )
     none = np.full(len(features), -1)
-    labels = none if labels is None or init != "lda" else labels
-    found = lda.scatter(head_inputs(head, variables, features), labels, block=block)
-    mean, spread = lda.mean_and_covariance(found)
+    labels = none if labels is None else labels
+    if fitted and init == "lda":
+        options: Any = {"shrinkage": shrinkage, "width": width, "block": block}
+        mean, axes = lda.fitted(rows, labels, **options)
+        kernel = axes.T / np.sqrt(np.square(axes).sum() / width)
+    else:
+        mean, spread = lda.mean_and_covariance(lda.scatter(rows, none, block=block))
+        kernel = lda.eigen(spread, width)[1] if fitted else spread
     if head.centre:
         offset = np.asarray(variables["batch_stats"]["mean"], np.float64)
         variables["batch_stats"]["mean"] = jnp.asarray(offset + mean, jnp.float32)
     if fitted:
-        width = head.layers[0]
-        if width > len(mean):
-            raise UserError(
-                f"head.init={init!r} cannot make {width} outputs of {len(mean)} features; "
-                f"set head.layers to at most {len(mean)}, or head.init='random'"
-            )
-        if init == "pca":
-            kernel = lda.eigen(spread, width)[1]
-        else:
-            kernel = lda.closed_form(found, shrinkage=shrinkage, width=width)[1].T
-            kernel /= np.sqrt(np.square(kernel).sum() / width)
         bias = np.zeros(width) if head.centre else -(mean @ kernel)
         variables["params"]["dense1"] = {
             "kernel": jnp.asarray(kernel, jnp.float32),

@@ -12,7 +12,9 @@ have been seen to differ from being blown up (Ledoit & Wolf 2004). With a = 1 it
 
 A row with several labels is a row of each of its classes, so every two rows that share a label pull
 together. A row without one, or alone in its class, has a part in m and C only. All is accumulated
-in float64 from blocks of rows: what is held does not grow with their number.
+in float64 from blocks of rows: what is held does not grow with their number. Of fewer rows than
+columns, all happens within the rows' span, where it is the same: x = Q y, with Q of orthonormal
+columns, and y [n] in place of x [d]; S_a is a tr(S_w)/d I outside of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -173,8 +175,13 @@ def mean_and_covariance(found: Scatter) -> tuple[np.ndarray, np.ndarray]:
     return found.mean, spread
 
 
-def factor(found: Scatter, shrinkage: float) -> np.ndarray:
+def factor(found: Scatter, shrinkage: float, size: int | None = None) -> np.ndarray:
     """L [d, d], the lower Cholesky factor of S_a.
+
+    Args:
+      found: of `scatter`.
+      shrinkage: a.
+      size: the d of tr(S_w)/d, where the rows were taken into their span; else their width.
 
     Raises:
       UserError: shrinkage outside 0..1, no two rows of one class, or none that differ.
@@ -186,13 +193,14 @@ def factor(found: Scatter, shrinkage: float) -> np.ndarray:
     if not found.freedom > 0:
         raise UserError("the closed form needs a class of two images or more, but all are single")
     shared = found.within / found.freedom
-    level, size = np.trace(shared) / len(shared), len(shared)
+    size = size or len(shared)
+    level = np.trace(shared) / size
     every = np.trace(found.products) / found.rows - np.square(found.total / found.rows).sum()
     if not level > 1e-12 * every / size:
         raise UserError("the closed form needs images of one class that differ: all are copies")
     shared *= 1 - shrinkage
     # Even unasked, rounding must not make a direction without spread negative.
-    shared[np.diag_indices(size)] += max(shrinkage, 1e-12) * level
+    shared[np.diag_indices(len(shared))] += max(shrinkage, 1e-12) * level
     # LAPACK works in place on columns; of a symmetric matrix these are the rows.
     return cholesky(shared.T, lower=True, overwrite_a=True, check_finite=False)
 
@@ -224,6 +232,45 @@ def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.nda
     if not 1 <= width <= len(mean):
         raise UserError(f"the closed form keeps 1 to {len(mean)} axes, not {width}")
     return mean, leading(spread, lower, width)
+
+
+def fitted(
+    rows: Rows, labels: np.ndarray, *, shrinkage: float, width: int, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The closed form of some rows: within their span, where they are fewer than columns.
+
+    An axis outside the span has no row to tell it by: any of them follow those inside.
+
+    Args:
+      rows, labels, block: as `scatter` takes them.
+      shrinkage, width, and what is returned and raised: of `closed_form`.
+    """
+    size = np.shape(rows(np.arange(1)))[1]
+    if len(labels) >= size or width > size:
+        found = scatter(rows, labels, block=block)
+        return closed_form(found, shrinkage=shrinkage, width=width)
+    x = gathered(rows, len(labels), block)
+    basis, upper = np.linalg.qr(x.T)
+    found = scatter(lambda places: upper.T[places], labels, block=block)
+    mean, spread = mean_and_covariance(found)
+    lower = factor(found, shrinkage, size)
+    axes = leading(spread, lower, min(width, len(mean))) @ basis.T
+    if width > len(axes):
+        outside = np.linalg.qr(basis, mode="complete")[0][:, len(axes) : width]
+        level = np.trace(found.within) / found.freedom / size
+        axes = np.concatenate([axes, outside.T / np.sqrt(max(shrinkage, 1e-12) * level)])
+    return basis @ mean, axes
+
+
+def in_span(rows: Rows, count: int) -> np.ndarray:
+    """Coordinates float64 [n, n] of n rows of more columns: their products with one another."""
+    return np.linalg.qr(gathered(rows, count).T, mode="r").T
+
+
+def gathered(rows: Rows, count: int, block: int = BLOCK) -> np.ndarray:
+    """All rows, float64 [n, d], read block by block."""
+    places = np.split(np.arange(count), range(block, count, block))
+    return np.concatenate([np.asarray(rows(some), np.float64) for some in places])
 
 
 def leading(spread: np.ndarray, lower: np.ndarray, width: int) -> np.ndarray:

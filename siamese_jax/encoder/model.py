@@ -207,6 +207,8 @@ def init_head(model: Model, feature_shape: tuple[int, ...], key: Array) -> dict[
 
 def feature_shape(model: Model, trunk_variables: Any, image_size: int) -> tuple[int, ...]:
     """Shape of one image's features, without computing any."""
+    if not model.head.gem:
+        return (sum(model.widths),)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
     x, _ = jax.eval_shape(
         lambda images: features(

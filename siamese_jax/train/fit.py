@@ -181,10 +181,9 @@ def _refit(
     _, shrinkage, width = chosen.scored.candidate
     encoder = chosen.source.load(chosen.scored.candidate.stages)
     rows, kept = embedded_rows(encoder, records, **options)
-    every = lda.scatter(rows, kept.label)
     assert shrinkage is not None
-    width = width or len(every.total)
-    mean, projection = lda.closed_form(every, shrinkage=shrinkage, width=width)
+    width = width or encoder.embedding_dim
+    mean, projection = lda.fitted(rows, kept.label, shrinkage=shrinkage, width=width)
     about = {
         "method": "learned",
         "dim": width,

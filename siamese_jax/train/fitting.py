@@ -168,7 +168,8 @@ def score(
 
     Held at once, beside a fold's rows: four matrices float64 [d, d], two and the axes of each
     candidate at work (one at a time where d is above `lda.NARROW`), and a copy of its part of two
-    where it takes some of the stages.
+    where it takes some of the stages. Stages of more features than there are rows are scored in the
+    span of these, by d = n.
 
     Args:
       rows: gives the features of some of the records by their places, real [m, sum of the parts].
@@ -181,37 +182,90 @@ def score(
     Raises:
       UserError: too few classes, or nothing to ask.
     """
-    fits = any(candidate.shrinkage is not None for candidate in candidates)
-    one = fits and records.label.ndim == 1
-    whole = lda.scatter(rows, records.label) if one else None
-    columns = _columns(parts)
-    found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
-    classes: list[np.ndarray] = []
-    with _side_by_side(sum(parts.values())) as run:
-        for held, labels in held_folds(records.label, folds, seed):
-            asked = _thinned(replace(records, label=labels).select(held), seed)
-            try:
-                _measure(np.zeros((len(asked), 1), np.float32), asked)
-            except UserError:
-                continue  # no query of this fold has an answer in it
-            own = asked.label[asked.is_query]
-            classes.append(own.argmax(axis=1) if own.ndim == 2 else own)
-            rest = _rest(whole, rows, records.label, held) if fits else None
-            x = rows(np.flatnonzero(held))
-            tasks = [
-                functools.partial(_embedded, rest, x, columns, alike)
-                for alike in _alike(candidates)
-            ]
-            for candidate, vectors in itertools.chain.from_iterable(run(tasks)):
-                found[candidate].append(_measure(vectors, asked))
-            del rest, x, tasks, vectors  # or the next fold's would lie beside them
-    if not next(iter(found.values())):
+    dealt = list(_asked(records, folds, seed))
+    if not dealt:
         raise TooFew(
             f"{records.root}: there is nothing to choose by: no image has another of its class to "
             "find"
         )
-    of = np.concatenate(classes)
+    own = [asked.label[asked.is_query] for _, asked in dealt]
+    of = np.concatenate([some.argmax(axis=1) if some.ndim == 2 else some for some in own])
+    found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
+    for space in _spaces(rows, len(records), parts, candidates):
+        for candidate, values in _scored(space, records, dealt):
+            found[candidate].append(values)
     return [Scored(candidate, np.concatenate(values), of) for candidate, values in found.items()]
+
+
+def _asked(records: Records, folds: int, seed: int) -> Iterator[tuple[np.ndarray, Records]]:
+    """Of each fold that has an answer for a query: bool [n], its images, and their records."""
+    for held, labels in held_folds(records.label, folds, seed):
+        asked = _thinned(replace(records, label=labels).select(held), seed)
+        try:
+            _measure(np.zeros((len(asked), 1), np.float32), asked)
+        except UserError:
+            continue
+        yield held, asked
+
+
+class Space(NamedTuple):
+    """What some candidates are fitted in.
+
+    Attributes:
+      rows: places int [m] -> real [m, e].
+      columns: int [c], those of each choice of stages.
+      sizes: how many features each has; more than columns, where rows are taken into their span.
+      candidates: of these stages.
+    """
+
+    rows: lda.Rows
+    columns: Mapping[tuple[str, ...], np.ndarray]
+    sizes: Mapping[tuple[str, ...], int]
+    candidates: Sequence[Candidate]
+
+
+def _spaces(
+    rows: lda.Rows, count: int, parts: Mapping[str, int], candidates: Sequence[Candidate]
+) -> Iterator[Space]:
+    """The features of all stages; and of stages with more than rows, the span of their rows."""
+    places = _columns(parts)
+    sets = dict.fromkeys(candidate.stages for candidate in candidates)
+    columns = {stages: np.concatenate([places[stage] for stage in stages]) for stages in sets}
+    sizes = {stages: len(some) for stages, some in columns.items()}
+    narrow = [stages for stages in sets if sizes[stages] <= count]
+    if narrow:
+        used = np.unique(np.concatenate([columns[stages] for stages in narrow]))
+        of = rows if len(used) == sum(parts.values()) else _taking(used, rows)
+        own = {stages: np.searchsorted(used, columns[stages]) for stages in narrow}
+        yield Space(of, own, sizes, [c for c in candidates if c.stages in narrow])
+    for stages in (some for some in sets if some not in narrow):
+        span = lda.in_span(_taking(columns[stages], rows), count)
+        own = {stages: np.arange(count)}
+        yield Space(span.__getitem__, own, sizes, [c for c in candidates if c.stages == stages])
+
+
+def _taking(columns: np.ndarray, rows: lda.Rows) -> lda.Rows:
+    return lambda places: rows(places)[:, columns]
+
+
+def _scored(
+    space: Space, records: Records, dealt: Sequence[tuple[np.ndarray, Records]]
+) -> Iterator[tuple[Candidate, np.ndarray]]:
+    """What every candidate gets of each fold's queries, fold by fold."""
+    fits = any(candidate.shrinkage is not None for candidate in space.candidates)
+    one = fits and records.label.ndim == 1
+    whole = lda.scatter(space.rows, records.label) if one else None
+    with _side_by_side(max(len(chosen) for chosen in space.columns.values())) as run:
+        for held, asked in dealt:
+            rest = _rest(whole, space.rows, records.label, held) if fits else None
+            x = space.rows(np.flatnonzero(held))
+            tasks = [
+                functools.partial(_embedded, rest, x, space, alike)
+                for alike in _alike(space.candidates)
+            ]
+            for candidate, vectors in itertools.chain.from_iterable(run(tasks)):
+                yield candidate, _measure(vectors, asked)
+            del rest, x, tasks, vectors  # or the next fold's would lie beside them
 
 
 @contextlib.contextmanager
@@ -316,27 +370,25 @@ def _alike(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
 
 
 def _embedded(
-    rest: lda.Scatter | None,
-    x: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    alike: Sequence[Candidate],
+    rest: lda.Scatter | None, x: np.ndarray, space: Space, alike: Sequence[Candidate]
 ) -> list[tuple[Candidate, np.ndarray]]:
-    """The rows x [m, d] as some candidates that differ in width embed them, fitted to the rest."""
+    """The rows x [m, e] as some candidates that differ in width embed them, fitted to the rest."""
     stages, shrinkage, _ = alike[0]
-    chosen = np.concatenate([columns[stage] for stage in stages])
+    chosen, size = space.columns[stages], space.sizes[stages]
     if shrinkage is None or rest is None:
         return [(alike[0], x[:, chosen].astype(np.float32))]
     widest = max((c.width for c in alike if c.width is not None), default=0)
-    if widest > len(chosen):
-        said = f"keeps 1 to {len(chosen)} axes of {'+'.join(stages) or 'this encoder'}"
+    if widest > size:
+        said = f"keeps 1 to {size} axes of {'+'.join(stages) or 'this encoder'}"
         raise UserError(f"the closed form {said}, not {widest}")
     fit = rest.at(chosen)
-    lower = lda.factor(fit, shrinkage)
+    lower = lda.factor(fit, shrinkage, size)
     vectors: dict[bool, np.ndarray] = {}  # by whether all axes are kept
     if any(c.width is None for c in alike):
         vectors[True] = _mapped(functools.partial(lda.whitened, lower), x, chosen, fit.mean)
     if widest:  # the axes of a narrow one are the first of a wide one's
-        axes = lda.leading(lda.mean_and_covariance(fit)[1], lower, widest)
+        most = min(widest, len(chosen))
+        axes = lda.leading(lda.mean_and_covariance(fit)[1], lower, most)
         vectors[False] = _mapped(lambda rows: rows @ axes.T, x, chosen, fit.mean)
     return [(c, vectors[c.width is None][:, : c.width]) for c in alike]
 

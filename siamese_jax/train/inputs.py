@@ -150,10 +150,14 @@ def _frozen(
     """
     size, headless = reading.image_size, model._replace(head=Head())
     assert isinstance(size, int)
-    trunk = functools.partial(run_features, *inference_trunk(model, trunk_variables, size))
+
+    @functools.cache
+    def folded() -> tuple[Model, Any]:  # where all features are kept, there is nothing to compute
+        return inference_trunk(model, trunk_variables, size)
 
     def compute(images: np.ndarray) -> np.ndarray:
-        return in_blocks(trunk, images, block_size(images.shape))
+        run = functools.partial(run_features, *folded())
+        return in_blocks(run, images, block_size(images.shape))
 
     shapes = {}
     for (stage, pool), width in zip(model.parts, model.widths, strict=True):

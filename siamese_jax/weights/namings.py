@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from siamese_jax.trunks import table
 Naming = Callable[[str], tuple[str, str]]
 
 
-@lru_cache(maxsize=64)
+@cache
 def shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
     """Every leaf of a trunk's variables, such as "params/stem/conv/kernel", with its shape."""
     row = table.find(trunk)

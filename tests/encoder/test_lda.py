@@ -143,3 +143,28 @@ def test_what_cannot_be_fitted(x):
         lda.closed_form(good, shrinkage=0.5, width=8)
     with pytest.raises(UserError, match=r"0\.\.1"):
         lda.closed_form(good, shrinkage=1.5, width=2)
+
+
+@pytest.mark.parametrize("width", [3, 20, 25, 40])
+@pytest.mark.parametrize("shrinkage", [0.02, 0.3, 1.0])
+def test_of_fewer_rows_than_columns_it_is_the_same_within_their_span(width, shrinkage):
+    """Beside the symmetric root of the formula, of rows that were fitted and of others."""
+    rng = np.random.default_rng(2)
+    x, labels = rng.normal(size=(25, 40)) * np.linspace(0.2, 3, 40) + 5, np.arange(25) % 7 - 1
+    mean, spread, shared = loop(x, members_of(labels), shrinkage)
+    found, projection = lda.fitted(taken(x), labels, shrinkage=shrinkage, width=width, block=16)
+    np.testing.assert_allclose(found, mean, rtol=1e-12)
+    assert projection.shape == (width, 40)
+    np.testing.assert_allclose(projection @ shared @ projection.T, np.eye(width), atol=1e-9)
+    values, vectors = np.linalg.eigh(shared)
+    root = vectors / np.sqrt(values) @ vectors.T
+    inside = root @ np.linalg.eigh(root @ spread @ root)[1][:, ::-1][:, : min(width, 24)]
+    others = rng.normal(size=(9, 40))
+    for rows, expected, made in (
+        (x - mean, inside, projection[:24]),
+        (others, inside, projection[:24]),
+        (others, root, projection if width == 40 else None),  # all axes: nothing is lost
+    ):
+        if made is not None:
+            a, b = rows @ expected, rows @ made.T
+            np.testing.assert_allclose(b @ b.T, a @ a.T, rtol=1e-7, atol=1e-7)

@@ -94,3 +94,33 @@ def test_of_shrinkages_that_are_not_told_apart_the_moderate_one():
     assert fitting.moderate(scored).candidate.shrinkage == 0.6  # as near as 0.4, and better
     clear = [s._replace(values=s.values + (s.candidate.shrinkage == 0.1)) for s in scored]
     assert fitting.moderate(clear).candidate.shrinkage == 0.1
+
+
+def test_fewer_images_than_features_are_scored_in_their_span(several):
+    """As a fit to the others scores, with several stages of which some are wider than 70 rows."""
+    records, x = several
+    rng = np.random.default_rng(3)
+    x = (x @ rng.normal(size=(9, 110)) + rng.normal(size=(70, 110))).astype(np.float32)
+    first = replace(records, label=records.label.argmax(axis=1))
+    candidates = [
+        Candidate(("a", "b"), 0.3, 12),
+        Candidate(("a", "b"), 0.6),
+        Candidate(("a", "b"), None),
+        Candidate(("b",), 0.3),
+        Candidate(("b",), 0.3, 5),
+    ]
+    for many in (records, first):
+        scored = fitting.score(lambda p: x[p], many, {"a": 90, "b": 20}, candidates, seed=1)
+        assert [one.candidate for one in scored] == candidates
+        for candidate, values, _ in scored:
+            found = []
+            for held, labels in fitting.held_folds(many.label, 4, 1):
+                z = x[:, 0 if "a" in candidate.stages else 90 :].astype(np.float64)
+                if candidate.shrinkage is not None:
+                    total = lda.scatter(lambda p, z=z, held=held: z[~held][p], many.label[~held])
+                    how = {"shrinkage": candidate.shrinkage, "width": candidate.width or z.shape[1]}
+                    mean, projection = lda.closed_form(total, **how)
+                    z = (z - mean) @ projection.T
+                asked = replace(many, label=labels).select(held)
+                found.append(fitting._measure(z[held].astype(np.float32), asked))
+            np.testing.assert_allclose(values, np.concatenate(found), atol=1e-6)
