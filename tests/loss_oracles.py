@@ -264,22 +264,140 @@ def fast_ap(c, bins=10):
     return average(values)
 
 
-def smooth_ap(c, temperature=0.01):
+def average_precisions(c, positive_step, negative_step, self_included):
+    values = {}
+    for i in c.rows():
+        p, n = c.positives(i) + [i] * self_included, c.negatives(i)
+
+        def ahead(k, j, i=i):
+            return cos(c.x[i], c.x[k]) - cos(c.x[i], c.x[j])
+
+        ranks = []
+        for j in p:
+            among = 1 + sum(positive_step(ahead(k, j)) for k in p if k != j)
+            ranks.append(among / (among + sum(negative_step(ahead(k, j)) for k in n)))
+        if p:
+            values[i] = average(ranks)
+    return values
+
+
+def sigmoid(v):
+    return math.exp(-softplus(-v))
+
+
+def smooth_ap(c, temperature=0.01, self_included=False):
+    def step(v):
+        return sigmoid(v / temperature)
+
+    return average(1 - v for v in average_precisions(c, step, step, self_included).values())
+
+
+def roadmap(
+    c, temperature=0.01, rho=100.0, delta=0.05, calibration=0.5, positive_threshold=0.9,
+    negative_threshold=0.6, self_included=False,
+):  # fmt: skip
+    def bound(v):
+        if v <= 0:
+            return sigmoid(v / temperature)
+        if v <= delta:
+            return sigmoid(v / temperature) + 0.5
+        return rho * (v - delta) + sigmoid(delta / temperature) + 0.5
+
+    values = []
+    found = average_precisions(c, lambda v: float(v >= 0), bound, self_included)
+    for i, precision in found.items():
+        low = [max(positive_threshold - cos(c.x[i], c.x[j]), 0) for j in c.positives(i)]
+        high = [max(cos(c.x[i], c.x[j]) - negative_threshold, 0) for j in c.negatives(i)]
+        values.append((1 - calibration) * (1 - precision))
+        values[-1] += calibration * (average(low) + average(high))
+    return average(values)
+
+
+def mixed_pairs(c, mixup):
+    """Each pair of positives that are `mixup` or less apart, round the batch; first the nearer."""
+    pairs = set()
+    for i in c.rows():
+        order = [j % c.anchors for j in range(i + 1, i + c.anchors)]
+        after = [j for j in order if j in c.positives(i)]
+        for turn, j in enumerate(after[:mixup]):
+            back = [k % c.anchors for k in range(j + 1, j + c.anchors)]
+            other = [k for k in back if k in c.positives(j)].index(i)
+            if (turn, i) < (other, j):
+                pairs.add((i, j))
+    return sorted(pairs)
+
+
+def recall_at_k(c, ks=(1, 2, 4, 8, 16), temperature=0.01, k_temperature=1.0, mixup=0):
+    x = [unit(row) for row in c.x]
+    made = []
+    for number, (i, j) in enumerate(mixed_pairs(c, mixup), 1):
+        alpha = math.modf(number * (math.sqrt(5) - 1) / 2)[0]
+        made.append((alpha * x[i] + (1 - alpha) * x[j], c.sets[i] & c.sets[j]))
+    rows, sets = [row for row, _ in made], [own for _, own in made]
+    n = c.anchors
+    mixed = Case(
+        np.array(x[:n] + rows + x[n:]), c.sets[:n] + sets + c.sets[n:],
+        c.keep[:n] + [True] * len(made) + c.keep[n:], n + len(made), {},
+        c.mined_positive, c.mined_negative,
+    )  # fmt: skip
+    widths = k_temperature if isinstance(k_temperature, tuple) else [k_temperature] * len(ks)
+    values = []
+    for i in mixed.rows():
+        p, everyone = mixed.positives(i), mixed.positives(i) + mixed.negatives(i)
+        s = mixed.x @ mixed.x[i]
+        ranks = [1 + sum(sigmoid((s[z] - s[j]) / temperature) for z in everyone if z != j)
+                 for j in p]  # fmt: skip
+        if p:
+            found = (
+                sum(sigmoid((k - r) / w) for r in ranks) for k, w in zip(ks, widths, strict=True)
+            )
+            values.append(
+                1 - average(min(f, k) / min(k, len(p)) for f, k in zip(found, ks, strict=True))
+            )
+    return average(values)
+
+
+# --- hyperbolic space, and single pairs ----------------------------------------------------------
+
+
+def in_ball(x, curvature, clip_radius):
+    length = math.sqrt(float(x @ x))
+    x = x * min(1, clip_radius / length)
+    length, root = min(length, clip_radius), math.sqrt(curvature)
+    return math.tanh(root * length) / (root * length) * x
+
+
+def ball_distance(u, w, curvature):
+    """By the Moebius addition of -u and w."""
+    c, uw, uu, ww = curvature, -float(u @ w), float(u @ u), float(w @ w)
+    added = ((1 + 2 * c * uw + c * ww) * -u + (1 - c * uu) * w) / (1 + 2 * c * uw + c**2 * uu * ww)
+    root = math.sqrt(c)
+    return 2 / root * math.atanh(root * math.sqrt(float(added @ added)))
+
+
+def hyperbolic(c, temperature=0.2, curvature=0.1, clip_radius=2.3):
+    u = [in_ball(x, curvature, clip_radius) for x in c.x]
     values = []
     for i in c.rows():
-        p, n = c.positives(i), c.negatives(i)
-
-        def above(j, k, i=i):
-            gap = (cos(c.x[i], c.x[k]) - cos(c.x[i], c.x[j])) / temperature
-            return math.exp(-softplus(-gap))
-
-        if p:
-            ranks = []
-            for j in p:
-                among = 1 + sum(above(j, k) for k in p if k != j)
-                ranks.append(among / (among + sum(above(j, k) for k in n)))
-            values.append(1 - average(ranks))
+        z = {
+            j: -ball_distance(u[i], u[j], curvature) / temperature for j in range(len(u)) if j != i
+        }
+        for p in c.positives(i):
+            values.append(log_sum([z[p], *(z[n] for n in c.negatives(i))]) - z[p])
     return average(values)
+
+
+def pairwise_sigmoid(c, scale=10.0, bias=-10.0):
+    scale, bias = math.exp(c.params["logit_scale"]), c.params["logit_bias"]
+
+    def logit(i, j):
+        return scale * cos(c.x[i], c.x[j]) + bias
+
+    return average(
+        sum(softplus(-logit(i, p)) for p in c.positives(i))
+        + sum(softplus(logit(i, n)) for n in c.negatives(i))
+        for i in c.rows()
+    )
 
 
 # --- classes -----------------------------------------------------------------------------------

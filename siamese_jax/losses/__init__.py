@@ -11,13 +11,16 @@
 
 from collections.abc import Callable
 
-from siamese_jax.losses.average_precision import fast_ap, smooth_ap
+from siamese_jax.losses.average_precision import fast_ap, roadmap, smooth_ap
 from siamese_jax.losses.contrastive import contrastive
 from siamese_jax.losses.core import Loss, mean, reduce
+from siamese_jax.losses.hyperbolic import hyperbolic
 from siamese_jax.losses.info_nce import n_pairs, nt_xent, sup_con
 from siamese_jax.losses.margin import margin
 from siamese_jax.losses.pair_weighting import circle, lifted_structure, multi_similarity
 from siamese_jax.losses.proxies import proxy_anchor, proxy_nca
+from siamese_jax.losses.recall import recall_at_k
+from siamese_jax.losses.sigmoid import pairwise_sigmoid
 from siamese_jax.losses.softmax import (
     arcface,
     cosface,
@@ -37,6 +40,7 @@ __all__ = [
     "contrastive",
     "cosface",
     "fast_ap",
+    "hyperbolic",
     "lifted_structure",
     "margin",
     "mean",
@@ -44,9 +48,12 @@ __all__ = [
     "n_pairs",
     "normalized_softmax",
     "nt_xent",
+    "pairwise_sigmoid",
     "proxy_anchor",
     "proxy_nca",
+    "recall_at_k",
     "reduce",
+    "roadmap",
     "smooth_ap",
     "soft_triple",
     "softmax",
@@ -62,12 +69,16 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "n_pairs": n_pairs,
     "nt_xent": nt_xent,
     "sup_con": sup_con,
+    "hyperbolic": hyperbolic,
+    "pairwise_sigmoid": pairwise_sigmoid,
     "multi_similarity": multi_similarity,
     "circle": circle,
     "lifted_structure": lifted_structure,
     "margin": margin,
     "fast_ap": fast_ap,
     "smooth_ap": smooth_ap,
+    "roadmap": roadmap,
+    "recall_at_k": recall_at_k,
     "proxy_nca": proxy_nca,
     "proxy_anchor": proxy_anchor,
     "normalized_softmax": normalized_softmax,

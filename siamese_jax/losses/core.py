@@ -122,7 +122,7 @@ def sum_over_positives(term: Callable[..., Any], positive: Array, floats: Any, f
     terms anew. See `miners.in_turn`.
 
     Args:
-      term: gives a tree of [n] floats, 0 where `has` is false; it closes over no array.
+      term: gives a tree of floats [n, ...], 0 where `has` is false; it closes over no array.
       positive: bool [n, m].
       floats: a tree of arrays that receive a gradient.
       fixed: a tree of arrays that do not.

@@ -10,6 +10,7 @@ from siamese_jax.losses.core import (
     Loss,
     Params,
     Terms,
+    Views,
     as_weights,
     log_sum_exp,
     no_params,
@@ -97,13 +98,17 @@ def nt_xent(temperature: float = 0.07, *, distance: str = "cosine") -> Loss:
         references: References | None = None,
     ) -> Terms:
         v = view(embeddings, labels, mask, mined, references, normalize=distance == "cosine")
-        s = similarity(v.x, v.y, distance) / temperature
-        negatives = log_sum_exp(s, v.negative)
-        terms = jnp.where(v.positive, jax.nn.softplus(negatives[:, None] - s), 0)
-        count = as_weights(jnp.sum(v.positive, axis=1), terms)
-        return ratio(jnp.sum(terms, axis=1), count), count
+        return pair_cross_entropy(similarity(v.x, v.y, distance) / temperature, v)
 
     return Loss(no_params, jax.jit(apply))
+
+
+def pair_cross_entropy(s: Array, v: Views) -> Terms:
+    """-log of each positive pair's share e^s of its own and the anchor's negatives', [n] each."""
+    negatives = log_sum_exp(s, v.negative)
+    terms = jnp.where(v.positive, jax.nn.softplus(negatives[:, None] - s), 0)
+    count = as_weights(jnp.sum(v.positive, axis=1), terms)
+    return ratio(jnp.sum(terms, axis=1), count), count
 
 
 @checked_loss

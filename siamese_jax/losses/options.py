@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from siamese_jax import distances, values
-from siamese_jax.values import Option, choice, flag, number, whole
+from siamese_jax.values import COUNT, Option, choice, either, flag, number, several, whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +23,8 @@ _SCALE = Option(_POSITIVE, "what cosines are multiplied by")
 _MARGIN = Option(number(), "by how much a negative must be farther than a positive")
 _OWN_MARGIN = Option(number(), "taken off the cosine of the own class")
 _DEGREES = Option(number(0, 180), "degrees added to the angle of the own class")
+_STEP = Option(_POSITIVE, "width of the smooth step")
+_SELF = Option(flag(), "count each anchor among its own positives")
 _CENTERS = Option(whole(1, 1000), "weights a class")
 _RULE = choice("easy", "semi_hard", "hard", "all")
 
@@ -51,6 +53,15 @@ LOSS_OPTIONS: dict[str, dict[str, Option]] = {
     },
     "nt_xent": {"temperature": _TEMPERATURE, "distance": _SIMILARITY},
     "sup_con": {"temperature": _TEMPERATURE, "distance": _SIMILARITY},
+    "hyperbolic": {
+        "temperature": Option(_POSITIVE, "what distances are divided by"),
+        "curvature": Option(_POSITIVE, "the ball's curvature, with its sign left out"),
+        "clip_radius": Option(_POSITIVE, "the length that longer embeddings are cut to"),
+    },
+    "pairwise_sigmoid": {
+        "scale": Option(_POSITIVE, "where the learned scale of cosines starts"),
+        "bias": Option(number(), "where the learned bias starts"),
+    },
     "multi_similarity": {
         "alpha": Option(_POSITIVE, "scale of positive pairs"),
         "beta": Option(_POSITIVE, "scale of negative pairs"),
@@ -68,7 +79,24 @@ LOSS_OPTIONS: dict[str, dict[str, Option]] = {
         "normalize": _NORMALIZE,
     },
     "fast_ap": {"bins": Option(whole(1, 10_000), "bins of the histogram of distances")},
-    "smooth_ap": {"temperature": Option(_POSITIVE, "width of the smooth step")},
+    "smooth_ap": {"temperature": _STEP, "self_included": _SELF},
+    "roadmap": {
+        "temperature": _STEP,
+        "rho": Option(_POSITIVE, "slope of the step where a negative is far ahead"),
+        "delta": Option(_POSITIVE, "by how much cosine a negative is far ahead"),
+        "calibration": Option(number(0, 1), "share of the thresholds; 0 is SupAP alone"),
+        "positive_threshold": Option(number(), "positives of a greater cosine cost nothing"),
+        "negative_threshold": Option(number(), "negatives of a smaller cosine cost nothing"),
+        "self_included": _SELF,
+    },
+    "recall_at_k": {
+        "ks": Option(several(COUNT, 1), "the ranks whose recall is averaged"),
+        "temperature": _STEP,
+        "k_temperature": Option(
+            either(_POSITIVE, several(_POSITIVE, 1)), "width of the smooth step at rank k"
+        ),
+        "mixup": Option(whole(0, 100), "mixed embeddings that each one makes with its class"),
+    },
     "proxy_nca": {
         "scale": Option(_POSITIVE, "what squared distances are multiplied by"),
         "own_in_denominator": Option(flag(), "count the own proxy among all of them"),

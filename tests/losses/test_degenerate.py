@@ -42,14 +42,16 @@ VARIANTS = [(name, {}) for name in LOSSES] + [
     ("margin", {"beta_by": "class"}),
     ("nt_xent", {"distance": "dot"}),
     ("proxy_nca", {"own_in_denominator": False}),
+    ("recall_at_k", {"mixup": 1}),
+    ("hyperbolic", {"curvature": 1e-3, "clip_radius": 1e9}),
 ]
 IDS = [f"{name}-{'-'.join(map(str, o.values()))}" for name, o in VARIANTS]
 
 # What the docstrings promise where there is nothing to compare.
 NO_NEGATIVES = {"triplet", "n_pairs", "nt_xent", "circle", "lifted_structure"}
-NO_NEGATIVES |= {"fast_ap", "smooth_ap"}
-NO_POSITIVES = NO_NEGATIVES | {"sup_con"}
-PAIRS = NO_POSITIVES | {"contrastive", "margin", "multi_similarity"}
+NO_NEGATIVES |= {"fast_ap", "smooth_ap", "hyperbolic"}
+NO_POSITIVES = NO_NEGATIVES | {"sup_con", "roadmap", "recall_at_k"}
+PAIRS = NO_POSITIVES | {"contrastive", "margin", "multi_similarity", "pairwise_sigmoid"}
 
 
 def promised_zero(name, options, batch):
@@ -124,7 +126,10 @@ def test_a_batch_of_one_row():
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("triplet", {}), ("triplet", {"soft": True, "swap": True}), ("smooth_ap", {})],
+    [
+        *[("triplet", {}), ("triplet", {"soft": True, "swap": True}), ("smooth_ap", {})],
+        *[("recall_at_k", {}), ("hyperbolic", {})],
+    ],
 )
 def test_a_batch_of_512_is_not_cubed(name, options):
     """n^3 floats would be 537 MB; a few n^2 are enough, gradient included."""

@@ -54,6 +54,22 @@ CASES = [
     ("fast_ap", {"bins": 5}),
     ("smooth_ap", {}),
     ("smooth_ap", {"temperature": 0.2}),
+    ("smooth_ap", {"temperature": 0.1, "self_included": True}),
+    ("roadmap", {}),
+    (
+        "roadmap",
+        {
+            **{"temperature": 0.2, "rho": 3.0, "delta": 0.3, "calibration": 0.2},
+            **{"positive_threshold": 0.5, "negative_threshold": 0.1, "self_included": True},
+        },
+    ),
+    ("recall_at_k", {}),
+    ("recall_at_k", {"ks": (2, 3), "temperature": 0.2, "k_temperature": (0.5, 2.0)}),
+    ("recall_at_k", {"mixup": 2, "temperature": 0.2}),
+    ("hyperbolic", {}),
+    ("hyperbolic", {"temperature": 0.5, "curvature": 1.0, "clip_radius": 1.2}),
+    ("pairwise_sigmoid", {}),
+    ("pairwise_sigmoid", {"scale": 3.0, "bias": 0.5}),
     ("softmax", {}),
     ("normalized_softmax", {}),
     ("normalized_softmax", {"temperature": 0.3}),
@@ -74,13 +90,14 @@ CASES = [
 IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in o.items()) or 'default'}" for name, o in CASES]
 PAIR_LOSSES = [
     *("triplet", "contrastive", "nt_xent", "sup_con", "multi_similarity", "circle"),
-    *("lifted_structure", "margin", "fast_ap", "smooth_ap"),
+    *("lifted_structure", "margin", "fast_ap", "smooth_ap", "roadmap", "recall_at_k"),
+    *("hyperbolic", "pairwise_sigmoid"),
 ]
 # With several labels an item: every loss once, and each place that treats labels by itself.
 MULTI_HOT = [
     i
     for i, (name, o) in enumerate(CASES)
-    if not o or "explicit" in o.values() or "beta_by" in o or "own_in_denominator" in o
+    if not o or "explicit" in o.values() or {"beta_by", "own_in_denominator", "mixup"} & set(o)
 ]
 
 
@@ -282,7 +299,9 @@ FIXED_ORDER = [i for i, (n, o) in enumerate(CASES) if n == "n_pairs" or "explici
 RAW = [
     i
     for i, (name, o) in enumerate(CASES)
-    if o.get("normalize") is False or o.get("distance") == "dot" or name == "softmax"
+    if o.get("normalize") is False
+    or o.get("distance") == "dot"
+    or name in ("softmax", "hyperbolic")
 ] + [CASES.index(("n_pairs", {}))]
 INVARIANT = [CASES.index((name, {})) for name in LOSSES if (name, {}) in CASES]
 INVARIANT += [CASES.index(("soft_triple", {"centers": 3}))] + [
@@ -361,7 +380,7 @@ def test_values_are_per_term_with_the_documented_shapes(rng):
         shape = jax.eval_shape(
             loss.apply, loss.init(jax.random.key(0), D, CLASSES), x, labels, mask
         )
-        expected = (shapes.get((name, layout), N),)
+        expected = (shapes.get((name, layout), N) * (1 + options.get("mixup", 0)),)
         assert shape[0].shape == shape[1].shape == expected, (name, options)
 
 
@@ -392,6 +411,8 @@ def test_items_without_a_class_do_not_count(rng):
         (lambda: LOSSES["nt_xent"](temperature=-1.0), "temperature"),
         (lambda: LOSSES["sup_con"](distance="euclidean"), "cosine, dot"),
         (lambda: LOSSES["margin"](beta_by="image"), "beta_by"),
+        (lambda: LOSSES["recall_at_k"](ks=()), "ks=\\(\\): must be 1 or more"),
+        (lambda: LOSSES["recall_at_k"](k_temperature=(1.0, 2.0)), "each of the 5 ks"),
     ],
 )
 def test_a_wrong_option_is_one_clear_line(make, words):
@@ -412,6 +433,7 @@ def test_a_wrong_batch_is_one_clear_line(rng):
         (("contrastive", {"pairs": "explicit"}), x, labels, {"references": kept}, "no references"),
         (("n_pairs", {}), x[:11], labels[:11], {}, "odd"),
         (("n_pairs", {}), x, labels, {"mined": everything}, "no mined"),
+        (("recall_at_k", {"mixup": 1}), x, labels, {"mined": everything}, "no mined"),
         (("softmax", {}), x, labels, {"references": kept}, "no references"),
         (("arcface", {}), x, labels, {"mined": everything}, "no mined"),
         (("proxy_anchor", {}), x, labels, {"mined": everything}, "no mined"),
