@@ -1,7 +1,8 @@
 """An encoder's folder: a whitening beside the run that it was fitted to, or beside a pointer.
 
 whitening.npz   the map, and the encoder and images that it was fitted to
-encoder.json    what `load_encoder` is to be called with; a run's own folder needs none
+encoder.json    what `load_encoder` is to be called with, and whether there is no map, because none
+                was better; a run's own folder needs none
 """
 
 import contextlib
@@ -30,6 +31,7 @@ ARGUMENTS = {
     "signed_sqrt": flag(),
     "preprocessing": None,
 }
+BARE = "bare"  # of a pointer: the encoder as it is
 
 
 def whiten(
@@ -93,9 +95,9 @@ def whiten(
 
 
 def save(
-    folder: str | os.PathLike[str], encoder: "Encoder | Combined", whitening: Whitening
+    folder: str | os.PathLike[str], encoder: "Encoder | Combined", whitening: Whitening | None
 ) -> None:
-    """Writes what `load_encoder(folder)` needs to give the encoder, whitened.
+    """Writes what `load_encoder(folder)` needs to give the encoder, whitened; or as it is.
 
     Raises:
       UserError: an encoder that did not come from `load_encoder`, or a folder of another run.
@@ -108,6 +110,11 @@ def save(
         arguments = {}
     elif folder.is_file() or run_folder.is_run(folder):
         raise UserError(f"{folder} is a file or another run; choose a new folder")
+    if whitening is None:
+        (folder / WHITENING).unlink(missing_ok=True)
+        if not arguments:
+            return
+        arguments[BARE] = True
     with contextlib.ExitStack() as both:
         if arguments:
             if own.is_dir():
@@ -117,7 +124,8 @@ def save(
             pointer.write(run_folder.json_text(arguments))
             pointer.flush()
             os.fsync(pointer.fileno())
-        whitening.save(folder / WHITENING)
+        if whitening is not None:
+            whitening.save(folder / WHITENING)
 
 
 def load_arguments(folder: Path) -> dict[str, Any] | None:
@@ -130,6 +138,8 @@ def load_arguments(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     held = run_folder.read_json(path)
+    if isinstance(held, dict):
+        held.pop(BARE, None)
     unknown = {*held} - {*ARGUMENTS} if isinstance(held, dict) else {"content"}
     if unknown or "name" not in held:
         what = f"{min(unknown)} is unknown" if unknown else "it has no name"
@@ -154,7 +164,8 @@ def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Co
     """
     path = folder / WHITENING
     if not path.exists():
-        if (folder / POINTER).exists():  # such a folder is there for nothing else
+        pointer = folder / POINTER
+        if pointer.exists() and not run_folder.read_json(pointer).get(BARE):
             raise UserError(
                 f"{path} is missing: run `whiten` again, or load without it (--no-whitening)"
             )

@@ -7,11 +7,12 @@
 
 A closed form (linear discriminant analysis) makes pictures of one class alike. Trunks, stages,
 image sizes, shrinkage and width are chosen by folds over whole classes: each candidate is asked for
-classes that it was not fitted to. Of shrinkages, and then of widths, that the folds do not tell
-from the best, the one nearest to .5 and the narrowest are taken. The winner is fitted to all
-pictures and saved; from then on
-`--encoder=encoders/shop`, and load_encoder, apply it, and --no-whitening leaves it out. With
---encoder, it is a whitening that lies behind that encoder; `whiten` is this with nothing to choose.
+classes that it was not fitted to. Several stages are taken where the folds tell them from the last
+one; of shrinkages, and then of widths, that they do not tell from the best, the one nearest to .5
+and the narrowest. The winner is fitted to all pictures and saved, or the encoder as it is where no
+fit was better; from then on `--encoder=encoders/shop`, and load_encoder, take it, and
+--no-whitening leaves the fit out. With --encoder, it is a whitening that lies behind that encoder;
+`whiten` is this with nothing to choose.
 
 Pictures without labels have no classes: --method=pca whitens by their covariance alone.
 """
@@ -67,6 +68,12 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
             print(f"and {len(table) - SHOWN} more, in {out}/fit.json")
         print(verdict(made))
     write_json(out / "fit.json", table)
+    if made.chosen is made.bare:
+        name, stages = made.bare.source.name, "+".join(made.bare.scored.candidate.stages)
+        saved = f"wrote {out}: it is" if args.trunk or args.out else "nothing is written: keep"
+        print(f"{saved} {name} {stages} as it is")
+        print("to fit all the same, give one set of --stages, one --shrinkage and one --width")
+        return
     about = made.encoder.provenance["whitening"]
     width = made.encoder.parts[0].embedding_dim
     _told("learned", width, about, where, out)
@@ -226,18 +233,18 @@ def rows_of(made: "Fitted") -> list[dict[str, Any]]:
 
 
 def verdict(made: "Fitted") -> str:
-    """What the folds say of the chosen fit beside the same encoder without one, and how chosen."""
+    """What the folds say of the best fit beside the best encoder without one, and how chosen."""
     from siamese_jax.metrics.bootstrap import difference
     from siamese_jax.train.fitting import METRIC
 
     assert made.bare is not None
-    told = difference(made.bare.scored.values, made.chosen.scored.values)
+    assert made.fitted is not None
+    told = difference(made.bare.scored.values, made.fitted.scored.values)
     found = "better than" if told.low > 0 else "worse than" if told.high < 0 else "not told from"
-    kept = "" if told.mean > 0 else "; --no-whitening leaves it out"
     return (
-        f"by folds, the chosen fit is {found} no fit ({METRIC} {told.mean:+.4f}, 95 % interval "
-        f"{told.low:+.4f} to {told.high:+.4f}){kept}. Chosen: the best encoder and stages, then of "
-        "what folds do not tell from the best the shrinkage nearest 0.5 and the fewest axes"
+        f"by folds, the best fit is {found} no fit ({METRIC} {told.mean:+.4f}, 95 % interval "
+        f"{told.low:+.4f} to {told.high:+.4f}). Chosen: several stages where told from the last, "
+        "and of what is not told from the best the shrinkage nearest 0.5 and the fewest axes"
     )
 
 

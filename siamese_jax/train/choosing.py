@@ -1,8 +1,8 @@
 """What a run chooses without its test data: the closed form, how many steps, what is the result.
 
 The stages and the shrinkage of the closed form are chosen by folds over the training classes. Where
-the data have no validation split, the steps are chosen in a rehearsal: one fold of the training
-classes is held out and asked as the run goes; then the run itself has all of them, and takes as
+the data have no validation split, the steps are chosen in a rehearsal: each fold of the training
+classes is held out and asked as a run goes; then the run itself has all of them, and takes as
 many steps as were best. Candidates are always the bare trunk and step 0 as well.
 """
 
@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
 from siamese_jax.train import fitting
 from siamese_jax.train.fitting import Candidate
-from siamese_jax.train.folds import fold_as_validation
+from siamese_jax.train.folds import folds_as_validation
 from siamese_jax.train.from_config import make_inputs, make_sampler
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.loop import Run, evaluated, run_steps, validation_metric
@@ -172,11 +172,25 @@ def _kept(run: Run, split: str) -> Path:
 # The steps ----------------------------------------------------------------------------------
 
 
-def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, bytes]) -> int | None:
-    """How many steps are best for a fold of the training classes; None where nothing tells.
+class Curve(NamedTuple):
+    """The metric that chooses, on a run's validation classes.
 
-    0 is the start, -1 the bare trunk. The rehearsal is a run of its own in a folder of the run's,
-    and goes on where it was stopped.
+    Attributes:
+      values: of each step that was measured.
+      bare: that of the bare trunk.
+      queries: how many were asked.
+    """
+
+    values: Mapping[int, float]
+    bare: float
+    queries: int
+
+
+def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, bytes]) -> int | None:
+    """How many steps are best for folds of the training classes; None where nothing tells.
+
+    0 is the start, -1 the bare trunk. Each fold is held out once, in a run of its own in a folder
+    of the run's, which goes on where it was stopped.
 
     Args:
       run: whose data have no validation split.
@@ -185,7 +199,7 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
     """
     config = run.config
     try:
-        records = held_out(run.inputs.records, config.seed)
+        folds = held_out(run.inputs.records, config.seed)
     except fitting.TooFew as error:
         if config.head.init != "lda":
             log.warning("all steps are taken: %s", error)
@@ -194,45 +208,73 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
             "the closed form stays as it is: %s; train.rehearse=False takes all steps", error
         )
         return 0
-    inputs = make_inputs(config, model, trunk, records, [keys[i] for i in records.id.tolist()])
-    trial = Run(config, run.folder / "rehearsal", inputs, {**run.facts, "warnings": []})
+    curves = []
+    for number, records in enumerate(folds, 1):
+        count = int((records.split == "validation").sum())
+        log.info("rehearsal %d of %d: %d of the training images are held out to choose the steps "
+                 "by", number, len(folds), count)  # fmt: skip
+        folder = run.folder / "rehearsal" / f"fold{number}"
+        inputs = make_inputs(config, model, trunk, records, [keys[i] for i in records.id.tolist()])
+        trial = Run(config, folder, inputs, {**run.facts, "warnings": []})
+        _rehearsed(trial, model, trunk)
+        curves.append(curve_of(trial, model))
+    return choose(run, curves)
+
+
+def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:
+    """Runs a fold's rehearsal, or the rest of it."""
+    config = trial.config
     begun = run_folder.begun(trial.folder, config.to_dict())
-    if begun and begun.facts["data"] != run.facts["data"]:
+    if begun and begun.facts["data"] != trial.facts["data"]:
         shutil.rmtree(trial.folder)  # of other images
-    log.info("rehearsal: %d of the training images are held out to choose the steps by",
-             int((records.split == "validation").sum()))  # fmt: skip
-    sampler = make_sampler(config, inputs.records)
+    sampler = make_sampler(config, trial.inputs.records)
     found = checkpoint.load_newest(trial.folder / "checkpoints")
     head = start_head(trial, model, trunk)
     state, step, moving = start(trial, model, trunk, head, found, None)
     run_folder.write_start(trial.folder, config.to_dict(), trial.facts)
     run_steps(trial, state, step, sampler, moving)
-    values = dict(read_curves(trial.folder / "metrics.jsonl")[validation_metric(config)])
-    return choose(trial, model, values)
 
 
-def choose(run: Run, model: Model, values: Mapping[int, float]) -> int:
-    """The best step on validation; -1 where the bare trunk is better than all of them.
+def curve_of(run: Run, model: Model) -> Curve:
+    """Of a run that has taken its steps."""
+    metric = validation_metric(run.config)
+    values = dict(read_curves(run.folder / "metrics.jsonl")[metric])
+    name = metric.rpartition("/")[2]
+    bare = evaluate_bare(run, model, ["validation"])["validation"].values.values[name]
+    return Curve(values, float(np.nanmean(bare)), int((~np.isnan(bare)).sum()))
 
-    That takes the folds of the closed form as well, where there were any: they ask all classes.
+
+def choose(run: Run, curves: Sequence[Curve]) -> int:
+    """The best step on validation, over folds if there are any; -1 where the bare trunk is better.
+
+    Steps that not all folds came to, because they had stopped to get better, are no candidates.
+    The bare trunk has to beat the folds of the closed form as well, where there were any: they ask
+    all classes.
     """
-    name = validation_metric(run.config).rpartition("/")[2]
-    bare = evaluate_bare(run, model, ["validation"])["validation"].values.means()[name]
+    weights = [curve.queries for curve in curves]
+    steps = sorted(set.intersection(*(set(curve.values) for curve in curves)))
+    values = {
+        step: float(np.average([curve.values[step] for curve in curves], weights=weights))
+        for step in steps
+    }
+    bare = float(np.average([curve.bare for curve in curves], weights=weights))
     best = checkpoint.best_first(values)[0]
     log.info(
         "validation %s: bare trunk %.4f, start %s, step %d %.4f",
-        name, bare, f"{values[0]:.4f}" if 0 in values else "-", best, values[best],
+        validation_metric(run.config).rpartition("/")[2], bare,
+        f"{values[0]:.4f}" if 0 in values else "-", best, values[best],
     )  # fmt: skip
     beats = run.facts["choices"].get("beats_trunk", False)
     return best if values[best] > bare or beats else -1
 
 
-def held_out(records: Records, seed: int) -> Records:
-    """A fold of the training classes as validation, and no test images."""
-    made = fold_as_validation(records.where("train"), 0, fitting.FOLDS, seed)
-    if not evaluated(made) or not (made.split == "train").any():
+def held_out(records: Records, seed: int) -> list[Records]:
+    """Each fold of the training classes as validation, and no test images."""
+    made = folds_as_validation(records.where("train"), fitting.FOLDS, seed)
+    usable = [some for some in made if evaluated(some) and (some.split == "train").any()]
+    if not usable:
         raise fitting.TooFew("there is nothing to choose by: no held-out image has an answer")
-    return made
+    return usable
 
 
 # The verdict --------------------------------------------------------------------------------

@@ -375,8 +375,8 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     # Runs that version 0.1.0 began know nothing of choices; a trunk that moves is gone.
     if not (best and run.facts["choices"] and is_frozen(run.config, trunk)):
         return Chosen(state, False, "validation" if best else "last step")
-    values = dict(read_curves(run.folder / "metrics.jsonl")[validation_metric(run.config)])
-    return Chosen(state, choosing.choose(run, model, values) < 0, "validation")
+    chosen = choosing.choose(run, [choosing.curve_of(run, model)])
+    return Chosen(state, chosen < 0, "validation")
 
 
 def result_on(config: ConfigDict, folder: Path, split: str) -> Evaluated:

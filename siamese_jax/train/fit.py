@@ -9,7 +9,7 @@ import numpy as np
 
 from siamese_jax.data.records import Records, content_keys, fingerprint
 from siamese_jax.encoder import folder, lda
-from siamese_jax.encoder.combined import Combined, Part, whitened
+from siamese_jax.encoder.combined import Part, whitened
 from siamese_jax.encoder.embedding import embedded_rows
 from siamese_jax.encoder.whitening import Whitening
 from siamese_jax.train import fitting
@@ -58,16 +58,18 @@ class Fitted(NamedTuple):
     """What was fitted.
 
     Attributes:
-      encoder: the winner, refitted on all images.
+      encoder: the winner, refitted on all images; as it is, where no fit was better.
       rows: all candidates, the best first; of a single candidate none is scored.
       chosen: the winner's row, which is not scored where it is the only candidate.
-      bare: the best row of the winner's source as it is, without a fit; None where none is scored.
+      bare: the best row without a fit; None where none is scored.
+      fitted: the chosen row of those with one, the winner's or not; None where none is scored.
     """
 
-    encoder: Combined
+    encoder: Part
     rows: list[Row]
     chosen: Row
     bare: Row | None
+    fitted: Row | None
 
 
 def fit(
@@ -95,7 +97,7 @@ def fit(
     tried = [_candidates(source, grid) for source in sources]
     if sum(map(len, tried)) == 1 and grid.widths:
         alone = Row(sources[0], Scored(tried[0][0], np.zeros(0)))
-        return Fitted(_refit(alone, records, out, options), [], alone, None)
+        return Fitted(_refit(alone, records, out, options), [], alone, None, None)
     rows = []
     for source, candidates in zip(sources, tried, strict=True):
         bare = [Candidate(stages, None) for stages in source.stages]
@@ -107,18 +109,26 @@ def fit(
         more = [top.scored.candidate._replace(width=width) for width in narrower]
         found = _scored(top.source, more, records, grid, options) if more else []
         rows += found
-        least = min(top.scored.mean, _bare(rows, top.source).scored.mean)
+        least = min(top.scored.mean, _bare(rows).scored.mean + 1e-9)
         enough = [row for row in (*found, top) if row.scored.mean >= least]
         narrow = fitting.untold([row.scored for row in enough])[0]  # the narrowest
         top = next(row for row in enough if row.scored is narrow)
     rows.sort(key=lambda row: -row.scored.mean)
-    return Fitted(_refit(top, records, out, options), rows, top, _bare(rows, top.source))
+    bare = _bare(rows)
+    if bare.scored.mean < top.scored.mean:
+        return Fitted(_refit(top, records, out, options), rows, top, bare, top)
+    encoder = bare.source.load(bare.scored.candidate.stages)
+    if out is not None:
+        folder.save(out, encoder, None)
+    return Fitted(encoder, rows, bare, bare, top)
 
 
-def _bare(rows: Sequence[Row], source: Source) -> Row:
-    """The best row of a source as it is."""
-    own = [r for r in rows if r.source is source and r.scored.candidate.shrinkage is None]
-    return max(own, key=lambda row: row.scored.mean)
+def _bare(rows: Sequence[Row]) -> Row:
+    """The best row without a fit."""
+    return max(
+        (row for row in rows if row.scored.candidate.shrinkage is None),
+        key=lambda row: row.scored.mean,
+    )
 
 
 def _candidates(source: Source, grid: Grid) -> list[Candidate]:
@@ -127,17 +137,28 @@ def _candidates(source: Source, grid: Grid) -> list[Candidate]:
 
 
 def _top(rows: Sequence[Row]) -> Row:
-    """The best source and stages of what is fitted, with a moderate shrinkage."""
+    """The best source of what is fitted, with stages and a shrinkage as training chooses them.
+
+    Several stages are taken where folds tell them from the first ones, and of the shrinkages that
+    they do not tell from the best the moderate one.
+    """
     fitted = [row for row in rows if row.scored.candidate.shrinkage is not None]
-    best = max(fitted, key=lambda row: row.scored.mean)
-    kind = best.scored.candidate._replace(shrinkage=None)
-    alike = [
-        row
-        for row in fitted
-        if row.source is best.source and row.scored.candidate._replace(shrinkage=None) == kind
+    of: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for row in fitted:
+        of.setdefault((row.source.name, row.scored.candidate.stages), []).append(row)
+    moderate = {kind: _of(alike, fitting.moderate) for kind, alike in of.items()}
+    names = dict.fromkeys(name for name, _ in moderate)
+    best = [
+        _of([row for kind, row in moderate.items() if kind[0] == name], fitting.best_if_told)
+        for name in names
     ]
-    chosen = fitting.moderate([row.scored for row in alike])
-    return next(row for row in alike if row.scored is chosen)
+    return _of(best, fitting.best)
+
+
+def _of(rows: Sequence[Row], choose: Callable[[Sequence[Scored]], Scored]) -> Row:
+    """The row that a choice among their scores takes."""
+    chosen = choose([row.scored for row in rows])
+    return next(row for row in rows if row.scored is chosen)
 
 
 def _union(source: Source) -> tuple[str, ...]:
@@ -177,7 +198,7 @@ def _refit(
     records: Records,
     out: str | os.PathLike[str] | None,
     options: dict[str, Any],
-) -> Combined:
+) -> Part:
     _, shrinkage, width = chosen.scored.candidate
     encoder = chosen.source.load(chosen.scored.candidate.stages)
     rows, kept = embedded_rows(encoder, records, **options)

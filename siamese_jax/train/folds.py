@@ -33,19 +33,18 @@ def take_fold(records: Records, named: str, seed: int) -> Records:
         )
     if (records.split == "validation").any():
         log.warning("data.fold=%s: the images for validation join the training images", named)
-    made = fold_as_validation(records, number - 1, count, seed)
+    made = folds_as_validation(records, count, seed)[number - 1]
     if "validation" not in evaluated(made):
         said = "no image of this fold has another of its class to find"
         raise UserError(f"data.fold={named}: {said}")
     return made
 
 
-def fold_as_validation(records: Records, fold: int, count: int, seed: int) -> Records:
-    """The same, with one of some folds of the training classes as the validation split.
+def folds_as_validation(records: Records, count: int, seed: int) -> list[Records]:
+    """The same once for each fold of the training classes, with that as the validation split.
 
     Args:
       records: split already; a validation split that is there joins the training images first.
-      fold: from 0 on.
       count: of the folds; fewer where there are not as many classes.
       seed: of the deal; the folds of one seed share no class.
 
@@ -54,7 +53,10 @@ def fold_as_validation(records: Records, fold: int, count: int, seed: int) -> Re
     """
     split = np.where(records.split == "validation", "train", records.split)
     train = np.flatnonzero(split == "train")
-    held, asked = held_folds(records.label[train], count, seed)[fold]
-    label, chosen = records.label.copy(), np.isin(np.arange(len(records)), train[held])
-    label[chosen] = asked[held]
-    return replace(records, split=np.where(chosen, "validation", split), label=label)
+    made = []
+    for held, asked in held_folds(records.label[train], count, seed):
+        label, chosen = records.label.copy(), np.isin(np.arange(len(records)), train[held])
+        label[chosen] = asked[held]
+        named = np.where(chosen, "validation", split)
+        made.append(replace(records, split=named, label=label))
+    return made

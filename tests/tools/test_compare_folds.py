@@ -53,7 +53,7 @@ def compared(tmp_path_factory):
         seen.append(len(images))
         return features(model, variables, images)
 
-    def choose(run, model, values):
+    def choose(run, curves):
         """The bare trunk of the first fold, and the head of the second one."""
         return -1 if run.config.data.fold == "1/2" else 0
 

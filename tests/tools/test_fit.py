@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import siamese_jax as sj
 from siamese_jax.__main__ import main
@@ -23,7 +24,13 @@ FIT = ["fit", "--trunk=resnet18", "--weights=random"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("fit")
-    tiny.make_folder(root / "shop", classes=8, images=4, noise=90)
+    tiny.make_folder(root / "shop", classes=8, images=4, noise=30)
+    rng = np.random.default_rng(1)
+    for path in sorted(
+        (root / "shop").glob("*/*.png")
+    ):  # in a light that says nothing of the class
+        lit = np.asarray(Image.open(path), float) + rng.normal(0, 60, 3)
+        Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)).save(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
         yield root
@@ -68,6 +75,28 @@ def test_one_table_one_folder_and_a_warning(world, tmp_path):
     # Embeddings of a file say it as well.
     run("embed", f"--encoder={out}", f"--images={world}/shop", f"--out={tmp_path}/e.npz")
     assert "fitted to 32" in run("evaluate", f"--query={tmp_path}/e.npz")
+
+
+def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path):
+    """Of classes whose pictures are all but alike, the features find every one; a fit no more."""
+    shop = tiny.make_folder(tmp_path / "easy", classes=6, images=3, noise=1)
+    out = tmp_path / "encoder"
+    told = run(*FIT, f"--images={shop}", f"--out={out}", "--image-size=32", "--stages=stage2")
+    assert "the best fit is not told from no fit" in told
+    assert f"wrote {out}: it is resnet18 32 stage2 as it is" in told
+    (chosen,) = [row for row in json.loads((out / "fit.json").read_text()) if row[""]]
+    assert (chosen["shrinkage"], chosen["map@r"]) == ("none", 1)
+    rows = embed_folder(sj.load_encoder(out), shop).vectors
+    how = {"image_size": 32, "stage": "stage2", "signed_sqrt": True}
+    plain = embed_folder(sj.load_encoder("resnet18", "random", **how), shop).vectors
+    np.testing.assert_array_equal(rows, plain)
+    assert not sj.load_encoder(out).fitted_to
+    # One candidate is not a choice; and what was there makes room.
+    one = ["--stages=stage2", "--shrinkage=.5", "--width=8", "--image-size=32"]
+    run(*FIT, f"--images={shop}", f"--out={out}", *one)
+    assert sj.load_encoder(out).embedding_dim == 8
+    run(*FIT, f"--images={shop}", f"--out={out}", "--image-size=32", "--stages=stage2")
+    assert sj.load_encoder(out).embedding_dim == 128
 
 
 def test_the_scores_are_those_of_fitting_anew(world):
@@ -129,7 +158,7 @@ def test_several_labels_and_pairs_are_fitted(world, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((world / "shop" / f"class{c}" / f"{i}.png").read_bytes())
     run(*FIT, f"--images={tmp_path}/pairs", f"--out={tmp_path}/of_pairs", "--image-size=32",
-        "--stages=last", "--shrinkage=.3,.6", "--width=8")  # fmt: skip
+        "--stages=last", "--shrinkage=.3", "--width=8")  # fmt: skip
     assert sj.load_encoder(tmp_path / "of_pairs").fitted_to
 
 
