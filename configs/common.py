@@ -91,7 +91,7 @@ def trunk() -> ConfigDict:
             "name": "resnet50",
             "weights": "imagenet",  # random, imagenet, a named source, or a path
             "offline_fallback": placeholder(str),  # trunk to use where the weights cannot be had
-            "form": placeholder(str),  # of a file that does not tell its own: keras, torch, dino
+            "form": placeholder(str),  # of a file that does not tell its own: keras, torch, ...
             "preprocessing": placeholder(str),  # of a file: imagenet, inception, ..., MEAN/STD
             "ignore": placeholder(str),  # pattern of a file's leaves that are not the trunk's
             "image_size": 192,

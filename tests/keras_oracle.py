@@ -3,11 +3,13 @@
     python keras_oracle.py FOLDER 'APPLICATION:SIZE,SIZE' ...
 
 For every application it saves, in FOLDER, `APPLICATION.weights.h5` (Keras 3), `APPLICATION.h5` (the
-layout of the published files), the uint8 images and the pooled features at each size. Of those in
-WHOLE also the model, alone and inside one that is compiled, as `.keras` and as Keras's own `.h5`.
+layout of the published files), the uint8 images and the pooled features at each size; those of
+MobileNetV3 are what its classifier sees, so its files have one. Of those in WHOLE also the model,
+alone and inside one that is compiled, as `.keras` and as Keras's own `.h5`.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -25,19 +27,29 @@ def randomised(variable, rng):
     if name in ("gamma", "moving_variance", "variance"):
         return rng.uniform(0.5, 1.5, shape)
     if "kernel" in name:
-        depthwise = "dwconv" in variable.path
+        depthwise = "dwconv" in variable.path or "depthwise" in variable.path
         fan_in = np.prod(shape[:2]) if depthwise else np.prod(shape[:-1])
         return rng.normal(0, np.sqrt(1.7 / fan_in), shape)
     return rng.normal(0, 0.2, shape)
 
 
+def old_name(layer):
+    """What Keras 2 called a layer: MobileNetV3's names had slashes and capitals."""
+    if not layer.startswith(("conv", "expanded", "logits")):
+        return layer
+    name = re.sub(r"_bn$", "/BatchNorm", layer)
+    name = re.sub(r"^(expanded_conv(?:_\d+)?)_(?!conv)", r"\1/", name)
+    name = re.sub(r"squeeze_excite_", "squeeze_excite/", name)
+    return re.sub(r"(^|/)(conv|logits)", lambda found: found[0].title(), name)
+
+
 def save_as_published(model, path):
     """A group per layer, `layer_names` and `weight_names` with ":0", as in files up to 2022."""
     with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        file.attrs["layer_names"] = [old_name(layer.name).encode() for layer in model.layers]
         for layer in model.layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{w.path.rpartition('/')[2]}:0" for w in layer.weights]
+            group = file.create_group(old_name(layer.name))
+            names = [f"{old_name(layer.name)}/{w.path.rpartition('/')[2]}:0" for w in layer.weights]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, weight in zip(names, layer.weights, strict=True):
                 group[name] = np.asarray(weight)
@@ -62,7 +74,8 @@ def main(folder, *jobs):
         application, sizes = job.split(":")
         rng = np.random.default_rng(len(application))
         make = getattr(keras.applications, application)
-        model = make(weights=None, include_top=False)
+        mobile = application.startswith("MobileNetV3")
+        model = make(weights=None, include_top=mobile)
         for variable in model.weights:
             if not variable.path.endswith("count"):
                 variable.assign(randomised(variable, rng))
@@ -74,10 +87,14 @@ def main(folder, *jobs):
             images = rng.integers(0, 256, (2, size, size, 3), np.uint8)
             # Built anew at a known size: Keras's EfficientNet pads by the size it is built for.
             fixed = make(
-                weights=None, include_top=False, input_shape=(size, size, 3), pooling="avg"
+                weights=None, include_top=mobile, input_shape=(size, size, 3), pooling="avg"
             )
             fixed.load_weights(Path(folder) / f"{application}.weights.h5")
+            if mobile:
+                last = keras.layers.Flatten()(fixed.get_layer("logits").input)
+                fixed = keras.Model(fixed.input, last)
             family = "efficientnet" if "Efficient" in application else application.lower()
+            family = "mobilenet_v3" if mobile else family
             family = "resnet" if "resnet" in family else family
             scale = getattr(keras.applications, family).preprocess_input
             features = np.asarray(fixed(scale(images.astype(np.float32)), training=False))

@@ -142,7 +142,7 @@ def add_reading(group: "argparse._ActionsContainer") -> None:
     """How a file of weights is read, where it does not tell."""
     group.add_argument(
         "--form",
-        choices=("keras", "torch", "dino"),
+        choices=("keras", "torch", "torchvision", "dino"),
         help="of a weights file that does not tell its own",
     )
     group.add_argument(

@@ -106,7 +106,8 @@ FIELDS: dict[str, Option] = {
         optional(choice(*TRUNKS)), "the trunk to take where the weights cannot be had"
     ),
     "trunk.form": Option(
-        optional(choice("keras", "torch", "dino")), "of a weights file that does not tell its own"
+        optional(choice("keras", "torch", "torchvision", "dino")),
+        "of a weights file that does not tell its own",
     ),
     "trunk.preprocessing": Option(
         _TEXT, "of the pixels, where the weights do not say: imagenet, inception, ..., MEAN/STD"

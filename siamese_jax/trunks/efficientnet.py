@@ -65,42 +65,45 @@ def relu6(x: Array) -> Array:
     return jnp.clip(x, 0, 6)
 
 
-class Block(nn.Module):
-    """The inverted residual: 1x1 widens, depthwise k x k, squeeze-and-excite, 1x1 narrows."""
+class Squeeze(NamedTuple):
+    """Squeeze-and-excite: gate(a 1x1 layer on act(a 1x1 layer on the mean over places))."""
 
-    stage: StagePlan
+    features: int
+    act: Activation
+    gate: Activation
+
+
+class Block(nn.Module):
+    """The inverted residual: 1x1 widens, depthwise k x k, squeeze-and-excite, 1x1 narrows.
+
+    An input that is as `wide` already is not widened.
+    """
+
+    size: int
     stride: int
-    squeeze: bool
+    wide: int
+    features: int
+    squeeze: Squeeze | None
     act: Activation
     conv: dict[str, Any]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        narrow = x.shape[-1]
-        wide = narrow * self.stage.expand
-        y = x
-        if self.stage.expand > 1:
+        wide, y = self.wide, x
+        if wide != x.shape[-1]:
             y = Conv(wide, act=self.act, name="expand", **self.conv)(y, train)
-        depthwise = Conv(
-            wide,
-            self.stage.size,
-            self.stride,
-            depthwise=True,
-            act=self.act,
-            name="depthwise",
-            **self.conv,
-        )
-        y = depthwise(y, train)
+        each = {"depthwise": True, "act": self.act, **self.conv}
+        y = Conv(wide, self.size, self.stride, name="depthwise", **each)(y, train)
         if self.squeeze:
-            y = y * self._excitement(y, max(1, narrow // 4))
-        y = Conv(self.stage.features, name="project", **self.conv)(y, train)
-        return x + y if self.stride == 1 and narrow == self.stage.features else y
+            y = y * self._excitement(y, self.squeeze)
+        y = Conv(self.features, name="project", **self.conv)(y, train)
+        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
-    def _excitement(self, y: Array, features: int) -> Array:
+    def _excitement(self, y: Array, squeeze: Squeeze) -> Array:
         dense = {"bias": True, "dtype": self.conv["dtype"]}
         s = jnp.mean(y, (1, 2), keepdims=True)
-        s = Conv(features, act=self.act, name="se_reduce", **dense)(s)
-        return Conv(y.shape[-1], act=nn.sigmoid, name="se_expand", **dense)(s)
+        s = Conv(squeeze.features, act=squeeze.act, name="se_reduce", **dense)(s)
+        return Conv(y.shape[-1], act=squeeze.gate, name="se_expand", **dense)(s)
 
 
 class Stage(nn.Module):
@@ -113,10 +116,12 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        for i in range(self.stage.depth):
-            stride = self.stage.stride if i == 0 else 1
-            name = f"block{i + 1}"
-            x = Block(self.stage, stride, self.squeeze, self.act, self.conv, name=name)(x, train)
+        size, stride, expand, features, depth = self.stage
+        for i in range(depth):
+            narrow = x.shape[-1]
+            squeeze = Squeeze(max(1, narrow // 4), self.act, nn.sigmoid) if self.squeeze else None
+            shape = (size, 1 if i else stride, narrow * expand, features)
+            x = Block(*shape, squeeze, self.act, self.conv, name=f"block{i + 1}")(x, train)
         return x
 
 

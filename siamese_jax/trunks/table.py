@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks import convnext, efficientnet, resnet, vgg, vit
+from siamese_jax.trunks import convnext, efficientnet, mobilenetv3, resnet, vgg, vit
 from siamese_jax.values import check, flag, number, several
 
 Triple = tuple[float, float, float]
@@ -153,6 +153,11 @@ def _efficientnet(width: float, depth: float, image_size: int, lite: bool, weigh
     build = partial(efficientnet.EfficientNet, width, depth, lite)
     widths = efficientnet.widths(width, depth, lite)
     return Trunk(build, widths, _BOTH, image_size, weights)
+
+
+def _mobilenetv3(size: str, width: float, weights: str) -> Trunk:
+    build = partial(mobilenetv3.MobileNetV3, size, width)
+    return Trunk(build, mobilenetv3.widths(size, width), (*mobilenetv3.NORMS,), 224, weights)
 
 
 def _convnext(name: str, depths: tuple[int, ...], width: int, tag: str) -> dict[str, Trunk]:
@@ -300,6 +305,11 @@ TRUNKS: dict[str, Trunk] = {
     "efficientnet_lite2": _efficientnet(1.1, 1.2, 260, True, "lite2"),
     "efficientnet_lite3": _efficientnet(1.2, 1.4, 280, True, "timm:tf_efficientnet_lite3.in1k"),
     "efficientnet_lite4": _efficientnet(1.4, 1.8, 300, True, "timm:tf_efficientnet_lite4.in1k"),
+    "mobilenetv3_large_075": _mobilenetv3("large", 0.75, "keras"),
+    "mobilenetv3_large_100": _mobilenetv3("large", 1.0, "timm:mobilenetv3_large_100.ra_in1k"),
+    "mobilenetv3_small_050": _mobilenetv3("small", 0.5, "timm:mobilenetv3_small_050.lamb_in1k"),
+    "mobilenetv3_small_075": _mobilenetv3("small", 0.75, "timm:mobilenetv3_small_075.lamb_in1k"),
+    "mobilenetv3_small_100": _mobilenetv3("small", 1.0, "timm:mobilenetv3_small_100.lamb_in1k"),
     **_convnext("convnext_tiny", (3, 3, 9, 3), 96, "in12k_ft_in1k"),
     **_convnext("convnext_small", (3, 3, 27, 3), 96, "in12k_ft_in1k"),
     **_convnext("convnext_base", (3, 3, 27, 3), 128, "fb_in22k_ft_in1k"),

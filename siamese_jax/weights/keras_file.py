@@ -242,7 +242,8 @@ def _legacy_variables(root: Any) -> Iterator[tuple[str, Any]]:
         group = root[layer]
         for full in _attribute(group, "weight_names"):
             owner, _, variable = full.removesuffix(":0").rpartition("/")
-            owner = owner.rpartition("/")[2]
+            inside = not f"/{owner}".endswith(f"/{layer}")  # a name may have slashes itself
+            owner = owner.rpartition("/")[2] if inside else layer
             if not owner or variable.startswith(layer + "_"):
                 owner = layer
                 variable = variable.removeprefix(layer + "_").removesuffix("_1")

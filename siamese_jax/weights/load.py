@@ -25,6 +25,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.trunks.table import (
     CAFFE,
+    HALF,
     IMAGENET,
     LITE,
     PREPROCESSING,
@@ -102,8 +103,9 @@ def load(
       offline_fallback: the trunk that is loaded, with its default weights and a FallbackWarning,
         where a named source can't be had on this machine.
       form: "keras" (TensorFlow's padding and epsilon) or "torch"; of Vision Transformers "torch" or
-        "dino" (see `trunks.positions`). Known for named sources, told from a file's names; give it
-        for random weights, or for a file whose names do not tell.
+        "dino" (see `trunks.positions`); of MobileNetV3 also "torchvision" (its epsilon). Known for
+        named sources, told from a file's names; give it for random weights, or for a file whose
+        names do not tell.
       preprocessing: how pixels are scaled, in place of what a file tells; see `as_preprocessing`.
       ignore: a pattern (`re.search`) of a file's leaves that are no part of the trunk.
       key: for random weights.
@@ -187,10 +189,10 @@ def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
 
 def _usual_preprocessing(trunk: str, form: str) -> Preprocessing:
     """The constants that weights of that form are trained with, where a file says nothing."""
-    if "lite" in trunk:
-        return LITE if form == "keras" else IMAGENET
-    plain = form != "keras" or trunk.startswith("efficientnet")
-    return find(trunk).preprocessing if plain else CAFFE
+    own = IMAGENET if "lite" in trunk else find(trunk).preprocessing
+    keras = {"efficientnet_lite": LITE, "efficientnet": own, "mobilenetv3": HALF, "": CAFFE}
+    found = next(scaling for start, scaling in keras.items() if trunk.startswith(start))
+    return found if form == "keras" else own
 
 
 def _from_source(trunk: str, name: str, source: Source, path: Path) -> TrunkWeights:

@@ -160,6 +160,59 @@ def _lukemelas_efficientnet(depths: tuple[int, ...], path: str) -> tuple[str, st
     return base + conv, base + norm
 
 
+def _timm_mobilenetv3(path: str) -> tuple[str, str]:
+    stage, *inner = path.split("/")
+    if stage == "top":
+        return "conv_head", ""
+    if stage != "stem" and len(inner) == 1:  # the convolution after the blocks
+        base = f"blocks.{_numbers(stage)[0] - 1}.0."
+        return f"{base}conv", f"{base}bn1"
+    return _timm_efficientnet(path)
+
+
+Stages = tuple[table.mobilenetv3.StagePlan, ...]
+
+
+def _place(stages: Stages, path: str) -> int:
+    """How many blocks come before the layer's."""
+    stage, *block = _numbers(path)[:2]
+    return sum(len(s.ratios) for s in stages[: stage - 1]) + (block[0] - 1 if block else 0)
+
+
+def _torchvision_mobilenetv3(stages: Stages, path: str) -> tuple[str, str]:
+    stage, *inner = path.split("/")
+    if stage == "top":
+        return "classifier.0", ""
+    base = f"features.{0 if stage == 'stem' else _place(stages, path) + 1}"
+    if len(inner) == 1:
+        return f"{base}.0", f"{base}.1"
+    number, layer = _numbers(stage)[0], inner[-1]
+    steps = ["expand"] * (number > 1) + ["depthwise"] + ["se"] * stages[number - 1].squeeze
+    steps.append("project")
+    base += f".block.{steps.index(layer[:2] if layer.startswith('se_') else layer)}"
+    if layer.startswith("se_"):
+        return f"{base}.fc{1 if layer == 'se_reduce' else 2}", ""
+    return f"{base}.0", f"{base}.1"
+
+
+_KERAS_EXCITE = {"se_reduce": "squeeze_excite/conv", "se_expand": "squeeze_excite/conv_1"}
+
+
+def _keras_mobilenetv3(stages: Stages, published: bool, path: str) -> tuple[str, str]:
+    """As Keras 3 calls them, or Keras 2, which wrote the `published` files."""
+    stage, *inner = path.split("/")
+    if len(inner) == 1:
+        name = {"stem": "conv", "top": "conv_2"}.get(stage, "conv_1")
+    else:
+        at, layer = _place(stages, path), inner[-1]
+        name = f"expanded_conv{f'_{at}' if at else ''}/{_KERAS_EXCITE.get(layer, layer)}"
+    if published:
+        name = re.sub("(^|/)conv", r"\1Conv", name)
+        return name, f"{name}/BatchNorm"
+    name = name.replace("/", "_")
+    return name, f"{name}_bn"
+
+
 # Of a ViT: by our layer, without the block's number; its own leaves' endings are TORCH_LEAVES'.
 _TIMM_VIT = {
     "stem": ("", "norm_pre"),
@@ -261,16 +314,17 @@ def schemes(trunk: str) -> dict[str, Scheme]:
     build = table.find(trunk).build
     keras_ignored = (
         r"(predictions|fc\d|probs)/|(layers/)?normalization(_\d+)?/(mean|variance|count)$|rescaling|"
-        r"layers/(dense|seed_generator)(_\d+)?/"
+        r"layers/(dense|seed_generator)(_\d+)?/|(?i:logits)/"
     )
     torch_ignored = r"(fc|classifier|head|pre_logits|_fc)\."
 
-    def keras(naming: Naming) -> dict[str, Scheme]:
-        places = Scheme(
-            lambda path: _keras_places(trunk)[path], "keras", True, "layers/dense", keras_ignored
-        )
-        named = Scheme(naming, "keras", True, "predictions", keras_ignored)
-        return {"keras": named, "keras, by order": places}
+    def keras(
+        naming: Naming, classifier: str = "predictions", place: str = "layers/dense"
+    ) -> dict[str, Scheme]:
+        ignored = f"{keras_ignored}|{place}/"
+        order = Scheme(lambda path: _keras_places(trunk)[path], "keras", True, place, ignored)
+        named = Scheme(naming, "keras", True, classifier, keras_ignored)
+        return {"keras": named, "keras, by order": order}
 
     def torch(naming: Naming, classifier: str, form: str = "torch") -> Scheme:
         return Scheme(naming, form, False, classifier, torch_ignored)
@@ -290,6 +344,19 @@ def schemes(trunk: str) -> dict[str, Scheme]:
         depths, normalised = build.args  # type: ignore[attr-defined]
         plain = torch(partial(_torch_vgg, depths, normalised), "")
         return {"torch": plain} if normalised else {**keras(_keras_vgg), "torch": plain}
+    if trunk.startswith("mobilenetv3"):
+        stages = table.mobilenetv3.plan(*build.args)  # type: ignore[attr-defined]
+        # The classifier is one more convolution, after a block's two or four.
+        last = 2 + sum(len(s.ratios) * (4 if s.squeeze else 2) for s in stages)
+        names = partial(_keras_mobilenetv3, stages, False)
+        old = partial(_keras_mobilenetv3, stages, True)
+        torchvision = partial(_torchvision_mobilenetv3, stages)
+        return {
+            **keras(names, "logits", f"layers/conv2d_{last}"),
+            "keras, published": keras(old, "Logits")["keras"],
+            "torchvision": torch(torchvision, "classifier.3", "torchvision"),
+            "timm": torch(_timm_mobilenetv3, "classifier"),
+        }
     depths = tuple(stage.depth for stage in table.efficientnet.plan(*build.args))  # type: ignore
     lukemelas = partial(_lukemelas_efficientnet, depths)
     return {

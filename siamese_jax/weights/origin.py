@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, Preprocessing
+from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, UNIT, Preprocessing
 
 # Networks of timm 1.0 with the leaves of a trunk, name by name and shape by shape.
 SAME_LEAVES = {
@@ -134,7 +134,7 @@ def _recognised(text: str) -> list[str]:
 
 def _form(name: str, text: str) -> str | None:
     facebook = (form for file, (_, form) in _FACEBOOK.items() if file in text.lower())
-    return "keras" if name.startswith("tf_efficientnet") else next(facebook, None)
+    return "keras" if name.startswith("tf_") else next(facebook, None)
 
 
 def _alike(names: list[str], trunk: str) -> bool:
@@ -146,9 +146,10 @@ def _scaling(
 ) -> tuple[Preprocessing | None, int | None]:
     """The pixels' scaling and size: as config.json has them, or as timm's tables do."""
     tag = config.get("tag") if isinstance(config.get("tag"), str) else ""
-    half = name.startswith("tf_efficientnet_lite") or _HALF.search(f"{text.lower()} {tag}")
+    half = name.startswith(("tf_efficientnet_lite", "tf_mobilenetv3"))
+    half = half or _HALF.search(f"{text.lower()} {tag}") is not None
     meta = name.startswith("vit_") and _IMAGENET.search(f"{text.lower()} {tag}")
-    scaling = HALF if half else IMAGENET if meta else None
+    scaling = HALF if half else IMAGENET if meta else UNIT if "miil" in text.lower() else None
     try:
         mean, std = (tuple(255 * float(v) for v in config[key]) for key in ("mean", "std"))
         scaling = Preprocessing(mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None

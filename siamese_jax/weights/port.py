@@ -166,6 +166,8 @@ def _classifier(leaves: Leaves, fit: fitting.Fit, trunk: str) -> dict[str, np.nd
     if kernel is None or bias is None:
         return None
     kernel = np.asarray(kernel, np.float32)
+    if kernel.ndim == 4 and kernel.shape[:2] == (1, 1):  # a convolution of Keras's MobileNetV3
+        kernel = kernel[0, 0]
     kernel = kernel if fit.scheme.keras else kernel.T
     fits = kernel.ndim == 2 and kernel.shape[0] == table.find(trunk).width
     return {"kernel": kernel, "bias": np.asarray(bias, np.float32)} if fits else None

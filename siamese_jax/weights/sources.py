@@ -9,7 +9,16 @@ import re
 from typing import NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks.table import CAFFE, CLIP, HALF, IMAGENET, LITE, Preprocessing, find
+from siamese_jax.trunks.table import (
+    CAFFE,
+    CLIP,
+    HALF,
+    IMAGENET,
+    LITE,
+    UNIT,
+    Preprocessing,
+    find,
+)
 
 
 class Source(NamedTuple):
@@ -41,7 +50,8 @@ _KERAS_NEW = "https://storage.googleapis.com/keras-applications"
 _TORCH = "https://download.pytorch.org/models"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights"
 
-# md5 of the files without the classifier, as keras.applications lists them.
+# md5 of the files without the classifier (of MobileNetV3 with it: the features are made behind the
+# last map, which the others end with), as keras.applications lists them.
 _KERAS_MD5 = {
     "resnet50": "4d473c1dd8becc155b73f8504c6f6626",
     "resnet101": "88cf7a10940856eca736dc7b7e228a21",
@@ -53,6 +63,10 @@ _KERAS_MD5 = {
     "efficientnet_b2": "111f8e2ac8aa800a7a99e3239f7bfb39",
     "efficientnet_b3": "af6d107764bb5b1abb91932881670226",
     "efficientnet_b4": "ebc24e6d6c33eaebbd558eafbeedf1ba",
+    "mobilenetv3_large_075": "765b44a33ad4005b3ac83185abf1d0eb",
+    "mobilenetv3_large_100": "59e551e166be033d707958cf9e29a6a7",
+    "mobilenetv3_small_075": "cb65d4e5be93758266aa0a7f2c6708b7",
+    "mobilenetv3_small_100": "8768d4c2e7dee89b9d02b2d03d65d862",
 }
 # (trunk, version, file, usual size in pixels)
 _TORCHVISION = (
@@ -74,6 +88,9 @@ _TORCHVISION = (
     ("efficientnet_b2", "V1", "efficientnet_b2_rwightman-bcdf34b7", 288),
     ("efficientnet_b3", "V1", "efficientnet_b3_rwightman-cf984f9c", 300),
     ("efficientnet_b4", "V1", "efficientnet_b4_rwightman-7eb33cd5", 380),
+    ("mobilenetv3_large_100", "V1", "mobilenet_v3_large-8738ca79", 224),
+    ("mobilenetv3_large_100", "V2", "mobilenet_v3_large-5c1a4163", 224),
+    ("mobilenetv3_small_100", "V1", "mobilenet_v3_small-047dcff4", 224),
 )
 # timm's ports of TensorFlow's weights: (trunk, name, file, size, constants).
 _TIMM_FILES = (
@@ -116,6 +133,15 @@ _TIMM_FILES = (
         "tf_efficientnet_lite4-741542c3",
         380,
         HALF,
+    ),
+    *(
+        (name, f"tf_{name}.in1k", f"tf_{name}-{digits}", 224, HALF)
+        for name, digits in (
+            ("mobilenetv3_large_075", "150ee8b0"),
+            ("mobilenetv3_large_100", "427764d5"),
+            ("mobilenetv3_small_075", "da427f52"),
+            ("mobilenetv3_small_100", "37f49e2b"),
+        )
     ),
 )
 # Weights that timm trained itself, served by the Hub as model.safetensors: (trunk, name, size).
@@ -207,8 +233,12 @@ _HUB_TAGS |= {
         "fcmae_ft_in22k_in1k fcmae_ft_in22k_in1k_384 fcmae_ft_in1k",
     ),
 }
+_HUB_TAGS |= {
+    "mobilenetv3_large_100": "ra_in1k ra4_e3600_r224_in1k miil_in21k_ft_in1k miil_in21k",
+    **dict.fromkeys(_named("mobilenetv3_small_{}", "050 075 100"), "lamb_in1k"),
+}
 # Where a tag differs from its trunk's usual constants, and from Apache-2.0; by the tag's start.
-_TAG_PIXELS = {"dino": IMAGENET, "mae": IMAGENET, "clip": CLIP}
+_TAG_PIXELS = {"dino": IMAGENET, "mae": IMAGENET, "clip": CLIP, "ra4": HALF, "miil": UNIT}
 _TAG_LICENCES = {
     "mae": "CC-BY-NC-4.0",
     "metaclip": "CC-BY-NC-4.0",
@@ -228,6 +258,11 @@ def _keras(trunk: str, md5: str) -> Source:
     if trunk.startswith("efficientnet"):
         url = f"{_KERAS_NEW}/{trunk.replace('_', '')}_notop.h5"
         return Source("keras", IMAGENET, find(trunk).image_size, "Apache-2.0", f"md5:{md5}", url)
+    if trunk.startswith("mobilenetv3"):
+        _, size, width = trunk.split("_")
+        file = f"weights_mobilenet_v3_{size}_224_{int(width) / 100}_float.h5"
+        url = f"{_KERAS}/mobilenet_v3/{file}"
+        return Source("keras", HALF, 224, "Apache-2.0", f"md5:{md5}", url)
     folder = "resnet" if trunk.startswith("resnet") else trunk
     url = f"{_KERAS}/{folder}/{trunk}_weights_tf_dim_ordering_tf_kernels_notop.h5"
     return Source("keras", CAFFE, 224, "Apache-2.0", f"md5:{md5}", url)
@@ -263,7 +298,8 @@ def _table() -> dict[tuple[str, str], Source]:
     table = {(trunk, "keras"): _keras(trunk, md5) for trunk, md5 in _KERAS_MD5.items()}
     for trunk, version, file, size in _TORCHVISION:
         url = f"{_TORCH}/{file}.pth"
-        source = Source("torch", IMAGENET, size, "BSD-3-Clause", _prefix(file), url)
+        form = "torchvision" if "torchvision" in find(trunk).forms else "torch"
+        source = Source(form, IMAGENET, size, "BSD-3-Clause", _prefix(file), url)
         table[trunk, f"torchvision:IMAGENET1K_{version}"] = source
     for trunk, name, file, size, constants in _TIMM_FILES:
         url = f"{_TIMM}/{file}.pth"

@@ -119,6 +119,17 @@ SIZES = {
     ("efficientnet_lite3", "torch"): (6_916_096, 76_672),
     ("efficientnet_lite4", "keras"): (11_725_568, 112_368),
     ("efficientnet_lite4", "torch"): (11_725_568, 112_368),
+    **{
+        (f"mobilenetv3_{name}", form): sizes
+        for form in ("torch", "torchvision", "keras")
+        for name, sizes in {
+            "large_075": (2_712_528, 19_088),
+            "large_100": (4_202_032, 24_400),
+            "small_050": (568_224, 6_496),
+            "small_075": (1_016_872, 9_680),
+            "small_100": (1_517_856, 12_112),
+        }.items()
+    },
 } | {(name, form): (n, 0) for name, n in WITHOUT_STATISTICS.items() for form in TRUNKS[name].forms}
 
 

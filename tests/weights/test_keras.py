@@ -28,6 +28,7 @@ CASES = {
     "efficientnet_b1": ("EfficientNetB1", (64,)),
     "efficientnet_b2": ("EfficientNetB2", (64,)),
     "efficientnet_b3": ("EfficientNetB3", (64,)),
+    "mobilenetv3_small_100": ("MobileNetV3Small", (75,)),
 }
 
 
@@ -64,7 +65,7 @@ def test_features_are_those_of_keras(folder, trunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["resnet50", "vgg16", "efficientnet_b1"])
+@pytest.mark.parametrize("trunk", ["resnet50", "vgg16", "efficientnet_b1", "mobilenetv3_small_100"])
 def test_layers_without_names_are_taken_in_order(folder, trunk, tmp_path):
     """Keras 3.0 to 3.4 wrote the same places, and no names."""
     application, _ = CASES[trunk]

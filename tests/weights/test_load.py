@@ -17,7 +17,7 @@ from jax import lax
 
 from siamese_jax import weights
 from siamese_jax.errors import UserError
-from siamese_jax.trunks.table import CAFFE, CLIP, HALF, IMAGENET, LITE, TRUNKS, normalise
+from siamese_jax.trunks.table import IMAGENET, LITE, PREPROCESSING, TRUNKS, normalise
 from siamese_jax.weights import download, formats
 from siamese_jax.weights.load import SOURCES
 from siamese_jax.weights.sources import Source
@@ -436,7 +436,7 @@ def test_every_trunk_has_its_default_source_and_every_source_is_whole():
         assert source.address
         kind, _, digits = source.digest.partition(":")
         assert source.hub or (kind, len(digits)) in (("md5", 32), ("sha256", 8), ("sha256", 64))
-        assert source.preprocessing in (CAFFE, CLIP, IMAGENET, LITE, HALF)
+        assert source.preprocessing in PREPROCESSING.values()
         if name.startswith(("torchvision", "timm")) and source.url:
             assert digits in source.url
 
