@@ -43,7 +43,8 @@ class Encoder:
 
     Attributes:
       model: what is computed.
-      params, batch_stats: {"trunk": ..., "head": ...}; the trunk's norms are in its kernels.
+      params, batch_stats: {"trunk": ..., "head": ...}; the trunk's norms are in its kernels,
+        where it can be folded.
       image_size: the side, in pixels, that images are brought to by `embed_folder`.
       fit: how they are brought there: "squash", "crop" or "pad".
       distance: what the embeddings are compared by.
@@ -151,7 +152,7 @@ def make_encoder(
     return Encoder(
         model,
         {"trunk": trunk["params"], "head": params["head"]},
-        {"trunk": {}, "head": batch_stats["head"]},
+        {"trunk": trunk.get("batch_stats", {}), "head": batch_stats["head"]},
         image_size=image_size,
         kernels=trunk["tiles"],
         **options,

@@ -16,7 +16,7 @@ import numpy as np
 
 from siamese_jax import values
 from siamese_jax.encoder.head import Head, make_head
-from siamese_jax.encoder.pooling import FIXED_POOLS, pooled_parts
+from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
@@ -79,7 +79,8 @@ def build_model(
       stage: the trunk's output to pool, or several: "stage4,stage6,top", and with a pooling of its
         own: "stage6,stage6:max,top"; its last by default.
       pool: "average", "max", "rmac", "gem3" or "gem", or one for each stage: "average,max". The
-        power of "gem" is the head's, to be trained, and is for one stage.
+        power of "gem" is the head's, to be trained, and is for one stage. "cls" takes the class
+        token of a Vision Transformer's block, behind the last norm.
       head: options of `siamese_jax.encoder.head.make_head`; none at all gives the pooled features,
         those of several stages with unit length each.
       dtype: compute type of trunk and head, "float32" or "bfloat16".
@@ -99,6 +100,13 @@ def build_model(
         if name not in trunk.stages:
             raise UserError(
                 f"{weights.trunk} has no stage {name!r}; choose from {', '.join(trunk.stages)}"
+            )
+    blocks = [name for name in trunk.stages if name.startswith("block") and "cls" in trunk.stages]
+    for name, way in parts:
+        if way == CLASS_TOKEN and name not in blocks:
+            raise UserError(
+                f"{weights.trunk} has no class token beside {name!r}: the pooling cls is for the "
+                "blocks of a Vision Transformer that has one, as in block11:cls,block12:cls"
             )
     bare = {"layers": (), "normalize": False, "unit": len(parts) > 1}
     options = dict(head) if head is not None else bare
@@ -154,8 +162,8 @@ def features(
             )
     if model.head.gem:
         return outputs[model.parts[0][0]], batch_stats
-    pooled = [FIXED_POOLS[pool](outputs[stage]) for stage, pool in model.parts]
-    return jnp.concatenate(pooled, axis=-1), batch_stats
+    parts = [pooled(outputs, stage, pool) for stage, pool in model.parts]
+    return jnp.concatenate(parts, axis=-1), batch_stats
 
 
 def embed(

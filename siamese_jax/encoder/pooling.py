@@ -1,6 +1,6 @@
 """From a feature map to one vector: average, maximum, GeM and R-MAC."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -101,7 +101,15 @@ FIXED_POOLS: dict[str, Callable[[Array], Array]] = {
     "rmac": rmac,
     "gem3": generalised_mean,
 }
-POOLS = (*FIXED_POOLS, "gem")
+CLASS_TOKEN = "cls"  # of a transformer's block, which is beside its map
+POOLS = (*FIXED_POOLS, "gem", CLASS_TOKEN)
+
+
+def pooled(outputs: Mapping[str, Array], stage: str, pool: str) -> Array:
+    """One part of the features, float32 [n, c], out of a trunk's outputs."""
+    if pool == CLASS_TOKEN:
+        return average(outputs[f"{stage}:{pool}"])
+    return FIXED_POOLS[pool](outputs[stage])
 
 
 def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
@@ -111,6 +119,8 @@ def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
     (('stage4', 'average'), ('top', 'average'))
     >>> pooled_parts("stage4,stage4:max,top", "average")
     (('stage4', 'average'), ('stage4', 'max'), ('top', 'average'))
+    >>> pooled_parts("block11,block12", "cls")
+    (('block11', 'cls'), ('block12', 'cls'))
 
     Args:
       stage: one or several, with commas between them; each with a pooling of its own after a colon,

@@ -20,11 +20,12 @@ def fold_batch_norm(trunk: str, form: str, variables: Mapping[str, Any]) -> dict
     """Variables for `build(form=form, folded=True)`, worked out in float64, kept in float32.
 
     variables {"params", "batch_stats"} -> {"params"}, where every convolution has a kernel and a
-    bias and there is no norm. A trunk without statistics is what it was.
+    bias and there is no norm. A trunk without statistics, or that is never folded, is what it was.
     """
-    if not variables.get("batch_stats"):
-        return {"params": variables["params"]}
-    epsilon = find(trunk).build(form=form).norm_epsilon
+    module = find(trunk).build(form=form)
+    if not variables.get("batch_stats") or not hasattr(module, "folded"):
+        return {kind: variables[kind] for kind in ("params", "batch_stats") if variables.get(kind)}
+    epsilon = module.norm_epsilon
     return {"params": _fold(variables["params"], variables.get("batch_stats", {}), epsilon)}
 
 

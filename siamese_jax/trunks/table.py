@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -166,12 +166,13 @@ def _convnext(name: str, depths: tuple[int, ...], width: int, tag: str) -> dict[
     return {name: Trunk(build, convnext.widths(features), ("torch",), 224, f"timm:{name}.{tag}")}
 
 
-# (width, blocks, heads, width inside an MLP: four times the width if 0)
+# (width, blocks, heads, width inside an MLP: four times the width if 0); "plus" differs in `gated`
 _VITS = {
     "tiny": (192, 12, 3, 0),
     "small": (384, 12, 6, 0),
     "base": (768, 12, 12, 0),
     "large": (1024, 24, 16, 0),
+    "huge": (1280, 32, 20, 0),
     "so400m": (1152, 27, 16, 4304),
 }
 
@@ -182,8 +183,8 @@ def _vits(
     """Vision Transformers, whose names tell their size, patch and pixels; `options` of the plan."""
     rows = {}
     for name in names.split():
-        size, patch = re.findall(r"_(tiny|small|base|large|so400m)_patch(\d+)", name)[0]
-        told = name.replace("dinov2", "518").replace("dinov3", "256")
+        size, patch = re.findall(rf"_({'|'.join(_VITS)})(?:_plus)?_patch(\d+)", name)[0]
+        told = name.removesuffix("_qkvb").replace("dinov2", "518").replace("dinov3", "256")
         pixels = int(re.findall(r"_(\d+)$", told)[0])
         plan = vit.Plan(int(patch), pixels // int(patch), *_VITS[size], **options)
         build = partial(vit.ViT, plan)
@@ -194,6 +195,15 @@ def _vits(
 _DINO = ("torch", "dino")
 _CLIP: dict[str, Any] = {"epsilon": 1e-5, "pre_norm": True}
 _SIGLIP: dict[str, Any] = {"class_token": False, "attention_pool": True}
+_DINOV3: dict[str, Any] = {"epsilon": 1e-5, "gains": True, "registers": 4, "turned": True}
+
+
+def _unicom(name: str, flat: int) -> dict[str, Trunk]:
+    plan = {"class_token": False, "biased": False, "act": "relu6", "epsilon": 1e-5, "flat": flat}
+    row = _vits(name, "", CLIP, ("torch",), **plan)[name]
+    return {name: replace(row, default_weights="unicom")}
+
+
 _TRANSFORMERS: dict[str, Trunk] = {
     **_vits(
         "vit_tiny_patch16_224 vit_tiny_patch16_384 vit_small_patch32_224 vit_small_patch32_384 "
@@ -240,11 +250,40 @@ _TRANSFORMERS: dict[str, Trunk] = {
         "lvd1689m",
         IMAGENET,
         _DINO,
-        epsilon=1e-5,
-        gains=True,
-        registers=4,
-        turned=True,
+        **_DINOV3,
     ),
+    **_vits(
+        "vit_small_plus_patch16_dinov3 vit_huge_plus_patch16_dinov3",
+        "lvd1689m",
+        IMAGENET,
+        _DINO,
+        gated=True,
+        **_DINOV3,
+    ),
+    **_vits(
+        "vit_small_patch16_dinov3_qkvb vit_base_patch16_dinov3_qkvb vit_large_patch16_dinov3_qkvb",
+        "lvd1689m",
+        IMAGENET,
+        _DINO,
+        biased=True,
+        **_DINOV3,
+    ),
+    **_vits(
+        "vit_tiny_patch16_dinov3_qkvb", "eupe_lvd1689m", IMAGENET, _DINO, biased=True, **_DINOV3
+    ),
+    **_vits(
+        "vit_small_plus_patch16_dinov3_qkvb vit_huge_plus_patch16_dinov3_qkvb",
+        "lvd1689m",
+        IMAGENET,
+        _DINO,
+        gated=True,
+        biased=True,
+        **_DINOV3,
+    ),
+    **_unicom("vit_base_patch32_unicom_224", 512),
+    **_unicom("vit_base_patch16_unicom_224", 768),
+    **_unicom("vit_large_patch14_unicom_224", 768),
+    **_unicom("vit_large_patch14_unicom_336", 768),
     **_vits(
         "vit_base_patch32_clip_224 vit_base_patch16_clip_224 vit_large_patch14_clip_224",
         "laion2b",

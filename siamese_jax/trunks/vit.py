@@ -3,7 +3,8 @@
 One module, as timm builds it. What differs stands in the `Plan`: LayerScale and registers (DINOv2,
 arXiv:2304.07193 and 2309.16588), a norm before the blocks and QuickGELU (CLIP, arXiv:2103.00020),
 attention pooling in place of a class token (SigLIP, arXiv:2303.15343), queries and keys turned by
-their place in place of position embeddings (DINOv3, arXiv:2508.10104).
+their place in place of position embeddings, and gates inside an MLP (DINOv3, arXiv:2508.10104), two
+layers on all patches side by side (Unicom, arXiv:2304.05884).
 
 torch, dino: how position embeddings are resized, or angles rounded; see `positions`.
 """
@@ -19,12 +20,13 @@ from jax import Array
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
-from siamese_jax.trunks.layers import Activation, LayerNorm, Patches
+from siamese_jax.trunks.layers import Activation, Conv, LayerNorm, Norm, Patches
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "relu6": nn.relu6,
 }
 _small = nn.initializers.normal(0.02)
 
@@ -52,7 +54,10 @@ class Plan(NamedTuple):
     are made for, `hidden` the width inside an MLP (4 times `width` if 0). `gains`: whether there is
     LayerScale, a gain of each channel on what a block adds. `class_position`: whether the class
     token has a position embedding too. `turned`: whether queries and keys are turned by their place
-    instead, which leaves no position embeddings and no bias on them.
+    instead, which leaves no position embeddings. `biased`: whether queries and values have biases,
+    and keys too unless they are turned; by default all or, of a `turned` one, none. `gated`: an MLP
+    is fc2(silu(fc1_g(x)) fc1_x(x)). `flat`: width of the feature that two layers make of all
+    patches side by side, for images of the one `grid` alone; 0 if there is none.
     """
 
     patch: int
@@ -70,6 +75,15 @@ class Plan(NamedTuple):
     pre_norm: bool = False
     attention_pool: bool = False
     turned: bool = False
+    biased: bool | None = None
+    gated: bool = False
+    flat: int = 0
+
+    def __repr__(self) -> str:
+        """Fits know a trunk by it: what came later is left out where it changes nothing."""
+        usual = self._field_defaults
+        shown = {n: v for n, v in self._asdict().items() if n not in _LATER or v != usual[n]}
+        return f"Plan({', '.join(f'{name}={v!r}' for name, v in shown.items())})"
 
     @property
     def widths(self) -> dict[str, int]:
@@ -80,7 +94,11 @@ class Plan(NamedTuple):
         token = ["cls"] if self.class_token else ["attention"] if self.attention_pool else []
         last = [*token, "top"] if self.turned else ["top", *token]
         stages = ("stem", *(f"block{i + 1}" for i in range(self.depth)), *last)
-        return dict.fromkeys(stages, self.width)
+        feature = {"feature": self.flat} if self.flat else {}
+        return {**dict.fromkeys(stages, self.width), **feature}
+
+
+_LATER = ("biased", "gated", "flat")
 
 
 class Part(nn.Module):
@@ -108,8 +126,16 @@ class Part(nn.Module):
     def mlp(self, x: Array) -> Array:
         """Two layers with the activation between them."""
         hidden = self.plan.hidden or 4 * self.plan.width
-        wide = ACTIVATIONS[self.plan.act](self.dense(hidden, "fc1")(x))
+        if self.plan.gated:
+            wide = nn.silu(self.dense(hidden, "fc1_g")(x)) * self.dense(hidden, "fc1_x")(x)
+        else:
+            wide = ACTIVATIONS[self.plan.act](self.dense(hidden, "fc1")(x))
         return self.dense(self.plan.width, "fc2")(wide)
+
+    def offset(self, name: str) -> Array:
+        """A bias that stands by itself."""
+        bias = self.param(name, nn.initializers.zeros, (self.plan.width,), jnp.float32)
+        return bias.astype(self.dtype)
 
     def gained(self, y: Array, name: str) -> Array:
         """LayerScale, where the trunk has it."""
@@ -124,8 +150,11 @@ class Block(Part):
 
     @nn.compact
     def __call__(self, x: Array, turns: tuple[Array, ...] = ()) -> Array:
-        project = self.dense(3 * self.plan.width, "qkv", bias=not self.plan.turned)
+        plan = self.plan
+        project = self.dense(3 * plan.width, "qkv", not plan.turned and plan.biased is not False)
         q, k, v = jnp.split(project(self.norm("norm1")(x)), 3, axis=-1)
+        if plan.turned and plan.biased:
+            q, v = (y + self.offset(name)[None, None] for name, y in (("q_bias", q), ("v_bias", v)))
         x = x + self.gained(self.attend(q, k, v, turns), "gain1")
         return x + self.gained(self.mlp(self.norm("norm2")(x)), "gain2")
 
@@ -192,15 +221,30 @@ class Top(Part):
         return self.norm("norm")(x)
 
 
+class Feature(Part):
+    """Unicom's: norm(a layer on norm(a layer on all patches side by side)): [n,h,w,c] -> [n,1,1,d].
+
+    The batch's norms; there are no biases.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x, norm = x.reshape(len(x), 1, 1, -1), Norm(2e-5, 0.9)
+        for width, name in ((self.plan.width, "fc1"), (self.plan.flat, "fc2")):
+            x = Conv(width, norm=norm, dtype=self.dtype, name=name)(x, train)
+        return x
+
+
 class ViT(nn.Module):
     """x [n,h,w,3], normalised -> {"stem", "block1", ..., "top": [n,h/patch,w/patch,c], "cls": ...}.
 
     A stage's map has the tokens of the patches; "top" is the last one's after the norm. Its class
-    token, "cls", or its attention pooling, "attention", is a map of one place: [n,1,1,c]. Nothing
-    here depends on the batch, so `train_stages` change nothing.
+    token, "cls", its attention pooling, "attention", or Unicom's "feature" is a map of one place:
+    [n,1,1,c]. "block8:cls" is the class token of a block behind the last norm, as DINO's own linear
+    evaluation takes those of the last four. Nothing but "feature" depends on the batch.
 
     Raises:
-      UserError: sides that are no multiples of the patch.
+      UserError: sides that are no multiples of the patch, or not those of a "feature".
     """
 
     plan: Plan
@@ -210,7 +254,7 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
         plan, shared = self.plan, (self.plan, self.dtype)
-        _check_size(x.shape[1], x.shape[2], plan.patch)
+        _check_size(x.shape[1], x.shape[2], plan)
         rows, columns = x.shape[1] // plan.patch, x.shape[2] // plan.patch
         outputs = {}
 
@@ -223,17 +267,29 @@ class ViT(nn.Module):
         if plan.turned:
             turns = positions.turns((rows, columns), plan.width // plan.heads, self.form)
         block = nn.jit(Block)  # the first one's trace serves them all
+        top = Top(*shared, name="top")
         for name in (f"block{i + 1}" for i in range(plan.depth)):
             x = keep(name, block(*shared, name=name)(x, turns))
-        x = keep("top", Top(*shared, name="top")(x))
-        if plan.class_token:
+            if plan.class_token:
+                outputs[f"{name}:cls"] = top(x[:, :1])[:, :, None]
+        x = keep("top", top(x))
+        if plan.flat:
+            feature = Feature(*shared, name="feature")
+            outputs["feature"] = feature(outputs["top"], "feature" in train_stages)
+        elif plan.class_token:
             outputs["cls"] = x[:, :1, None]
         elif plan.attention_pool:
             outputs["attention"] = AttentionPool(*shared, name="attention")(x)[:, :, None]
         return outputs
 
 
-def _check_size(height: int, width: int, patch: int) -> None:
+def _check_size(height: int, width: int, plan: Plan) -> None:
+    patch, own = plan.patch, plan.patch * plan.grid
+    if plan.flat and (height, width) != (own, own):
+        raise UserError(
+            f"images of {height} x {width} pixels: this trunk's layers on all patches side by side "
+            f"are for images of {own} x {own} alone; set image_size={own}"
+        )
     if height % patch or width % patch or not height or not width:
         below = max(1, min(height, width) // patch) * patch
         raise UserError(

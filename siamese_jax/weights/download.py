@@ -137,6 +137,9 @@ def check(path: Path, digest: str) -> None:
 
 def _check_or_delete(path: Path, digest: str) -> None:
     """`check` of a download; a wrong one is deleted, so that the next attempt starts anew."""
+    if not digest:
+        _log.warning("%s has no published hash, so it was not checked", path.name)
+        return
     try:
         check(path, digest)
     except UserError as e:

@@ -220,6 +220,9 @@ _TIMM_VIT = {
     "top": ("", "norm"),
     "attention": ("attn_pool", "attn_pool.norm"),
     "block": ("blocks.{}", ""),
+    "feature": ("", ""),
+    "feature/fc1": ("feature.0", "feature.1"),
+    "feature/fc2": ("feature.2", "feature.3"),
     "block/qkv": ("blocks.{}.attn.qkv", ""),
     "block/proj": ("blocks.{}.attn.proj", ""),
 }
@@ -304,9 +307,10 @@ class Scheme(NamedTuple):
     ignored: str  # a regex of leaves that a trunk has no use for
 
 
-def is_vit(trunk: str) -> bool:
-    """Whether it is a Vision Transformer, whose files come in more forms than names can tell."""
-    return table.find(trunk).build.func is table.vit.ViT  # type: ignore[attr-defined]
+def vit_plan(trunk: str) -> table.vit.Plan | None:
+    """That of a Vision Transformer, whose files come in more forms than names can tell."""
+    build: Any = table.find(trunk).build
+    return build.args[0] if build.func is table.vit.ViT else None
 
 
 def schemes(trunk: str) -> dict[str, Scheme]:
@@ -329,7 +333,7 @@ def schemes(trunk: str) -> dict[str, Scheme]:
     def torch(naming: Naming, classifier: str, form: str = "torch") -> Scheme:
         return Scheme(naming, form, False, classifier, torch_ignored)
 
-    if is_vit(trunk):
+    if vit_plan(trunk):
         return {"torch": torch(_timm_vit, "head")}
     if trunk.startswith("convnext"):
         return {"torch": torch(_timm_convnext, "head.fc")}
@@ -386,6 +390,8 @@ TORCH_LEAVES = {
     "gain": ".gamma",
     "gain1": ".ls1.gamma",
     "gain2": ".ls2.gamma",
+    "q_bias": ".attn.q_bias",
+    "v_bias": ".attn.v_bias",
     "cls": "cls_token",
     "registers": "reg_token",
     "positions": "pos_embed",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, UNIT, Preprocessing
+from siamese_jax.weights.sources import FACEBOOK
 
 # Networks of timm 1.0 with the leaves of a trunk, name by name and shape by shape.
 SAME_LEAVES = {
@@ -26,22 +27,6 @@ SAME_LEAVES = {
 }
 # Tags of timm's CLIPs that were trained with QuickGELU, which the architecture's name does not say.
 _QUICK = re.compile(r"_clip_(?=\d+\.(openai|metaclip_[a-z0-9]+|dfn2b)(?![a-z0-9_]))")
-# facebookresearch's own files -> the trunk, and how its code resizes position embeddings.
-_FACEBOOK = {
-    "dino_deitsmall16_pretrain": ("vit_small_patch16_224", "dino"),
-    "dino_deitsmall8_pretrain": ("vit_small_patch8_224", "dino"),
-    "dino_vitbase16_pretrain": ("vit_base_patch16_224", "dino"),
-    "dino_vitbase8_pretrain": ("vit_base_patch8_224", "dino"),
-    "dinov2_vits14_pretrain": ("vit_small_patch14_dinov2", "dino"),
-    "dinov2_vitb14_pretrain": ("vit_base_patch14_dinov2", "dino"),
-    "dinov2_vitl14_pretrain": ("vit_large_patch14_dinov2", "dino"),
-    "dinov3_vits16_pretrain": ("vit_small_patch16_dinov3", "dino"),
-    "dinov3_vitb16_pretrain": ("vit_base_patch16_dinov3", "dino"),
-    "dinov3_vitl16_pretrain": ("vit_large_patch16_dinov3", "dino"),
-    "dinov2_vits14_reg4_pretrain": ("vit_small_patch14_reg4_dinov2", None),
-    "dinov2_vitb14_reg4_pretrain": ("vit_base_patch14_reg4_dinov2", None),
-    "dinov2_vitl14_reg4_pretrain": ("vit_large_patch14_reg4_dinov2", None),
-}
 _KNOWN = sorted((*TRUNKS, *(name for names in SAME_LEAVES.values() for name in names)), key=len)
 _NAME = re.compile(
     r"(?<![a-z0-9])(tf_)?("
@@ -129,11 +114,11 @@ def _recognised(text: str) -> list[str]:
     """
     text = _QUICK.sub("_clip_quickgelu_", text.lower().replace("-", "_"))
     found = [tf + re.sub(r"efficientnet_?", "efficientnet_", n) for tf, n in _NAME.findall(text)]
-    return [*found, *(trunk for file, (trunk, _) in _FACEBOOK.items() if file in text)]
+    return [*found, *(trunk for file, (trunk, _) in FACEBOOK.items() if file in text)]
 
 
 def _form(name: str, text: str) -> str | None:
-    facebook = (form for file, (_, form) in _FACEBOOK.items() if file in text.lower())
+    facebook = (form for file, (_, form) in FACEBOOK.items() if file in text.lower())
     return "keras" if name.startswith("tf_") else next(facebook, None)
 
 

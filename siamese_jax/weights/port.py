@@ -18,11 +18,11 @@ from siamese_jax.weights.namings import (
     KERAS_LEAVES,
     TORCH_LEAVES,
     Scheme,
-    is_vit,
     names,
     same_size,
     schemes,
     shapes,
+    vit_plan,
     walk,
 )
 from siamese_jax.weights.vit_files import as_timm
@@ -82,7 +82,8 @@ def port(
     entries = {name.partition("/")[0] for name in leaves} - {META}
     if "params" in entries and entries <= {"params", "batch_stats", "classifier"}:
         return _ours(leaves, trunk, where, form, asked)
-    made = as_timm(leaves, where) if is_vit(trunk) else None
+    plan = vit_plan(trunk)
+    made = as_timm(leaves, where, bool(plan.biased)) if plan else None
     if made:
         leaves, form = made.leaves, form or made.form
         asked += [f"left out: {fitting.first(made.left)}"] if made.left else []

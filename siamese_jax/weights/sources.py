@@ -1,8 +1,8 @@
 """Where each trunk's published weights come from, and what must be known to use them.
 
 Hashes: Keras publishes an md5 for each file; PyTorch's and timm's file names carry the first eight
-digits of the sha256; the Hub serves the sha256 with the file. A source in a registry package needs
-no download of ours: pip has it already.
+digits of the sha256; the Hub serves the sha256 with the file; Meta publishes none. A source in a
+registry package needs no download of ours: pip has it already.
 """
 
 import re
@@ -26,8 +26,8 @@ class Source(NamedTuple):
 
     Exactly one of `url`, `hub` (a repository of the Hugging Face Hub) and `package` (package, path
     inside it) says where it is. `digest` is "kind:digits"; fewer digits than the kind has are a
-    prefix; empty where the Hub announces it. `form` and `preprocessing` are those of training,
-    `image_size` the usual one in pixels.
+    prefix; empty where the Hub announces it, or nobody does. `form` and `preprocessing` are those
+    of training, `image_size` the usual one in pixels.
     """
 
     form: str
@@ -49,6 +49,8 @@ _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _KERAS_NEW = "https://storage.googleapis.com/keras-applications"
 _TORCH = "https://download.pytorch.org/models"
 _TIMM = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-weights"
+_META = "https://dl.fbaipublicfiles.com"
+_DEEPGLINT = "https://github.com/deepglint/unicom/releases/download"
 
 # md5 of the files without the classifier (of MobileNetV3 with it: the features are made behind the
 # last map, which the others end with), as keras.applications lists them.
@@ -157,7 +159,7 @@ _HUB = (
     ("efficientnet_b4", "efficientnet_b4.ra2_in1k", 320),
     ("efficientnet_lite0", "efficientnet_lite0.ra_in1k", 224),
 )
-_S_B_L = "small base large"
+_S_B_L, _PLUS = "small base large", "small_plus huge_plus"
 
 
 def _named(pattern: str, sizes: str) -> list[str]:
@@ -189,7 +191,10 @@ _HUB_TAGS = {
     **dict.fromkeys(_named("deit3_{}_patch16_384", _S_B_L), "fb_in22k_ft_in1k fb_in1k"),
     **dict.fromkeys(_named("vit_{}_patch14_dinov2", _S_B_L), "lvd142m"),
     **dict.fromkeys(_named("vit_{}_patch14_reg4_dinov2", _S_B_L), "lvd142m"),
-    **dict.fromkeys(_named("vit_{}_patch16_dinov3", _S_B_L), "lvd1689m"),
+    **dict.fromkeys(_named("vit_{}_patch16_dinov3", f"{_S_B_L} {_PLUS}"), "lvd1689m"),
+    **dict.fromkeys(_named("vit_{}_patch16_dinov3_qkvb", f"large {_PLUS}"), "lvd1689m"),
+    **dict.fromkeys(_named("vit_{}_patch16_dinov3_qkvb", "small base"), "lvd1689m eupe_lvd1689m"),
+    "vit_tiny_patch16_dinov3_qkvb": "eupe_lvd1689m",
     "vit_base_patch32_clip_224": "laion2b datacompxl laion2b_ft_in1k "
     "laion2b_ft_in12k_in1k openai_ft_in1k",
     "vit_base_patch32_clip_256": "datacompxl",
@@ -246,7 +251,49 @@ _TAG_LICENCES = {
     "dinov3": "DINOv3-License",
     "fcmae": "CC-BY-NC-4.0",
     "laion400m": "MIT",
+    "eupe": "FAIR-Noncommercial",
 }
+# facebookresearch's own files -> the trunk, and how its code resizes position embeddings;
+# it publishes no hashes. DINOv3's are sent on request.
+FACEBOOK = {
+    "dino_deitsmall16_pretrain": ("vit_small_patch16_224", "dino"),
+    "dino_deitsmall8_pretrain": ("vit_small_patch8_224", "dino"),
+    "dino_vitbase16_pretrain": ("vit_base_patch16_224", "dino"),
+    "dino_vitbase8_pretrain": ("vit_base_patch8_224", "dino"),
+    "dinov2_vits14_pretrain": ("vit_small_patch14_dinov2", "dino"),
+    "dinov2_vitb14_pretrain": ("vit_base_patch14_dinov2", "dino"),
+    "dinov2_vitl14_pretrain": ("vit_large_patch14_dinov2", "dino"),
+    "dinov3_vits16_pretrain": ("vit_small_patch16_dinov3", "dino"),
+    "dinov3_vitb16_pretrain": ("vit_base_patch16_dinov3", "dino"),
+    "dinov3_vits16plus_pretrain": ("vit_small_plus_patch16_dinov3", "dino"),
+    "dinov3_vith16plus_pretrain": ("vit_huge_plus_patch16_dinov3", "dino"),
+    "dinov3_vitl16_pretrain": ("vit_large_patch16_dinov3", "dino"),
+    "dinov2_vits14_reg4_pretrain": ("vit_small_patch14_reg4_dinov2", None),
+    "dinov2_vitb14_reg4_pretrain": ("vit_base_patch14_reg4_dinov2", None),
+    "dinov2_vitl14_reg4_pretrain": ("vit_large_patch14_reg4_dinov2", None),
+}
+_UNICOM = (
+    (
+        "vit_base_patch32_unicom_224",
+        "b32/FP16-ViT-B-32.pt",
+        "f9d5696a9b58dbbbefee2d31615ca59084f2895a0fdd2ca4c235e0f9b2793f7a",
+    ),
+    (
+        "vit_base_patch16_unicom_224",
+        "b16/FP16-ViT-B-16.pt",
+        "c04f324f7c3b4435667236ec6c0eca1cd62f9d64fbfc2d06f8e8e60e6497edef",
+    ),
+    (
+        "vit_large_patch14_unicom_224",
+        "l14/FP16-ViT-L-14.pt",
+        "ff3ab62ff782876460099e6e0ee17b73a7c01109de2fffd595f16f4129404bbd",
+    ),
+    (
+        "vit_large_patch14_unicom_336",
+        "l14_336px/FP16-ViT-L-14-336px.pt",
+        "3916ab5aed3b522fc90345be8b4457fe5dad60801ad2af5a6871c0c096e8d7ea",
+    ),
+)
 _PACKAGES = (
     ("efficientnet_lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     ("efficientnet_lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
@@ -289,8 +336,8 @@ def _tagged(trunk: str, tag: str) -> Source:
     hub = f"timm/{trunk.replace('_quickgelu', '')}.{tag}"
     size = re.search(r"_(\d{3})$", tag)
     side = int(size.group(1)) if size else 256 if tag.startswith("clip") else row.image_size
-    licence = begins(_TAG_LICENCES, "Apache-2.0")
-    licence = _TAG_LICENCES["dinov3"] if trunk.endswith("dinov3") else licence
+    usual = _TAG_LICENCES["dinov3"] if "dinov3" in trunk else "Apache-2.0"
+    licence = begins(_TAG_LICENCES, usual)
     return Source("torch", pixels, side, licence, "", hub=hub)
 
 
@@ -310,6 +357,17 @@ def _table() -> dict[tuple[str, str], Source]:
         table[trunk, f"timm:{name}"] = source
     for trunk, tags in _HUB_TAGS.items():
         table |= {(trunk, f"timm:{trunk}.{tag}"): _tagged(trunk, tag) for tag in tags.split()}
+    for file, (trunk, told) in FACEBOOK.items():
+        name = file.removesuffix("_pretrain")
+        folder = file if name.startswith("dino_") else name.removesuffix("_reg4")
+        url = f"{_META}/{name.partition('_')[0]}/{folder}/{file}.pth"
+        size = find(trunk).image_size
+        source = Source(told or "torch", IMAGENET, size, "Apache-2.0", "", url)
+        if not name.startswith("dinov3"):
+            table[trunk, f"facebookresearch:{name}"] = source
+    for trunk, file, sha256 in _UNICOM:
+        url, size = f"{_DEEPGLINT}/{file}", find(trunk).image_size
+        table[trunk, "unicom"] = Source("torch", CLIP, size, "MIT", f"sha256:{sha256}", url)
     for trunk, sha256 in _PACKAGES:
         table[trunk, trunk.removeprefix("efficientnet_")] = _package(trunk, sha256)
     return table

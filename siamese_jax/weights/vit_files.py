@@ -95,15 +95,31 @@ def _dinov2(leaves: Leaves) -> Leaves:
     return found
 
 
+_DINOV3: Rules = (
+    (r"^storage_tokens$", "reg_token"),
+    (r"\.mlp\.w1\.", ".mlp.fc1_g."),
+    (r"\.mlp\.w2\.", ".mlp.fc1_x."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+
+
 def _dinov3(leaves: Leaves) -> Leaves:
-    """Biases of q and v are 0, k's is masked out; periods are computed (see `positions`)."""
-    biases = [leaf for name, leaf in leaves.items() if name.endswith(".qkv.bias")]
-    if any(np.split(bias, 3)[part].any() for bias in biases for part in (0, 2)):
-        raise ValueError("a bias of queries or values that is not 0")
+    """k's bias is masked out; periods are computed (see `positions`)."""
     unused = re.compile(r"\.qkv\.(bias|bias_mask)$|^mask_token$|^rope_embed\.|^local_cls_norm\.")
     found = {name: leaf for name, leaf in leaves.items() if not unused.search(name)}
-    found["reg_token"] = found.pop("storage_tokens")
-    return found
+    for name in (name for name in leaves if name.endswith(".qkv.bias")):
+        q, _, v = np.split(leaves[name], 3)
+        base = name.removesuffix("qkv.bias")
+        found |= {f"{base}q_bias": q, f"{base}v_bias": v}
+    return _renamed(found, _DINOV3)
+
+
+def _unbiased(leaves: Leaves) -> Leaves:
+    """Without the biases of queries and values that most of DINOv3's files have, all of them 0."""
+    biases = {name for name in leaves if name.endswith((".attn.q_bias", ".attn.v_bias"))}
+    if any(leaves[name].any() for name in biases):
+        raise ValueError("a bias of queries or values that is not 0: that of a trunk ..._qkvb")
+    return {name: leaf for name, leaf in leaves.items() if name not in biases}
 
 
 def _gains(leaves: Leaves) -> Leaves:
@@ -130,8 +146,10 @@ _LIBRARIES = (
 )
 
 
-def as_timm(leaves: Leaves, where: str) -> Converted | None:
+def as_timm(leaves: Leaves, where: str, biased: bool) -> Converted | None:
     """The leaves by timm's names; None where they are of none of these libraries.
+
+    `biased`: whether the trunk wanted has biases on queries and values alone, as one of DINOv3's.
 
     Raises UserError where a leaf that a library's files have is missing or of another shape.
     """
@@ -150,6 +168,7 @@ def as_timm(leaves: Leaves, where: str) -> Converted | None:
         left = [name for name in leaves if not name.startswith(prefix)]
         try:
             converted = library.convert(inside)
+            converted = converted if biased else _unbiased(converted)
         except (KeyError, IndexError, ValueError) as e:
             raise UserError(
                 f"{where} has leaves called as {library.name} calls them, but not all that it has "

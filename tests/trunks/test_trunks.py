@@ -42,6 +42,14 @@ WITHOUT_STATISTICS = {
     "vit_base_patch16_dinov3": 85_641_216,
     "vit_large_patch16_dinov3": 303_079_424,
     "vit_small_patch16_dinov3": 21_586_944,
+    "vit_base_patch16_dinov3_qkvb": 85_659_648,
+    "vit_huge_plus_patch16_dinov3": 840_509_440,
+    "vit_huge_plus_patch16_dinov3_qkvb": 840_591_360,
+    "vit_large_patch16_dinov3_qkvb": 303_128_576,
+    "vit_small_patch16_dinov3_qkvb": 21_596_160,
+    "vit_small_plus_patch16_dinov3": 28_683_264,
+    "vit_small_plus_patch16_dinov3_qkvb": 28_692_480,
+    "vit_tiny_patch16_dinov3_qkvb": 5_489_664,
     "vit_base_patch16_siglip_224": 92_884_224,
     "vit_base_patch16_siglip_256": 92_930_304,
     "vit_base_patch16_siglip_384": 93_176_064,
@@ -119,6 +127,10 @@ SIZES = {
     ("efficientnet_lite3", "torch"): (6_916_096, 76_672),
     ("efficientnet_lite4", "keras"): (11_725_568, 112_368),
     ("efficientnet_lite4", "torch"): (11_725_568, 112_368),
+    ("vit_base_patch32_unicom_224", "torch"): (116_723_200, 2_560),
+    ("vit_base_patch16_unicom_224", "torch"): (201_967_872, 3_072),
+    ("vit_large_patch14_unicom_224", "torch"): (572_328_448, 3_584),
+    ("vit_large_patch14_unicom_336", "torch"): (908_200_448, 3_584),
     **{
         (f"mobilenetv3_{name}", form): sizes
         for form in ("torch", "torchvision", "keras")

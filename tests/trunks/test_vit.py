@@ -32,6 +32,8 @@ PLANS = {
         class_token=False, attention_pool=True, act="gelu_tanh", hidden=50, grid=4
     ),
     "dinov3": PLAN._replace(gains=True, registers=2, turned=True),
+    "plus": PLAN._replace(gains=True, registers=2, turned=True, biased=True, gated=True),
+    "unicom": PLAN._replace(class_token=False, biased=False, act="relu6", flat=10),
 }
 
 
@@ -49,12 +51,21 @@ def entries(plan, grid=None):
     for i in range(plan.depth):
         named += norm(f"blocks.{i}.norm1") + norm(f"blocks.{i}.norm2")
         named += dense(f"blocks.{i}.attn.qkv", c, 3 * c) + dense(f"blocks.{i}.attn.proj", c, c)
-        named += dense(f"blocks.{i}.mlp.fc1", c, hidden) + dense(f"blocks.{i}.mlp.fc2", hidden, c)
+        for fc1 in ("fc1_g", "fc1_x") if plan.gated else ("fc1",):
+            named += dense(f"blocks.{i}.mlp.{fc1}", c, hidden)
+        named += dense(f"blocks.{i}.mlp.fc2", hidden, c)
         gains = ["gamma_1", "gamma_2"] if plan.turned else ["ls1.gamma", "ls2.gamma"]
         named += [(f"blocks.{i}.{gain}", (c,)) for gain in gains if plan.gains]
-    if plan.turned:
+        biases = ("q_bias", "v_bias") if plan.turned and plan.biased else ()
+        named += [(f"blocks.{i}.attn.{bias}", (c,)) for bias in biases]
+    if plan.turned or plan.biased is False:
         named = [entry for entry in named if not entry[0].endswith("qkv.bias")]
     named += norm("norm")
+    if plan.flat:
+        for i, (a, b) in enumerate(((grid**2 * c, c), (c, plan.flat))):
+            named += [(f"feature.{2 * i}.weight", (b, a))]
+            for leaf in ("weight", "bias", "running_mean", "running_var"):
+                named += [(f"feature.{2 * i + 1}.{leaf}", (b,))]
     if plan.attention_pool:
         named += [("attn_pool.latent", (1, 1, c)), *norm("attn_pool.norm")]
         named += dense("attn_pool.q", c, c) + dense("attn_pool.kv", c, 2 * c)
@@ -65,7 +76,8 @@ def entries(plan, grid=None):
 
 def fill(named, seed=0):
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in named}
+    state = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in named}
+    return {name: np.exp(v) if name.endswith("_var") else v for name, v in state.items()}
 
 
 # The oracle.
@@ -74,6 +86,7 @@ ACTS = {
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "relu6": lambda x: np.clip(x, 0, 6),
 }
 
 
@@ -99,6 +112,9 @@ def attention(q, k, v, heads):
 
 
 def mlp(s, name, x, act):
+    if f"{name}.fc1_g.weight" in s:
+        gate = dense(s, f"{name}.fc1_g", x)
+        return dense(s, f"{name}.fc2", gate / (1 + np.exp(-gate)) * dense(s, f"{name}.fc1_x", x))
     return dense(s, f"{name}.fc2", ACTS[act](dense(s, f"{name}.fc1", x)))
 
 
@@ -179,6 +195,7 @@ def oracle(state, x, plan, rule="torch"):
         name = f"blocks.{i}"
         qkv = dense(s, f"{name}.attn.qkv", norm(s, f"{name}.norm1", x, plan.epsilon))
         q, k, v = qkv[..., :c], qkv[..., c : 2 * c], qkv[..., 2 * c :]
+        q, v = (y + s.get(f"{name}.attn.{b}_bias", 0.0) for y, b in ((q, "q"), (v, "v")))
         if plan.turned:
             q, k = (turned(part, rows, columns, plan.heads, rule) for part in (q, k))
         y = attention(q, k, v, plan.heads)
@@ -188,10 +205,19 @@ def oracle(state, x, plan, rule="torch"):
         y = mlp(s, f"{name}.mlp", norm(s, f"{name}.norm2", x, plan.epsilon), plan.act)
         x = x + second * y
         outputs[f"block{i + 1}"] = patches(x)
+        if plan.class_token:
+            outputs[f"block{i + 1}:cls"] = norm(s, "norm", x, plan.epsilon)[:, :1, None]
     x = norm(s, "norm", x, plan.epsilon)
     outputs["top"] = patches(x)
     if plan.class_token:
         return outputs | {"cls": x[:, :1, None]}
+    if plan.flat:
+        x = x.reshape(n, -1)
+        for i in (0, 2):
+            x, b = x @ s[f"feature.{i}.weight"].T, f"feature.{i + 1}"
+            x = (x - s[f"{b}.running_mean"]) / np.sqrt(s[f"{b}.running_var"] + 2e-5)
+            x = x * s[f"{b}.weight"] + s[f"{b}.bias"]
+        return outputs | {"feature": x[:, None, None]}
     q = np.repeat(dense(s, "attn_pool.q", s["attn_pool.latent"]), n, 0)
     kv = dense(s, "attn_pool.kv", x)
     y = dense(s, "attn_pool.proj", attention(q, kv[..., :c], kv[..., c:], plan.heads))
@@ -216,15 +242,17 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
     save_file(state, tmp_path / "a.safetensors")
     found = weights.load(f"small_{name}", tmp_path / "a.safetensors")
     assert (found.form, found.preprocessing) == ("torch", HALF)
-    np.testing.assert_array_equal(found.classifier["kernel"], state["head.weight"].T)
+    if not plan.flat:
+        np.testing.assert_array_equal(found.classifier["kernel"], state["head.weight"].T)
     own = plan.patch * plan.grid
-    for size, rule in (((own, own), "torch"), ((28, 12), "torch"), ((12, 36), "dino")):
+    sizes = (((own, own), "torch"), ((28, 12), "torch"), ((12, 36), "dino"))
+    for size, rule in sizes[:1] if plan.flat else sizes:
         x = rng.normal(size=(2, *size, 3))
         module = TRUNKS[f"small_{name}"].build(form=rule)
         outputs = jax.jit(module.apply)(found.variables, jnp.asarray(x, jnp.float32))
         expected = oracle(state, x, plan, rule)
         assert outputs.keys() == expected.keys()
-        assert plan.widths.keys() == expected.keys()
+        assert plan.widths.keys() == {stage for stage in expected if ":" not in stage}
         for stage, output in outputs.items():
             scale = np.abs(expected[stage]).max()
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
@@ -290,7 +318,8 @@ def test_a_files_name_tells_what_its_leaves_do_not(file, trunk, form, scaling, t
 def test_the_feature_is_that_of_timm():
     """The class token, SigLIP's attention pooling; of DINOv3 timm takes the patches' mean."""
     last = {name: list(plan.widths)[-1] for name, plan in PLANS.items()}
-    assert last == dict.fromkeys(PLANS, "cls") | {"siglip": "attention", "dinov3": "top"}
+    others = {"siglip": "attention", "dinov3": "top", "plus": "top", "unicom": "feature"}
+    assert last == dict.fromkeys(PLANS, "cls") | others
 
 
 def test_sources_are_as_timm_1_0_31_lists_them():
@@ -302,6 +331,8 @@ def test_sources_are_as_timm_1_0_31_lists_them():
         ("vit_large_patch14_clip_224", "laion2b", (HALF, 224, "Apache-2.0")),
         ("vit_large_patch14_clip_224", "laion400m_e32", (CLIP, 224, "MIT")),
         ("vit_base_patch16_dinov3", "lvd1689m", (IMAGENET, 256, "DINOv3-License")),
+        ("vit_small_plus_patch16_dinov3_qkvb", "lvd1689m", (IMAGENET, 256, "DINOv3-License")),
+        ("vit_tiny_patch16_dinov3_qkvb", "eupe_lvd1689m", (IMAGENET, 256, "FAIR-Noncommercial")),
         ("vit_base_patch14_dinov2", "lvd142m", (IMAGENET, 518, "Apache-2.0")),
     ):
         source = SOURCES[trunk, f"timm:{trunk}.{tag}"]
@@ -309,6 +340,70 @@ def test_sources_are_as_timm_1_0_31_lists_them():
         assert (source.hub, *found) == (f"timm/{trunk}.{tag}", *expected)
     trunk = "vit_large_patch14_clip_quickgelu_336"
     assert SOURCES[trunk, f"timm:{trunk}.openai"].hub == "timm/vit_large_patch14_clip_336.openai"
+
+
+def test_sources_of_facebookresearch_and_unicom():
+    """As their torch.hub files, and Unicom's table of hashes, have them."""
+    meta = "https://dl.fbaipublicfiles.com/"
+    for trunk, name, form, size, url in (
+        (
+            "vit_small_patch16_224",
+            "dino_deitsmall16",
+            *("dino", 224, "dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"),
+        ),
+        (
+            "vit_large_patch14_reg4_dinov2",
+            "dinov2_vitl14_reg4",
+            *("torch", 518, "dinov2/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth"),
+        ),
+    ):
+        source = SOURCES[trunk, f"facebookresearch:{name}"]
+        assert (source.form, source.image_size, source.url) == (form, size, meta + url)
+        assert (source.preprocessing, source.digest) == (IMAGENET, "")
+    source = SOURCES["vit_large_patch14_unicom_336", "unicom"]
+    assert source.url.endswith("unicom/releases/download/l14_336px/FP16-ViT-L-14-336px.pt")
+    assert (source.preprocessing, source.image_size, source.licence) == (CLIP, 336, "MIT")
+    assert source.digest.startswith("sha256:3916ab5a")
+
+
+def test_a_feature_of_all_patches_is_for_their_own_grid(small, rng):
+    """Its norms are those of the batch where it is trained, and never folded."""
+    found = sj.load_encoder("small_unicom", "random")
+    assert (found.image_size, found.embedding_dim) == (20, 10)
+    with pytest.raises(UserError, match=r"16 x 16 pixels.* images of 20 x 20 alone"):
+        found.at_size(16)(np.zeros((1, 16, 16, 3), np.uint8))
+    images = rng.integers(0, 256, (4, 20, 20, 3), np.uint8)
+    assert found(images).std(0).min() > 0
+    model = build_model(weights.load("small_unicom", "random"), train_stages=("feature",))
+    variables = weights.load("small_unicom", "random").variables
+    run = jax.jit(partial(features, model, train=True))
+    trained, statistics = run(variables["params"], variables["batch_stats"], images)
+    np.testing.assert_allclose(trained.mean(0), 0, atol=1e-5)
+    assert np.abs(statistics["feature"]["fc2"]["norm"]["mean"]).max() > 0
+
+
+def test_class_tokens_of_several_blocks(small, rng):
+    """As DINO's linear evaluation joins them: behind the last norm; here of unit length each."""
+    images = rng.integers(0, 256, (3, 20, 20, 3), np.uint8)
+    load = partial(sj.load_encoder, "small_registers", "random")
+    one, last = (load(stage=stage)(images) for stage in ("block1:cls", "block2:cls"))
+    np.testing.assert_allclose(last, load()(images), atol=1e-6)
+    assert np.abs(one - last).max() > 0.1
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    both = np.concatenate([unit(one), unit(last)], 1)
+    for options in ({"stage": "block1:cls,block2:cls"}, {"stage": "block1,block2", "pool": "cls"}):
+        np.testing.assert_allclose(load(**options)(images), both, atol=1e-5)
+    for trunk, stage in (("small_registers", "top"), ("small_siglip", "block1")):
+        with pytest.raises(UserError, match=f"{trunk} has no class token beside '{stage}'"):
+            sj.load_encoder(trunk, "random", stage=f"{stage}:cls")
+
+
+def test_a_trunk_is_known_by_what_it_was_known_by():
+    """Fits and caches name it so: options that came later are left out where they are not used."""
+    assert repr(PLANS["dinov3"]).endswith("attention_pool=False, turned=True)")
+    assert repr(PLANS["unicom"]).endswith("turned=False, biased=False, flat=10)")
+    distinct = {repr(plan) for plan in PLANS.values()}
+    assert len(distinct) == len(PLANS)
 
 
 def test_an_encoder_gives_the_class_token_or_what_is_asked_for(small, rng):

@@ -3,6 +3,7 @@
 The state dicts are written here as the libraries' modules nest, from one set of values.
 """
 
+import re
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,7 @@ PLANS = {
     "siglip": PLAN._replace(class_token=False, attention_pool=True),
     "dinov2": PLAN._replace(gains=True),
     "dinov3": PLAN._replace(width=8, gains=True, registers=2, turned=True),
+    "plus": PLAN._replace(width=8, gains=True, registers=2, turned=True, biased=True, gated=True),
     "registers": PLAN._replace(gains=True, registers=2, class_position=False),
 }
 
@@ -204,6 +206,25 @@ def test_facebooks_dinov3(small, tmp_path, rng):
     state["blocks.1.attn.qkv.bias"] = bias[::-1] + 1
     with pytest.raises(UserError, match="a bias of queries or values that is not 0"):
         load("file_dinov3", tmp_path / "b.safetensors", state)
+
+
+@pytest.mark.parametrize("library", ["facebookresearch", "timm"])
+def test_dinov3_with_gates_and_biases(library, small, tmp_path, rng):
+    """timm has the biases apart, facebookresearch in one with that of keys; its layers are w1.."""
+    values = ours("file_plus", rng)
+    state = timm("file_plus", values)
+    if library == "timm":
+        state = {re.sub(r"\.ls(\d)\.gamma", r".gamma_\1", n): v for n, v in state.items()}
+    else:
+        state["storage_tokens"] = state.pop("reg_token")
+        for i in range(PLAN.depth):
+            q, v = (state.pop(f"blocks.{i}.attn.{part}_bias") for part in "qv")
+            state[f"blocks.{i}.attn.qkv.bias"] = np.concatenate([q, q + v, v])
+        for theirs, fc in (("w1", "fc1_g"), ("w2", "fc1_x"), ("w3", "fc2")):
+            state = {n.replace(f".{fc}.", f".{theirs}."): v for n, v in state.items()}
+    found = load("file_plus", tmp_path / "a.safetensors", state)
+    assert found.form == ("torch" if library == "timm" else "dino")
+    same(found, values)
 
 
 def test_a_tower_that_lacks_leaves_is_one_line(small, tmp_path, rng):
