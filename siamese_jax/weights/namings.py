@@ -19,9 +19,16 @@ from siamese_jax.trunks import table
 Naming = Callable[[str], tuple[str, str]]
 
 
-@cache
 def shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
-    """Every leaf of a trunk's variables, such as "params/stem/conv/kernel", with its shape."""
+    """Every leaf of a trunk's variables, such as "params/stem/conv/kernel", with its shape.
+
+    Of its forms, only those of a ResNet have other leaves: Keras's has biases.
+    """
+    return _shapes(trunk, form if trunk.startswith("resnet") else table.find(trunk).forms[0])
+
+
+@cache
+def _shapes(trunk: str, form: str) -> dict[str, tuple[int, ...]]:
     row = table.find(trunk)
     module, image = row.build(form=form), jnp.zeros((1, row.image_size, row.image_size, 3))
     tree = jax.eval_shape(lambda: module.init(jax.random.key(0), image))

@@ -168,6 +168,18 @@ def test_every_variant_has_its_listed_size():
         assert (found["params"], found["batch_stats"]) == (trainable, statistics), (name, form)
 
 
+@pytest.mark.parametrize("name", ["vgg16", "efficientnet_b0", "mobilenetv3_small_050"])
+def test_leaves_are_the_same_in_every_form(name):
+    """As `shapes` takes for granted of all but ResNets."""
+    forms = TRUNKS[name].forms
+    trees = []
+    for form in forms:
+        module, image = TRUNKS[name].build(form=form), jnp.zeros((1, 32, 32, 3))
+        trees.append(jax.eval_shape(lambda m=module, x=image: m.init(jax.random.key(0), x)))
+    assert len(forms) > 1
+    assert all(tree == trees[0] for tree in trees)
+
+
 # name -> the stages' (stride, channels), from the papers' tables.
 OUTPUTS = {
     "resnet18": [(4, 64), (4, 64), (8, 128), (16, 256), (32, 512)],
