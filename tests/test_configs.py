@@ -17,7 +17,7 @@ from siamese_jax.trunks.table import TRUNKS
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
 FRAGMENTS = ("common",)
-DOWNLOADED = ("cars", "compare_zoo", "cub", "inshop", "sop", "vgg_triplet")
+DOWNLOADED = ("cars", "compare_zoo", "cub", "dinov2_fit", "inshop", "sop", "vgg_triplet")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,6 +42,7 @@ def test_config(name, folder, tmp_path):
     config = importlib.import_module(f"configs.{name}").get_config()
     assert config.trunk.name in TRUNKS
     config.trunk.update(name="resnet18", weights="random", image_size=32)
+    config.trunk.update(stage=None, pool="average")  # which go with a trunk
     config.data.update(source="folder", root=str(folder), cache_dir=str(tmp_path / "cache"))
     config.head.layers = (16,)
     config.cache.views = 1

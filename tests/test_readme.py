@@ -28,6 +28,7 @@ ENDS = {  # of commands that need what is not here
     "inshop": "DIR/Eval/list_eval_partition.txt does not exist",
     "vgg_triplet": CUT,
     "compare_zoo": CUT,
+    "dinov2_fit": CUT,
 }
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
