@@ -28,3 +28,12 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def small_trunk():
+    """ResNet-18 is a small stand-in in all the module's tests: they test what is around it."""
+    import small_trunk
+
+    with small_trunk.installed():
+        yield

@@ -1,5 +1,7 @@
 """Every field of a config does something: changed, it changes the run (or says why it cannot)."""
 
+import functools
+
 import jax
 import pytest
 import tiny
@@ -10,7 +12,7 @@ from siamese_jax.report.page import flatten
 from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train.experiment import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_trunk")]
 
 # Field -> another value; a dict of fields where one alone means nothing.
 CHANGED = {
@@ -92,14 +94,15 @@ def test_every_field_is_here():
 
 
 @pytest.fixture(scope="module")
-def log_of(tmp_path_factory):
-    """Trains a small run with some fields changed; the content of its metrics.jsonl."""
+def log_of(tmp_path_factory, small_trunk):
+    """Trains a small run with some fields changed, once; the content of its metrics.jsonl."""
     root = tmp_path_factory.mktemp("fields")
     tiny.make_folder(root / "shop", classes=8, images=4, noise=60)
     for path in (root / "shop").glob("*/*.png"):  # no squares: `fit` matters
         Image.open(path).crop((0, 4, 32, 24)).save(path)
 
-    def train_with(changes):
+    @functools.cache
+    def train_with(*changes):
         config = common.base()
         config.data.update(source="folder", root=str(root / "shop"), cache_dir=str(root / "cache"))
         config.trunk.update(name="resnet18", weights="random", image_size=32)
@@ -109,7 +112,7 @@ def log_of(tmp_path_factory):
         config.optim.warmup_steps = 0
         config.train.update(steps=3, log_every=1, eval_every=3, checkpoint_every=3)
         config.train.update(rehearse=False, patience=0)
-        for field, value in changes.items():
+        for field, value in changes:
             section, _, name = field.rpartition(".")
             if name == "name" and section in ("loss", "sampler", "miner"):
                 kept = {"batch_size": 8} if section == "sampler" else {}
@@ -131,8 +134,8 @@ def log_of(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(log_of):
-    log = log_of({})
-    assert log == log_of({"eval.batch_size": 5})
+    log = log_of()
+    assert log == log_of(("eval.batch_size", 5))
     return log
 
 
@@ -140,5 +143,5 @@ def plain(log_of):
 def test_a_field_changes_the_run(field, log_of, plain):
     value = CHANGED[field]
     changes = value if isinstance(value, dict) else {field: value}
-    others = {name: v for name, v in changes.items() if name != field}
-    assert log_of(changes) != (log_of(others) if others else plain)
+    others = [(name, v) for name, v in changes.items() if name != field]
+    assert log_of(*changes.items()) != (log_of(*others) if others else plain)

@@ -1,0 +1,62 @@
+"""A stand-in for ResNet-18, of one narrow convolution a stage: for tests of what is around a trunk.
+
+It has ResNet-18's name, stages and batch normalisation, folds and trains as it does, and compiles,
+is saved and is hashed in a tenth of the time. Run as a file it is `main.py` on that trunk.
+"""
+
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import pytest
+
+from siamese_jax.trunks.layers import Conv, Norm, run_stages
+from siamese_jax.trunks.table import TRUNKS, Trunk
+from siamese_jax.weights import namings
+
+NAME, STAGES, WIDTH = "resnet18", ("stem", "stage1", "stage2", "stage3", "stage4"), 32
+
+
+class Small(nn.Module):
+    """x [n,h,w,3] -> {"stem": [n,h/2,w/2,32], ..., "stage4": [n,h/32,w/32,32]}."""
+
+    form: str = "torch"
+    dtype: Any = jnp.float32
+    folded: bool = False
+    norm_epsilon = 1e-5
+
+    @nn.compact
+    def __call__(self, x, train_stages=()):
+        def layers(name):
+            norm = None if self.folded else Norm(self.norm_epsilon, 0.9)
+            options = {"bias": self.folded, "norm": norm, "frozen": self.folded}
+            return Conv(WIDTH, 3, 2, act=nn.relu, dtype=self.dtype, name=name, **options)
+
+        return run_stages(self, x, layers, STAGES[:1], STAGES[1:], train_stages)
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """It stands where ResNet-18 did."""
+
+    def forget():
+        for known in vars(namings).values():
+            if hasattr(known, "cache_clear"):
+                known.cache_clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TRUNKS, NAME, Trunk(Small, dict.fromkeys(STAGES, WIDTH), ("torch",), 32, ""))
+        forget()
+        yield
+    forget()
+
+
+if __name__ == "__main__":
+    with installed():
+        sys.argv[0] = "main.py"
+        runpy.run_path(str(Path(__file__).parents[1] / "main.py"), run_name="__main__")
