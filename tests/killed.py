@@ -1,5 +1,5 @@
-"""A tiny run in a process of its own, that is killed where it is told: SIGKILL, at the n-th call of
-a function. Processes come from a fork server that has imported everything."""
+"""A tiny run of a small trunk in a process of its own, that is killed where it is told: SIGKILL, at
+the n-th call of a function. Processes come from a fork server that has imported everything."""
 
 import contextlib
 import functools
@@ -39,7 +39,9 @@ def start(
       point: where it is to be killed.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["siamese_jax.train.experiment", "siamese_jax.tools.train"])
+    context.set_forkserver_preload(
+        ["siamese_jax.train.experiment", "siamese_jax.tools.train", "pytest"]
+    )
     environment = {"SIAMESE_JAX_CACHE": str(cache), "JAX_COMPILATION_CACHE_DIR": str(compiled)}
     process = context.Process(target=_train, args=(arguments, environment, said, point))
     process.start()
@@ -55,12 +57,15 @@ def _train(
     import jax
 
     jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+    import small_trunk
+
     from siamese_jax.__main__ import main
 
     sys.argv = ["train", "--config=resnet_triplet", *arguments]  # absl looks there
     if point:
         _kill_at(*point)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    nowhere = open(os.devnull, "w")  # noqa: SIM115
+    with nowhere, contextlib.redirect_stdout(nowhere), small_trunk.installed():
         code = main(sys.argv)
     sys.exit(code)
 

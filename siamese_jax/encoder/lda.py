@@ -264,7 +264,7 @@ def fitted(
 
 def in_span(rows: Rows, count: int) -> np.ndarray:
     """Coordinates float64 [n, n] of n rows of more columns: their products with one another."""
-    return np.linalg.qr(gathered(rows, count).T, mode="r").T
+    return np.transpose(np.linalg.qr(gathered(rows, count).T, mode="r"))
 
 
 def gathered(rows: Rows, count: int, block: int = BLOCK) -> np.ndarray:

@@ -42,7 +42,7 @@ RATES = ("1e-6", "1e-2")
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory, small_trunk):
     """The grid in two folds; how many images the trunk saw, and how often it was asked."""
     root = tmp_path_factory.mktemp("folds")
     tiny.make_folder(root / "shop", classes=CLASSES, images=IMAGES, noise=120)

@@ -22,7 +22,7 @@ from siamese_jax.train import loop
 from siamese_jax.weights import download
 
 pytestmark = [
-    pytest.mark.usefixtures("cache"),
+    pytest.mark.usefixtures("cache", "small_trunk"),
     pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # of ml_collections
 ]
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}

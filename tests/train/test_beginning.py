@@ -17,7 +17,7 @@ OPTIONS = [*tiny.TINY, "--config.optim.schedule=constant", "--config.train.eval_
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, small_trunk):
     """Runs of 4 and of 6 steps, alike but for that, under a constant learning rate."""
     root = tmp_path_factory.mktemp("world")
     tiny.make_folder(root / "shop", classes=8, images=3, noise=90)
