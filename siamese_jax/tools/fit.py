@@ -50,6 +50,7 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         _whiten(args, records, where, out, kept)
         return
 
+    from siamese_jax.encoder.combined import Combined
     from siamese_jax.report.tables import aligned
     from siamese_jax.storage.run_folder import write_json
     from siamese_jax.train.fit import fit
@@ -74,8 +75,8 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         print(f"{saved} {name} {stages} as it is")
         print("to fit all the same, give one set of --stages, one --shrinkage and one --width")
         return
-    about = made.encoder.provenance["whitening"]
-    width = made.encoder.parts[0].embedding_dim
+    assert isinstance(made.encoder, Combined)
+    about, width = made.encoder.provenance["whitening"], made.encoder.parts[0].embedding_dim
     _told("learned", width, about, where, out)
 
 

@@ -100,8 +100,8 @@ def fit(
         return Fitted(_refit(alone, records, out, options), [], alone, None, None)
     rows = []
     for source, candidates in zip(sources, tried, strict=True):
-        bare = [Candidate(stages, None) for stages in source.stages]
-        rows += _scored(source, [*bare, *candidates], records, grid, options)
+        plain = [Candidate(stages, None) for stages in source.stages]
+        rows += _scored(source, [*plain, *candidates], records, grid, options)
     top = _top(rows)
     if not grid.widths:
         full = sum(_parts(top.source, top.scored.candidate.stages).values())
