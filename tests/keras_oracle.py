@@ -35,21 +35,19 @@ def randomised(variable, rng):
 
 def old_name(layer):
     """What Keras 2 called a layer: MobileNetV3's names had slashes and capitals."""
-    if not layer.startswith(("conv", "expanded", "logits")):
-        return layer
     name = re.sub(r"_bn$", "/BatchNorm", layer)
     name = re.sub(r"^(expanded_conv(?:_\d+)?)_(?!conv)", r"\1/", name)
     name = re.sub(r"squeeze_excite_", "squeeze_excite/", name)
     return re.sub(r"(^|/)(conv|logits)", lambda found: found[0].title(), name)
 
 
-def save_as_published(model, path):
+def save_as_published(model, path, called=str):
     """A group per layer, `layer_names` and `weight_names` with ":0", as in files up to 2022."""
     with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [old_name(layer.name).encode() for layer in model.layers]
+        file.attrs["layer_names"] = [called(layer.name).encode() for layer in model.layers]
         for layer in model.layers:
-            group = file.create_group(old_name(layer.name))
-            names = [f"{old_name(layer.name)}/{w.path.rpartition('/')[2]}:0" for w in layer.weights]
+            group = file.create_group(called(layer.name))
+            names = [f"{called(layer.name)}/{w.path.rpartition('/')[2]}:0" for w in layer.weights]
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, weight in zip(names, layer.weights, strict=True):
                 group[name] = np.asarray(weight)
@@ -80,7 +78,8 @@ def main(folder, *jobs):
             if not variable.path.endswith("count"):
                 variable.assign(randomised(variable, rng))
         model.save_weights(Path(folder) / f"{application}.weights.h5")
-        save_as_published(model, Path(folder) / f"{application}.h5")
+        called = old_name if mobile else str
+        save_as_published(model, Path(folder) / f"{application}.h5", called)
         if application in WHOLE:
             save_whole(model, Path(folder) / application)
         for size in map(int, sizes.split(",")):

@@ -21,7 +21,6 @@ from siamese_jax.trunks.table import TRUNKS, normalise
 
 CASES = {
     "resnet50": ("ResNet50", (224, 97)),
-    "resnet101": ("ResNet101", (64,)),
     "vgg16": ("VGG16", (64, 49)),
     "vgg19": ("VGG19", (48,)),
     "efficientnet_b0": ("EfficientNetB0", (64, 75)),
