@@ -16,6 +16,7 @@ from siamese_jax.train.experiment import train
 from siamese_jax.trunks.table import TRUNKS
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
+pytestmark = pytest.mark.usefixtures("small_trunk")
 FRAGMENTS = ("common",)
 DOWNLOADED = ("cars", "compare_zoo", "cub", "dinov2_fit", "inshop", "sop", "vgg_triplet")
 

@@ -11,6 +11,7 @@ import warm
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+SMALL = "tests/small_trunk.py"
 TINY = (
     "--config.data.source=folder",
     "--config.trunk.name=resnet18",
@@ -55,11 +56,11 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def run(
-    cache: Path, *arguments: str, config: str = "resnet_triplet"
+    cache: Path, *arguments: str, config: str = "resnet_triplet", script: str = "main.py"
 ) -> subprocess.CompletedProcess[str]:
-    """A whole `main.py`, as a user runs it."""
+    """A whole `main.py`, as a user runs it; by SMALL on a small trunk in ResNet-18's place."""
     return subprocess.run(
-        [warm.python(), *command(*arguments, config=config)[1:]],
+        [warm.python(), script, *command(*arguments, config=config)[2:]],
         cwd=ROOT,
         env=environment(cache),
         capture_output=True,

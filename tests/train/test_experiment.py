@@ -1,6 +1,7 @@
 """`main.py` as a user runs it: trained, killed, resumed, and given nonsense."""
 
 import csv
+import functools
 import json
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from siamese_jax.encoder.load import load_encoder
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint
 from siamese_jax.tools.images import own_records
+
+pytestmark = pytest.mark.usefixtures("small_trunk")
+run = functools.partial(tiny.run, script=tiny.SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def read_log(workdir):
 @pytest.fixture(scope="module")
 def finished(cache, folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "cached"
-    done = tiny.run(cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={workdir}")
+    done = run(cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -55,9 +59,9 @@ def test_a_run_leaves_its_results(finished):
     page = (workdir / "report" / "index.html").read_text()
     assert "data:image" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    run = json.loads((workdir / "run.json").read_text())
-    assert len(run["data"]["fingerprint"]) == 32
-    assert run["versions"]["jax"]
+    facts = json.loads((workdir / "run.json").read_text())
+    assert len(facts["data"]["fingerprint"]) == 32
+    assert facts["versions"]["jax"]
     steps = [line["step"] for line in read_log(workdir) if "loss" in line]
     assert steps == list(range(1, 13))
     assert list((workdir / "events").iterdir())
@@ -75,14 +79,14 @@ def test_a_folder_with_faults_is_trained_on(cache, tmp_path):
     for image in list((root / "class5").iterdir())[1:]:
         image.unlink()
     workdir = tmp_path / "run"
-    done = tiny.run(cache, *tiny.TINY, f"--config.data.root={root}", f"--workdir={workdir}")
+    done = run(cache, *tiny.TINY, f"--config.data.root={root}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert "note.jpg" in done.stderr
     assert "empty" in done.stderr
     results = json.loads((workdir / "results.json").read_text())
     assert [path.rsplit("/", 1)[1] for path in results["skipped"]] == ["note.jpg"]
     assert results["data"]["images"] == 21
-    strict = tiny.run(
+    strict = run(
         cache,
         *tiny.TINY,
         f"--config.data.root={root}",
@@ -111,7 +115,7 @@ def test_images_with_several_labels_are_trained_on(cache, folder, tmp_path):
         "--config.train.steps=3",
         f"--workdir={workdir}",
     ]
-    done = tiny.run(cache, *options, "--config.data.separator=;")
+    done = run(cache, *options, "--config.data.separator=;")
     assert done.returncode == 0, done.stderr
     assert "train: 12 images of 5 classes" in done.stderr
     results = json.loads((workdir / "results.json").read_text())
@@ -139,9 +143,7 @@ def test_folders_that_cannot_be_trained_on(cache, tmp_path, made, said):
     if made == "flat":
         tiny.make_folder(tmp_path / "other")
         (tmp_path / "other" / "class0" / "0.png").rename(root / "0.png")
-    done = tiny.run(
-        cache, *tiny.TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'run'}"
-    )
+    done = run(cache, *tiny.TINY, f"--config.data.root={root}", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
@@ -152,7 +154,7 @@ def test_folders_that_cannot_be_trained_on(cache, tmp_path, made, said):
 def test_a_finished_run_is_not_run_again(finished, cache, folder):
     workdir, _ = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = tiny.run(cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={workdir}")
+    again = run(cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={workdir}")
     assert again.returncode == 0
     assert "recall@1" in again.stdout
     assert (workdir / "metrics.jsonl").read_bytes() == before
@@ -173,7 +175,7 @@ def test_a_run_that_gets_worse_ends_with_its_best(cache, tmp_path):
         "--config.train.max_to_keep=1",
         f"--workdir={workdir}",
     ]
-    done = tiny.run(cache, *options)
+    done = run(cache, *options)
     assert done.returncode == 0, done.stderr
     name = "validation/map@r"
     logged = {line["step"]: line[name] for line in read_log(workdir) if name in line}
@@ -197,7 +199,7 @@ def test_a_run_that_gets_worse_ends_with_its_best(cache, tmp_path):
     assert found.mean() == pytest.approx(after["recall@1"], abs=1e-6)
     # Gone on with, the run makes the same choice.
     (workdir / "results.json").unlink()
-    again = tiny.run(cache, *options)
+    again = run(cache, *options)
     assert again.returncode == 0, again.stderr
     assert "resumed at step 12" in again.stderr
     once_more = json.loads((workdir / "results.json").read_text())
@@ -206,7 +208,7 @@ def test_a_run_that_gets_worse_ends_with_its_best(cache, tmp_path):
 
 def test_another_config_is_refused(finished, cache, folder):
     workdir, _ = finished
-    other = tiny.run(
+    other = run(
         cache,
         *tiny.TINY,
         f"--config.data.root={folder}",
@@ -233,7 +235,8 @@ def kill_when(process, reached):
 def test_a_killed_run_goes_on_exactly(cache, folder, tmp_path):
     """40 steps, against 17 or more, kill -9, and the rest: equal bit for bit.
 
-    The last stage of the trunk moves, with batch statistics, dropout and augmentation.
+    The last stage of the trunk, the real one, moves, with batch statistics, dropout and
+    augmentation.
     """
     options = [
         *tiny.TINY,
@@ -275,7 +278,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, cache, folder):
     source, _ = finished
     workdir = source.parent / "damaged"
     options = [*tiny.TINY, f"--config.data.root={folder}", "--config.train.max_to_keep=3"]
-    done = tiny.run(cache, *options, f"--workdir={workdir}")
+    done = run(cache, *options, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     newest, before, *_ = checkpoint.steps(workdir / "checkpoints")
     for path in (workdir / "checkpoints" / str(newest) / "state").rglob("*"):
@@ -284,7 +287,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, cache, folder):
             data[len(data) // 2] ^= 1
             path.write_bytes(data)
     (workdir / "results.json").unlink()
-    again = tiny.run(cache, *options, f"--workdir={workdir}")
+    again = run(cache, *options, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert "is damaged" in again.stderr
     assert f"resumed at step {before}" in again.stderr
@@ -295,9 +298,9 @@ def test_a_damaged_checkpoint_is_passed_over(finished, cache, folder):
 def test_a_mistake_does_not_claim_the_folder(cache, folder, tmp_path):
     """A mistake corrected, the same --workdir serves."""
     options = [*tiny.TINY, f"--workdir={tmp_path / 'w'}", "--config.train.steps=1"]
-    wrong = tiny.run(cache, *options, "--config.data.root=/no/such/folder")
+    wrong = run(cache, *options, "--config.data.root=/no/such/folder")
     assert wrong.returncode == 2
-    right = tiny.run(cache, *options, f"--config.data.root={folder}")
+    right = run(cache, *options, f"--config.data.root={folder}")
     assert right.returncode == 0, right.stderr
 
 
@@ -319,7 +322,7 @@ def test_a_mistake_does_not_claim_the_folder(cache, folder, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(cache, folder, tmp_path, arguments, said):
-    done = tiny.run(
+    done = run(
         cache, *tiny.TINY, f"--config.data.root={folder}", f"--workdir={tmp_path / 'w'}", *arguments
     )
     assert done.returncode == 2, done.stderr
@@ -330,7 +333,7 @@ def test_a_mistake_is_one_line(cache, folder, tmp_path, arguments, said):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cache, folder, tmp_path):
-    done = tiny.run(
+    done = run(
         cache,
         *tiny.TINY,
         f"--config.data.root={folder}",

@@ -94,7 +94,9 @@ def test_hierarchical_from_the_command_line(shop, tmp_path):
     ]
     section = "{'name': 'hierarchical', 'batch_size': 12, 'per_class': 2, 'per_super': 3}"
     run = tmp_path / "run"
-    done = tiny.run(tmp_path, *options, f"--config.sampler={section}", f"--workdir={run}")
+    done = tiny.run(
+        tmp_path, *options, f"--config.sampler={section}", f"--workdir={run}", script=tiny.SMALL
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "config.json").read_text())["sampler"]["per_super"] == 3
     named = tiny.run(
