@@ -5,6 +5,7 @@ run.json        versions, device, trunk and weights really used, data fingerprin
 metrics.jsonl   a line per logged step
 events/         the same for TensorBoard
 checkpoints/    see checkpoint.py
+validation/     N.npz: the metric that chooses, of each validation query at step N
 report/         index.html, and per_query_<split>.npz behind its numbers
 trained_on.bin  keys of the contents of the images that were trained on, 16 bytes each
 results.json    written last: a run that has it is finished

@@ -31,8 +31,14 @@ from siamese_jax.train.fitting import Candidate
 from siamese_jax.train.folds import folds_as_validation
 from siamese_jax.train.from_config import make_inputs, make_sampler
 from siamese_jax.train.inputs import Inputs
-from siamese_jax.train.loop import Run, evaluated, run_steps, validation_metric
-from siamese_jax.train.metrics_log import read_curves
+from siamese_jax.train.loop import (
+    Run,
+    chooser,
+    evaluated,
+    kept_queries,
+    run_steps,
+    validation_metric,
+)
 from siamese_jax.train.start import start, start_head
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.load import TrunkWeights
@@ -173,17 +179,17 @@ def _kept(run: Run, split: str) -> Path:
 
 
 class Curve(NamedTuple):
-    """The metric that chooses, on a run's validation classes.
+    """The metric that chooses, of each of a run's q validation queries.
 
     Attributes:
-      values: of each step that was measured.
-      bare: that of the bare trunk.
-      queries: how many were asked.
+      values: float64 [q], of each step that was measured.
+      bare: float64 [q], of the bare trunk.
+      classes: int [q], of the queries.
     """
 
-    values: Mapping[int, float]
-    bare: float
-    queries: int
+    values: Mapping[int, np.ndarray]
+    bare: np.ndarray
+    classes: np.ndarray
 
 
 def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, bytes]) -> int | None:
@@ -225,8 +231,9 @@ def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:
     """Runs a fold's rehearsal, or the rest of it."""
     config = trial.config
     begun = run_folder.begun(trial.folder, config.to_dict())
-    if begun and begun.facts["data"] != trial.facts["data"]:
-        shutil.rmtree(trial.folder)  # of other images
+    known = (trial.folder / "validation").exists()  # earlier versions kept means alone
+    if begun and not (known and begun.facts["data"] == trial.facts["data"]):
+        shutil.rmtree(trial.folder)
     sampler = make_sampler(config, trial.inputs.records)
     found = checkpoint.load_newest(trial.folder / "checkpoints")
     head = start_head(trial, model, trunk)
@@ -237,35 +244,40 @@ def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:
 
 def curve_of(run: Run, model: Model) -> Curve:
     """Of a run that has taken its steps."""
-    metric = validation_metric(run.config)
-    values = dict(read_curves(run.folder / "metrics.jsonl")[metric])
-    name = metric.rpartition("/")[2]
-    bare = evaluate_bare(run, model, ["validation"])["validation"].values.values[name]
-    return Curve(values, float(np.nanmean(bare)), int((~np.isnan(bare)).sum()))
+    bare = evaluate_bare(run, model, ["validation"])["validation"]
+    asked = bare.records.label[bare.records.is_query]
+    return Curve(kept_queries(run), chooser(run.config, bare), fitting.one_class(asked))
 
 
 def choose(run: Run, curves: Sequence[Curve]) -> int:
     """The best step on validation, over folds if there are any; -1 where the bare trunk is better.
 
-    Steps that not all folds came to, because they had stopped to get better, are no candidates.
-    The bare trunk has to beat the folds of the closed form as well, where there were any: they ask
-    all classes.
+    Folds of the training classes choose the start, unless they tell the best step from it: each
+    fold has few classes, and of several steps one is better by chance. Steps that not all folds
+    came to, because they had stopped to get better, are no candidates. The bare trunk has to beat
+    the folds of the closed form as well, where there were any: they ask all classes.
     """
-    weights = [curve.queries for curve in curves]
     steps = sorted(set.intersection(*(set(curve.values) for curve in curves)))
-    values = {
-        step: float(np.average([curve.values[step] for curve in curves], weights=weights))
-        for step in steps
-    }
-    bare = float(np.average([curve.bare for curve in curves], weights=weights))
-    best = checkpoint.best_first(values)[0]
+    values = {step: np.concatenate([curve.values[step] for curve in curves]) for step in steps}
+    means = {step: float(np.nanmean(queries)) for step, queries in values.items()}
+    bare = float(np.nanmean(np.concatenate([curve.bare for curve in curves])))
+    best = checkpoint.best_first(means)[0]
     log.info(
         "validation %s: bare trunk %.4f, start %s, step %d %.4f",
         validation_metric(run.config).rpartition("/")[2], bare,
-        f"{values[0]:.4f}" if 0 in values else "-", best, values[best],
+        f"{means[0]:.4f}" if 0 in means else "-", best, means[best],
     )  # fmt: skip
+    if len(curves) > 1 and best:
+        classes = np.concatenate([curve.classes for curve in curves])
+        gain = bootstrap.difference(values[0], values[best], groups=classes)
+        log.info(
+            "step %d is %s the start (%+.4f, 95 %% interval %+.4f to %+.4f)",
+            best, "better than" if gain.low > 0 else "not told apart from",
+            gain.mean, gain.low, gain.high,
+        )  # fmt: skip
+        best = best if gain.low > 0 else 0
     beats = run.facts["choices"].get("beats_trunk", False)
-    return best if values[best] > bare or beats else -1
+    return best if means[best] > bare or beats else -1
 
 
 def held_out(records: Records, seed: int) -> list[Records]:

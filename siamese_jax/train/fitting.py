@@ -188,13 +188,17 @@ def score(
             f"{records.root}: there is nothing to choose by: no image has another of its class to "
             "find"
         )
-    own = [asked.label[asked.is_query] for _, asked in dealt]
-    of = np.concatenate([some.argmax(axis=1) if some.ndim == 2 else some for some in own])
+    of = np.concatenate([one_class(asked.label[asked.is_query]) for _, asked in dealt])
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
     for space in _spaces(rows, len(records), parts, candidates):
         for candidate, values in _scored(space, records, dealt):
             found[candidate].append(values)
     return [Scored(candidate, np.concatenate(values), of) for candidate, values in found.items()]
+
+
+def one_class(labels: np.ndarray) -> np.ndarray:
+    """The class of each image, int [n], the first where it has several: labels [n] or [n, k]."""
+    return labels.argmax(axis=1) if labels.ndim == 2 else labels
 
 
 def _asked(records: Records, folds: int, seed: int) -> Iterator[tuple[np.ndarray, Records]]:

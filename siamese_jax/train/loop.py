@@ -16,6 +16,8 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics import evaluation
 from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.storage import checkpoint, tree
+from siamese_jax.storage.arrays import read_arrays
+from siamese_jax.storage.writing import written
 from siamese_jax.train.collapse import collapse_warning, embedding_statistics
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
@@ -93,7 +95,9 @@ def run_steps(
     try:
         if begins and ("validation" in splits or not total):
             # The start is a candidate too.
-            begun = named_means(evaluate_state(run, state, [s for s in splits if s != "test"]))
+            found = evaluate_state(run, state, [s for s in splits if s != "test"])
+            keep_queries(run, 0, found)
+            begun = named_means(found)
             metrics_log.write(0, begun)
             checkpoints.save(0, state, begun, metrics_log.mark)
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
@@ -114,7 +118,9 @@ def run_steps(
                 evaluate_now = now % options.eval_every == 0 or now == total
                 if evaluate_now:
                     with stopping.held():  # it is part of the step that is saved
-                        latest = named_means(evaluate_state(run, state, splits))
+                        found = evaluate_state(run, state, splits)
+                        keep_queries(run, now, found)
+                        latest = named_means(found)
                     metrics_log.write(now, latest)
                     halt = stalled(run)
                 stop = stopping.asked()
@@ -251,6 +257,35 @@ def evaluate_state(run: Run, state: Any, splits: Sequence[str]) -> dict[str, Eva
         values = sides.measure(run.config.eval.ks, evaluation.METRICS)
         found[split] = Evaluated(vectors, records, values)
     return found
+
+
+def keep_queries(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:
+    """Keeps what chooses a step, query by query, so that two steps can be told apart."""
+    if "validation" in found:
+        with written(_queries_file(run, step), "wb") as file:
+            np.savez(file, values=chooser(run.config, found["validation"]))
+
+
+def kept_queries(run: Run) -> dict[int, np.ndarray]:
+    """What `keep_queries` has kept of each step in the log: float64 [q].
+
+    Of a run that an earlier version began it is the mean alone, [1].
+    """
+    kept = {}
+    for step, mean in read_curves(run.folder / "metrics.jsonl")[validation_metric(run.config)]:
+        file = _queries_file(run, step)
+        what = "measure of the validation queries"
+        kept[step] = read_arrays(file, what, ("values",))["values"] if file.exists() else mean
+    return {step: np.atleast_1d(values) for step, values in kept.items()}
+
+
+def _queries_file(run: Run, step: int) -> Path:
+    return run.folder / "validation" / f"{step}.npz"
+
+
+def chooser(config: ConfigDict, one: Evaluated) -> np.ndarray:
+    """Of each query, float64 [q], the metric that chooses."""
+    return one.values.values[validation_metric(config).rpartition("/")[2]]
 
 
 def named_means(found: Mapping[str, Evaluated]) -> dict[str, float]:
