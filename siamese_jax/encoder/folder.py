@@ -7,6 +7,7 @@ encoder.json    what `load_encoder` is to be called with, and whether there is n
 
 import contextlib
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from siamese_jax.data.records import Records
     from siamese_jax.encoder.encoder import Encoder
 
+log = logging.getLogger(__name__)
 POINTER, WHITENING = "encoder.json", "whitening.npz"
 # What a pointer may hold; `load_encoder` checks more.
 ARGUMENTS = {
@@ -110,10 +112,9 @@ def save(
         arguments = {}
     elif folder.is_file() or run_folder.is_run(folder):
         raise UserError(f"{folder} is a file or another run; choose a new folder")
-    if whitening is None:
-        (folder / WHITENING).unlink(missing_ok=True)
-        if not arguments:
-            return
+    if (folder / WHITENING).exists():
+        log.warning("%s: what was fitted there before is replaced", folder)
+    if arguments and whitening is None:
         arguments[BARE] = True
     with contextlib.ExitStack() as both:
         if arguments:
@@ -122,10 +123,10 @@ def save(
             # It takes its place after the whitening has: neither is new without the other.
             pointer = both.enter_context(written(folder / POINTER))
             pointer.write(run_folder.json_text(arguments))
-            pointer.flush()
-            os.fsync(pointer.fileno())
         if whitening is not None:
             whitening.save(folder / WHITENING)
+    if whitening is None:
+        (folder / WHITENING).unlink(missing_ok=True)
 
 
 def load_arguments(folder: Path) -> dict[str, Any] | None:
@@ -162,10 +163,11 @@ def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Co
     Raises:
       UserError: the whitening was fitted to another encoder, or is gone.
     """
-    path = folder / WHITENING
+    path, pointer = folder / WHITENING, folder / POINTER
+    if pointer.exists() and run_folder.read_json(pointer).get(BARE):
+        return encoder
     if not path.exists():
-        pointer = folder / POINTER
-        if pointer.exists() and not run_folder.read_json(pointer).get(BARE):
+        if pointer.exists():
             raise UserError(
                 f"{path} is missing: run `whiten` again, or load without it (--no-whitening)"
             )

@@ -1,6 +1,7 @@
 """An encoder for someone's pictures, without a gradient: chosen by folds, then fitted to all."""
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from siamese_jax.encoder.whitening import Whitening
 from siamese_jax.train import fitting
 from siamese_jax.train.fitting import Candidate, Scored
 
+log = logging.getLogger(__name__)
 WIDTHS = (128, 256, 512, 1024)
 
 
@@ -98,6 +100,9 @@ def fit(
     if sum(map(len, tried)) == 1 and grid.widths:
         alone = Row(sources[0], Scored(tried[0][0], np.zeros(0)))
         return Fitted(_refit(alone, records, out, options), [], alone, None, None)
+    folds = len(fitting.held_folds(records.label, grid.folds, grid.seed))  # before the work
+    if folds < grid.folds:
+        log.warning("%d folds, not %d: each needs two classes of two images", folds, grid.folds)
     rows = []
     for source, candidates in zip(sources, tried, strict=True):
         plain = [Candidate(stages, None) for stages in source.stages]

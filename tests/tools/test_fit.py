@@ -77,11 +77,13 @@ def test_one_table_one_folder_and_a_warning(world, tmp_path):
     assert "fitted to 32" in run("evaluate", f"--query={tmp_path}/e.npz")
 
 
-def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path):
+def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path, caplog):
     """Of classes whose pictures are all but alike, the features find every one; a fit no more."""
     shop = tiny.make_folder(tmp_path / "easy", classes=6, images=3, noise=1)
     out = tmp_path / "encoder"
     told = run(*FIT, f"--images={shop}", f"--out={out}", "--image-size=32", "--stages=stage2")
+    assert "3 folds, not 4: each needs two classes" in caplog.text
+    assert "is replaced" not in caplog.text
     assert "the best fit is not told from no fit" in told
     assert f"wrote {out}: it is resnet18 32 stage2 as it is" in told
     (chosen,) = [row for row in json.loads((out / "fit.json").read_text()) if row[""]]
@@ -95,7 +97,12 @@ def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path):
     one = ["--stages=stage2", "--shrinkage=.5", "--width=8", "--image-size=32"]
     run(*FIT, f"--images={shop}", f"--out={out}", *one)
     assert sj.load_encoder(out).embedding_dim == 8
+    whitening = (out / "whitening.npz").read_bytes()
     run(*FIT, f"--images={shop}", f"--out={out}", "--image-size=32", "--stages=stage2")
+    assert f"{out}: what was fitted there before is replaced" in caplog.text
+    assert sj.load_encoder(out).embedding_dim == 128
+    # Killed before the old fit is removed: the pointer says that there is none.
+    (out / "whitening.npz").write_bytes(whitening)
     assert sj.load_encoder(out).embedding_dim == 128
 
 
