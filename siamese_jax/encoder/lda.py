@@ -27,6 +27,7 @@ from siamese_jax.errors import UserError
 
 Rows = Callable[[np.ndarray], np.ndarray]  # places int [m] -> real [m, d]
 BLOCK = 4096
+IMAGES_AN_AXIS = 2  # or all are kept
 NARROW = 2048  # matrices up to here are taken apart at once: small, and other threads run meanwhile
 
 
@@ -232,6 +233,11 @@ def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.nda
     if not 1 <= width <= len(mean):
         raise UserError(f"the closed form keeps 1 to {len(mean)} axes, not {width}")
     return mean, leading(spread, lower, width)
+
+
+def few(rows: int, axes: int, size: int) -> bool:
+    """Whether rows are too few to tell which axes to keep, of a number between 0 and `size`."""
+    return axes < size and rows < IMAGES_AN_AXIS * axes
 
 
 def fitted(

@@ -134,14 +134,15 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
     leaves = {name: jnp.asarray(leaf) for name, leaf in found.items()}
     weights = stored_weights(run.facts, leaves)
     bare = run.results is not None and run.results.get("saved") == run_folder.BARE
-    stage = run.facts.get("choices", {}).get("stage")
+    choices = run.facts.get("choices", {})
     if bare:
         options = run.config["trunk"]
         stage = options["stage"] if options["stage"] != "auto" else None
         model = build_model(weights, stage=stage, pool=options["pool"], dtype=options["dtype"])
         distance = "cosine"
     else:
-        model = model_of_config(run.config, weights, stage=stage)
+        stage, layers = choices.get("stage"), choices.get("layers")
+        model = model_of_config(run.config, weights, stage=stage, layers=layers)
         distance = run.config["distance"]
     head = {
         part: {} if bare else tree.nest(leaves, f"{part}/head/")

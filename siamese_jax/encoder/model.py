@@ -329,9 +329,12 @@ def model_of_config(
     train_stages: tuple[str, ...] = (),
     *,
     stage: str | None = None,
+    layers: Sequence[int] | None = None,
 ) -> Model:
-    """The model that a config's `trunk` and `head` sections describe, with the stage chosen."""
+    """The model that a config's `trunk` and `head` sections describe, with what was chosen."""
     head = {k: v for k, v in config["head"].items() if k not in ("init", "shrinkage")}
+    if layers:
+        head["layers"] = tuple(layers)
     trunk = config["trunk"]
     return build_model(
         weights,

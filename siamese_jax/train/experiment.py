@@ -113,7 +113,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         warn_of_other_data(parent, fingerprint(records, keys), facts)
     if "trunk" not in facts:
         facts = describe(config, facts, trunk, inputs.records, fingerprint(records, keys))
-    run = Run(config, workdir, inputs, facts)
+    run = Run(choosing.with_choices(config, facts["choices"]), workdir, inputs, facts)
     key_of = dict(zip(records.id.tolist(), keys, strict=True))
     if not (found or parent) and rehearses(config, trunk, inputs):
         facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
@@ -149,21 +149,26 @@ def prepare(
 ) -> tuple[Model, Inputs]:
     """The model and its inputs; a new run's closed form is chosen, and told in `facts`."""
 
-    def build(stage: str | None) -> tuple[Model, Inputs]:
+    def build(choices: Mapping[str, Any]) -> tuple[Model, Inputs]:
         moving = train_stages(config, trunk)
-        model = encoder_model.model_of_config(config.to_dict(), trunk, moving, stage=stage)
+        stage, layers = choices.get("stage"), choices.get("layers")
+        model = encoder_model.model_of_config(
+            config.to_dict(), trunk, moving, stage=stage, layers=layers
+        )
         return model, make_inputs(config, model, trunk, records, keys)
 
     if "trunk" in facts:  # a run that goes on
-        return build(facts.setdefault("choices", {}).get("stage"))
-    if parent and (stage := parent.run.facts.get("choices", {}).get("stage")):
-        facts["choices"] = {"stage": stage, "shrinkage": parent.run.facts["choices"]["shrinkage"]}
-        return build(stage)
+        return build(facts.setdefault("choices", {}))
+    before = parent.run.facts.get("choices", {}) if parent else {}
+    if before.get("stage"):
+        facts["choices"] = {n: before[n] for n in ("stage", "shrinkage", "layers") if n in before}
+        return build(facts["choices"])
     sets = choosing.stage_choice(config, trunk)
-    model, inputs = build(",".join(sets[-1]))
-    facts["choices"] = choosing.choose_form(config, model, inputs, sets)
-    stage = facts["choices"]["stage"]
-    return (model, inputs) if stage == model.stage else build(stage)
+    model, inputs = build({"stage": ",".join(sets[-1])})
+    choices = choosing.choose_form(config, model, inputs, sets)
+    facts["choices"] = choices
+    same = choices["stage"] == model.stage and "layers" not in choices
+    return (model, inputs) if same else build(choices)
 
 
 def rehearses(config: ConfigDict, trunk: TrunkWeights, inputs: Inputs) -> bool:
@@ -393,7 +398,7 @@ def result_on(config: ConfigDict, folder: Path, split: str) -> Evaluated:
     records, keys = load_data(config, facts)
     trunk = load_trunk(config, facts, found)
     model, inputs = prepare(config, trunk, records, keys, facts, None)
-    run = Run(config, folder, inputs, facts)
+    run = Run(choosing.with_choices(config, facts["choices"]), folder, inputs, facts)
     if finished.results and finished.results["saved"] == run_folder.BARE:
         return choosing.evaluate_bare(run, model, [split])[split]
     state = {

@@ -39,7 +39,8 @@ class Grid(NamedTuple):
 
     Attributes:
       shrinkages: see `lda.closed_form`.
-      widths: None takes all axes; where none are given, several are tried on the best with all.
+      widths: None takes all axes; where none are given, several are tried on the best with all,
+        as far as there are images to tell so many axes by (`lda.few`).
       folds, seed: of `fitting.score`.
     """
 
@@ -110,7 +111,7 @@ def fit(
     top = _top(rows)
     if not grid.widths:
         full = sum(_parts(top.source, top.scored.candidate.stages).values())
-        narrower = [w for w in WIDTHS if w < full]
+        narrower = [w for w in WIDTHS if w < full and not lda.few(len(records), w, full)]
         more = [top.scored.candidate._replace(width=width) for width in narrower]
         found = _scored(top.source, more, records, grid, options) if more else []
         rows += found
@@ -209,6 +210,12 @@ def _refit(
     rows, kept = embedded_rows(encoder, records, **options)
     assert shrinkage is not None
     width = width or encoder.embedding_dim
+    if lda.few(len(kept), width, encoder.embedding_dim):
+        log.warning(
+            "%d axes are kept of %d, and %d images are too few to tell which: others will lose "
+            "what these do not show; take all axes, or at most %d",
+            width, encoder.embedding_dim, len(kept), len(kept) // lda.IMAGES_AN_AXIS,
+        )  # fmt: skip
     mean, projection = lda.fitted(rows, kept.label, shrinkage=shrinkage, width=width)
     about = {
         "method": "learned",
