@@ -246,7 +246,8 @@ def verdict(made: "Fitted") -> str:
     return (
         f"by folds, the best fit is {found} no fit ({METRIC} {told.mean:+.4f}, 95 % interval "
         f"{told.low:+.4f} to {told.high:+.4f} over classes). Chosen: several stages where told "
-        "from the last, and of what is not told from the best the shrinkage nearest 0.5 and the fewest axes"
+        "from the last, and of what is not told from the best the shrinkage nearest 0.5 and the "
+        "fewest axes"
     )
 
 

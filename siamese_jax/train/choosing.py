@@ -147,14 +147,6 @@ def layers_for(config: ConfigDict, width: int, records: Records) -> dict[str, tu
     return {"layers": (width,)}
 
 
-def with_choices(config: ConfigDict, choices: Mapping[str, Any]) -> ConfigDict:
-    """A run's config, with the head's layers as they were chosen."""
-    made = config.copy_and_resolve_references()
-    if layers := choices.get("layers"):
-        made.head.layers = tuple(layers)
-    return made
-
-
 # The bare trunk -----------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         warn_of_other_data(parent, fingerprint(records, keys), facts)
     if "trunk" not in facts:
         facts = describe(config, facts, trunk, inputs.records, fingerprint(records, keys))
-    run = Run(choosing.with_choices(config, facts["choices"]), workdir, inputs, facts)
+    run = Run(config, workdir, inputs, facts)
     key_of = dict(zip(records.id.tolist(), keys, strict=True))
     if not (found or parent) and rehearses(config, trunk, inputs):
         facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
@@ -398,7 +398,7 @@ def result_on(config: ConfigDict, folder: Path, split: str) -> Evaluated:
     records, keys = load_data(config, facts)
     trunk = load_trunk(config, facts, found)
     model, inputs = prepare(config, trunk, records, keys, facts, None)
-    run = Run(choosing.with_choices(config, facts["choices"]), folder, inputs, facts)
+    run = Run(config, folder, inputs, facts)
     if finished.results and finished.results["saved"] == run_folder.BARE:
         return choosing.evaluate_bare(run, model, [split])[split]
     state = {
@@ -469,7 +469,7 @@ def finish(
             part: sum(leaf.size for leaf in jax.tree.leaves(chosen.state.params[part]))
             for part in ("trunk", "head")
         },
-        "embedding_dim": width or embedding_width(config, run.inputs),
+        "embedding_dim": width or embedding_width(config, run.inputs, facts["choices"]),
         "warnings": facts["warnings"],
         "skipped": skipped,
     }

@@ -193,16 +193,16 @@ def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
     )
 
 
-def make_memory(config: ConfigDict, inputs: Inputs) -> Any:
-    """The config's cross-batch memory, empty; an empty tuple where its size is 0."""
+def make_memory(config: ConfigDict, inputs: Inputs, width: int) -> Any:
+    """The config's cross-batch memory of embeddings, empty; an empty tuple where its size is 0."""
     if not config.memory.size:
         return ()
     shape = inputs.records.label.shape[1:]
-    return memory_bank.init(config.memory.size, embedding_width(config, inputs), shape)
+    return memory_bank.init(config.memory.size, width, shape)
 
 
-def embedding_width(config: ConfigDict, inputs: Inputs) -> int:
+def embedding_width(config: ConfigDict, inputs: Inputs, choices: Mapping[str, Any]) -> int:
     """How many numbers an embedding has: the head's last layer, or else the features themselves."""
-    if config.head.layers:
-        return config.head.layers[-1]
+    if layers := choices.get("layers") or config.head.layers:
+        return layers[-1]
     return inputs.features(inputs.records.select(np.arange(1)))[0].shape[-1]

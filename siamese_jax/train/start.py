@@ -58,11 +58,12 @@ def start(
     """
     config = run.config
     loss, miner = make_loss(config), make_miner(config)
-    params, batch_stats = initial_parameters(config, trunk, run.inputs, loss, head)
+    width = embedding_width(config, run.inputs, run.facts.get("choices", {}))
+    params, batch_stats = initial_parameters(config, trunk, run.inputs, loss, head, width)
     params, batch_stats = inherit(parent, params, batch_stats, run.facts)
     freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
     tx = make_optimizer(config, params, freeze)
-    memory = make_memory(config, run.inputs)
+    memory = make_memory(config, run.inputs, width)
     state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
     if found:
         state = tree.unflatten(found[1], state)
@@ -79,15 +80,20 @@ def start(
 
 
 def initial_parameters(
-    config: ConfigDict, trunk: TrunkWeights, inputs: Inputs, loss: Loss, head: dict[str, Any]
+    config: ConfigDict,
+    trunk: TrunkWeights,
+    inputs: Inputs,
+    loss: Loss,
+    head: dict[str, Any],
+    width: int,
 ) -> tuple[Any, Any]:
-    """Pretrained trunk, the head that is given, fresh loss parameters."""
+    """Pretrained trunk, the head that is given, fresh loss parameters of embeddings [width]."""
     labels = train_labels(inputs.records)
     classes = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     params = {
         "trunk": trunk.variables["params"],
         "head": head["params"],
-        "loss": loss.init(_keys(config)[1], embedding_width(config, inputs), classes),
+        "loss": loss.init(_keys(config)[1], width, classes),
     }
     # A copy, because the step donates its buffers and the trunk is in use elsewhere.
     return jax.tree.map(jnp.array, (params, {
