@@ -95,7 +95,7 @@ def load_encoder(
     params, batch_stats = (
         {"trunk": found.variables[part], "head": {}} for part in ("params", "batch_stats")
     )
-    if pool == "gem":
+    if model.head.gem:
         shape = feature_shape(model, found.variables, found.image_size)
         params["head"] = init_head(model, shape, jax.random.key(0))["params"]
     return make_encoder(

@@ -89,7 +89,7 @@ COUNT = Value(values.COUNT)
 SHARE = Value(values.SHARE)
 TEXT = Value(values.text("text that is not empty"))
 DISTANCE = Value(values.choice("euclidean", "sqeuclidean", "cosine", "dot"))
-POOL = Value(values.listed("average", "max", "rmac", "gem3", "gem"))
+POOL = Value(values.listed("average", "max", "rmac", "gem3", "gem", "cls"))
 
 
 def add_encoder(
@@ -115,7 +115,8 @@ def add_encoder(
         "--stage",
         type=TEXT,
         help="of a trunk: the output to pool, or several of one pass, such as stage4,stage6,top, "
-        "joined with unit length each; stage6:max pools one in another way; default: the last",
+        "joined with unit length each; stage6:max pools one in another way, and block11:cls takes "
+        "a class token; default: the last",
     )
     group.add_argument(
         "--pool",

@@ -216,6 +216,12 @@ def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, li
         cache_dir=data.cache_dir,
         **{name: value for name, value in options.items() if value is not None},
     )
+    if data.validation_fraction and not (records.split == "validation").any():
+        log.warning(
+            "data.validation_fraction=%g holds nothing out: the source brings its own split, or "
+            "has too few classes; data.fold holds out training classes of any",
+            data.validation_fraction,
+        )
     if data.get("fold"):
         records = take_fold(records, data.fold, seed)
     _check_trainable(records)

@@ -300,3 +300,12 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_processors_kernels():
     np.testing.assert_allclose(elsewhere(images), encoder(images), rtol=1e-4, atol=1e-5)
     assert encoder.at_size(48).fingerprint != encoder.fingerprint
     assert len(repr(encoder)) < 100
+
+
+def test_a_stage_with_gem_of_its_own_is_that_of_pool():
+    """The head's power is there however the pooling was named."""
+    images = np.random.default_rng(3).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    with jax.numpy_dtype_promotion("standard"):
+        own = sj.load_encoder("resnet18", "random", 32, stage="stage2:gem")
+        common = sj.load_encoder("resnet18", "random", 32, stage="stage2", pool="gem")
+        np.testing.assert_array_equal(own(images), common(images))

@@ -13,12 +13,13 @@ import tiny
 import siamese_jax as sj
 from siamese_jax.__main__ import main
 from siamese_jax.data.preprocess import read_image
-from siamese_jax.encoder.pooling import rmac, rmac_regions
+from siamese_jax.encoder.pooling import POOLS, rmac, rmac_regions
 from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference, interval
 from siamese_jax.metrics.clustering import clustering
 from siamese_jax.search import rerank
 from siamese_jax.search.gallery import Gallery
+from siamese_jax.tools import cli
 
 ENCODER = ("--encoder=resnet18", "--weights=random", "--image-size=32")
 
@@ -194,3 +195,9 @@ def test_regions_of_rmac(rng, levels, overlap):
         peak = x[:, top : top + side, left : left + side].max(axis=(1, 2)).astype(np.float64)
         total += peak / np.linalg.norm(peak, axis=1, keepdims=True)
     np.testing.assert_allclose(rmac(x, levels, overlap), total, atol=1e-5)
+
+
+def test_every_pooling_of_the_package_is_an_option():
+    assert str(cli.POOL("cls,average")) == "cls,average"
+    for pool in POOLS:
+        assert cli.POOL(pool) == pool

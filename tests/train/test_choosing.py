@@ -15,7 +15,7 @@ from siamese_jax.encoder.embedding import embed_records
 from siamese_jax.metrics.evaluation import sides_of
 from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train import choosing, fitting
-from siamese_jax.train.experiment import train
+from siamese_jax.train.experiment import load_data, train
 from siamese_jax.train.metrics_log import read_curves
 
 
@@ -224,3 +224,18 @@ def test_few_classes_are_said(world, tmp_path, caplog):
     assert results["checkpoint_step"] == 0
     config.train.rehearse = False
     assert run(config, tmp_path / "all")["checkpoint_step"] == 2
+
+
+def test_a_fraction_that_holds_nothing_out_is_said(tmp_path, caplog):
+    """A folder that brings its own split has no validation but of a fold."""
+    tiny.make_folder(tmp_path / "shop" / "train", classes=4, images=3)
+    tiny.make_folder(tmp_path / "shop" / "test", classes=4, images=3)
+    config = common.base()
+    config.data.update(source="folder", root=str(tmp_path / "shop"), validation_fraction=0.3)
+    records, _ = load_data(config, {})
+    assert "data.validation_fraction=0.3 holds nothing out" in caplog.text
+    assert set(records.split) == {"train", "test"}
+    caplog.clear()
+    config.data.root = str(tmp_path / "shop" / "train")
+    assert "validation" in load_data(config, {})[0].split
+    assert "holds nothing out" not in caplog.text
