@@ -1,6 +1,7 @@
 """python -m siamese_jax weights list | fetch NAME | convert FILE | verify FILE
 
 weights list                               every source, and which are on this machine
+weights trunks                             every trunk: pixels, width, stages, licence
 weights fetch resnet50                     its default source; or resnet50=timm:resnet50.a1_in1k
 weights convert my.h5 --trunk=resnet50 --out=resnet50.npz
 weights verify my.h5 [--trunk=resnet50]    read it whole; say which trunk and form it fits
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import jax
 
 from siamese_jax.errors import UserError
+from siamese_jax.report.tables import aligned
 from siamese_jax.tools import cli
 from siamese_jax.trunks.table import TRUNKS, find
 from siamese_jax.weights import formats
@@ -48,6 +50,47 @@ def list_sources(trunk: str | None = None, cache_dir: str | None = None) -> list
             f"{source.image_size:4} {source.licence:14} {source.digest[:15]:16} {source.address}"
         )
     return lines
+
+
+TRUNKS_PAGE = """# Trunks
+
+Made by `siamese-jax weights trunks --markdown`. Names are timm's, or Keras's where timm has none.
+
+- The feature is the last stage, averaged over the picture. Of a Vision Transformer it is what
+  timm's `forward_head(pre_logits=True)` gives: the class token (`cls`), the mean of the patches
+  (`top`), SigLIP's attention pooling, or Unicom's two layers on all patches side by side. Of CLIP
+  it is the one before the projection to the text's space.
+- `--stage=NAME` takes another stage, `--stage=stage4,stage6,top` several of one pass, and
+  `--stage=block11:cls` the class token of a block; `--pool=max` pools in another way.
+- A Vision Transformer takes image sizes that its patch divides; others are refused, with the two
+  nearest. Position embeddings are resized as their source does it: by timm's antialiased bicubic
+  rule, with DINO's offset, or by angles (DINOv3).
+- A file of weights is read by its names: Keras, timm, torchvision, DINO and DINOv2, OpenAI's CLIP
+  and open_clip (`visual.`), transformers (`vision_model.`), Unicom. `weights verify FILE` says what
+  it fits.
+- The licence is that of the default weights, as their source states it. `weights list` has all.
+
+"""
+
+
+def trunk_rows() -> list[list[str]]:
+    """A row for each trunk, after that of the names of the columns."""
+    rows = [["trunk", "pixels", "width", "stages", "default weights", "licence", "sources"]]
+    for name, trunk in TRUNKS.items():
+        sources = [source for owner, source in SOURCES if owner == name]
+        default = find_source(name, "imagenet")
+        stages = trunk.stages
+        shown = ", ".join(stages if len(stages) < 9 else (*stages[:2], "...", *stages[-2:]))
+        rows.append([name, str(trunk.image_size), str(trunk.width), shown, trunk.default_weights,
+                     default.licence, str(len(sources))])  # fmt: skip
+    return rows
+
+
+def trunks_page() -> str:
+    """docs/trunks.md."""
+    head, *rows = [[f"`{row[0]}`" if i else row[0], *row[1:]] for i, row in enumerate(trunk_rows())]
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return TRUNKS_PAGE + "\n".join(lines)
 
 
 def fetch(name: str, cache_dir: str | None = None) -> Path:
@@ -126,6 +169,8 @@ def options() -> cli.Parser:
     command = commands.add_parser
     listing = command("list", help="every source")
     listing.add_argument("--trunk", help="only those of this one")
+    trunks = command("trunks", help="every trunk")
+    trunks.add_argument("--markdown", action="store_true", help="print docs/trunks.md")
     fetching = command("fetch", help="download a source")
     fetching.add_argument("name", help="TRUNK or TRUNK=SOURCE")
     for part in (listing, fetching):
@@ -151,6 +196,8 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # no need to wake a GPU for reading files
     if args.command == "list":
         print("\n".join(list_sources(args.trunk, args.cache_dir)))
+    elif args.command == "trunks":
+        print(trunks_page() if args.markdown else aligned(trunk_rows()))
     elif args.command == "fetch":
         print(fetch(args.name, args.cache_dir))
     elif args.command == "convert":

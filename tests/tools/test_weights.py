@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import tiny
 
 from siamese_jax import weights
 from siamese_jax.errors import UserError
 from siamese_jax.tools import weights as tool
+from siamese_jax.trunks.table import TRUNKS
 
 
 @pytest.fixture
@@ -60,3 +62,15 @@ def test_mistakes_are_one_line(argv, match):
     with pytest.raises(UserError, match=match) as caught:
         tool.main(argv)
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_of_trunks_is_what_the_tool_prints(capsys):
+    tool.main(["trunks", "--markdown"])
+    printed = capsys.readouterr().out
+    page = (tiny.ROOT / "docs" / "trunks.md").read_text(encoding="utf-8")
+    assert printed == page, "siamese-jax weights trunks --markdown > docs/trunks.md"
+    for name in TRUNKS:
+        assert f"\n| `{name}` | {TRUNKS[name].image_size} | {TRUNKS[name].width} |" in page
+    tool.main(["trunks"])
+    plain = capsys.readouterr().out.splitlines()
+    assert len(plain) == len(TRUNKS) + 1
