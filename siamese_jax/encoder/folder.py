@@ -123,6 +123,8 @@ def save(
             # It takes its place after the whitening has: neither is new without the other.
             pointer = both.enter_context(written(folder / POINTER))
             pointer.write(run_folder.json_text(arguments))
+            pointer.flush()  # on a full disk neither takes its place
+            os.fsync(pointer.fileno())
         if whitening is not None:
             whitening.save(folder / WHITENING)
     if whitening is None:

@@ -160,15 +160,23 @@ def prepare(
     if "trunk" in facts:  # a run that goes on
         return build(facts.setdefault("choices", {}))
     before = parent.run.facts.get("choices", {}) if parent else {}
-    if before.get("stage"):
-        facts["choices"] = {n: before[n] for n in ("stage", "shrinkage", "layers") if n in before}
-        return build(facts["choices"])
+    if parent and before.get("stage"):
+        choices = {name: before[name] for name in ("stage", "shrinkage")}
+        if "layers" in before and same_layers(parent.run.config, config):
+            choices["layers"] = before["layers"]
+        facts["choices"] = choices
+        return build(choices)
     sets = choosing.stage_choice(config, trunk)
     model, inputs = build({"stage": ",".join(sets[-1])})
     choices = choosing.choose_form(config, model, inputs, sets)
     facts["choices"] = choices
     same = choices["stage"] == model.stage and "layers" not in choices
     return (model, inputs) if same else build(choices)
+
+
+def same_layers(one: Mapping[str, Any], other: ConfigDict) -> bool:
+    """Whether two configs ask for the same layers of the head."""
+    return tuple(one["head"]["layers"]) == tuple(other.head.layers)
 
 
 def rehearses(config: ConfigDict, trunk: TrunkWeights, inputs: Inputs) -> bool:

@@ -41,7 +41,7 @@ def get_config():
     config.head = common.linear_head(4)
     config.cache.views = 0
     config.sampler = {{"name": "classes", "batch_size": 4, "per_class": 2}}
-    config.train.update(steps=9, log_every=1, eval_every=3, checkpoint_every=3)
+    config.train.update(steps=9, log_every=1, eval_every=3, checkpoint_every=3, rehearse=False)
     config.eval.ks = (1, 2)
     return config
 

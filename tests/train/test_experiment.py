@@ -167,6 +167,7 @@ def test_a_run_that_gets_worse_ends_with_its_best(cache, tmp_path):
     options = [
         *tiny.TINY,
         f"--config.data.root={root}",
+        "--config.head.init=pca",
         "--config.data.validation_fraction=0.33",
         "--config.data.test_fraction=0.33",
         "--config.optim.learning_rate=3.0",
