@@ -106,21 +106,14 @@ def choose_form(
         if len(sets) > 1:
             sets = [fitting.best_if_told(tried(sets, middle)).candidate.stages]
         chosen = fitting.moderate(tried(sets, open_shares))
-        alone = fitting.score(
-            lambda places: bare_vectors(config, model, np.asarray(features[places])),
-            records,
-            {"": bare_vectors(config, model, np.asarray(features[:1])).shape[1]},
-            [Candidate(("",), None)],
-            seed=config.seed,
-        )[0]
     except fitting.TooFew as error:
         log.warning("the closed form takes the last stage and a shrinkage of 0.5: %s", error)
         return chosen_as(sets[0], 0.5)
     stages, share, _ = chosen.candidate
     assert share is not None
     log.info(
-        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f, bare trunk %.4f)",
-        ",".join(stages), share, fitting.METRIC, chosen.mean, alone.mean,
+        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f)",
+        ",".join(stages), share, fitting.METRIC, chosen.mean,
     )  # fmt: skip
     return chosen_as(stages, share)
 

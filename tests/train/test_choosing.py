@@ -12,6 +12,7 @@ import siamese_jax as sj
 from configs import common
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.metrics.evaluation import sides_of
 from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train import choosing, fitting
@@ -83,7 +84,17 @@ def test_the_steps_are_those_of_the_rehearsal(world, rehearsed):
     }
     assert 0 in means
     best = max(means, key=lambda step: (round(means[step], 9), -step))
-    assert results["choices"]["steps"] in (best, 0, -1)
+    # Taken where it is told from the start: whole classes are drawn, and each has 4 images.
+    values = {
+        step: np.concatenate([
+            np.load(workdir / "rehearsal" / f"fold{fold}" / "validation" / f"{step}.npz")["values"]
+            for fold in (1, 2, 3, 4)
+        ])
+        for step in (0, best)
+    }  # fmt: skip
+    gain = difference(values[0], values[best], groups=np.repeat(np.arange(8), 4))
+    assert gain.mean * 32 == pytest.approx(8 * (means[best] - means[0]), abs=1e-6)
+    assert results["choices"]["steps"] in (best if gain.low > 0 else 0, -1)
     assert results["checkpoint_step"] == max(0, results["choices"]["steps"])
     assert results["chosen_by"] == "validation, in a rehearsal"
     assert results["choices"]["stage"].split(",")[-1] == "stage4"
