@@ -3,6 +3,8 @@
 V2 has global response normalisation in its blocks in place of V1's gain of each channel.
 """
 
+import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Conv, LayerNorm, Patches
+from siamese_jax.trunks.layers import Conv, LayerNorm, Patches, gelu, run_stages
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "top")
 _norm = partial(LayerNorm, 1e-6)
@@ -42,7 +44,7 @@ class Block(nn.Module):
         width, conv = x.shape[-1], partial(Conv, bias=True, dtype=self.dtype)
         y = conv(width, 7, depthwise=True, name="depthwise")(x)
         y = conv(4 * width, name="fc1")(_norm(name="norm1")(y))
-        y = nn.gelu(y, approximate=False)
+        y = gelu(y)
         if self.v2:
             return x + conv(width, name="fc2")(ResponseNorm(name="response")(y))
         y = conv(width, name="fc2")(y)
@@ -102,16 +104,24 @@ class ConvNeXt(nn.Module):
     v2: bool = False
     form: str = "torch"
     dtype: Any = jnp.float32
+    # Nothing is folded into another layer here: the name says that the trunk is frozen.
+    folded: bool = dataclasses.field(default=False, repr=False)
 
     @nn.compact
     def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
-        outputs = {"stem": Stem(self.features[0], self.dtype, name="stem")(x)}
-        x = outputs["stem"]
-        for i, (depth, width) in enumerate(zip(self.depths, self.features, strict=True)):
-            name = STAGES[i + 1]
-            x = Stage(depth, width, i == 0, self.v2, self.dtype, name=name)(x)
-            outputs[name] = x
-        return outputs | {"top": Top(name="top")(x)}
+        def layers(name: str) -> Callable[[Array, bool], Array]:
+            layer = self._stage(name)
+            return lambda x, train: layer(x)
+
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
+
+    def _stage(self, name: str) -> nn.Module:
+        if name == "stem":
+            return Stem(self.features[0], self.dtype, name=name)
+        if name == "top":
+            return Top(name=name)
+        i = STAGES.index(name) - 1
+        return Stage(self.depths[i], self.features[i], i == 0, self.v2, self.dtype, name=name)
 
 
 def widths(features: tuple[int, ...]) -> dict[str, int]:

@@ -20,10 +20,10 @@ from jax import Array
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
-from siamese_jax.trunks.layers import Activation, Conv, LayerNorm, Norm, Patches
+from siamese_jax.trunks.layers import Activation, Conv, LayerNorm, Norm, Patches, gelu
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu6": nn.relu6,
