@@ -18,7 +18,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.trunks.table import Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
-from siamese_jax.weights.load import stored_weights
+from siamese_jax.weights.load import stored_weights, with_stage
 
 # A head without layers, of the signed roots of each stage's features.
 ROOTS = {"layers": (), "normalize": False, "signed_sqrt": True, "unit": True}
@@ -86,6 +86,7 @@ def load_encoder(
         preprocessing=scaling,
         ignore=ignore,
     )
+    found = with_stage(found, stage)
     written = None if scaling is None else dataclasses.asdict(scaling)
     kept: dict[str, Any] = {"form": form, "preprocessing": written, "ignore": ignore}
     kept["signed_sqrt"] = signed_sqrt or None

@@ -280,7 +280,7 @@ def load_trunk(config: ConfigDict, facts: Mapping[str, Any], found: Any) -> Trun
         log.warning("%s", warning.message)
         facts["warnings"].append(str(warning.message))
     facts["warnings"].extend(trunk.notes)
-    return trunk
+    return weights.with_stage(trunk, config.trunk.stage)
 
 
 def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
