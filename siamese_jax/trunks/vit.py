@@ -283,7 +283,7 @@ class ViT(nn.Module):
         elif plan.class_token:
             outputs["cls"] = x[:, :1, None]
             if self.has_variable("params", "proj"):
-                width = self.get_variable("params", "proj")["kernel"].shape[1]
+                width: int = self.get_variable("params", "proj")["kernel"].shape[1]
                 project = nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")
                 outputs["proj"] = project(outputs["cls"])
         elif plan.attention_pool:

@@ -9,4 +9,4 @@ from siamese_jax.weights.load import (
     with_stage,
 )
 
-__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]

@@ -151,6 +151,32 @@ def _scaled(found: TrunkWeights, scaling: Preprocessing | None) -> TrunkWeights:
     return found if scaling is None else replace(found, preprocessing=scaling)
 
 
+def fetch(
+    trunk: str,
+    weights: str | os.PathLike = "imagenet",
+    cache_dir: str | os.PathLike | None = None,
+) -> Path | None:
+    """The file of weights, downloaded where it has to be, unread; None for "random".
+
+    Raises:
+      UserError: it can't be had; as `load` says it.
+    """
+    name = os.fspath(weights)
+    named = name == "imagenet" or (trunk, name) in SOURCES
+    if name == "random":
+        return None
+    if not named and _is_path(name):
+        path = Path(name).expanduser()
+        return path if path.is_dir() else formats.existing(path)
+    hub = unlisted(trunk, name)
+    try:
+        if hub:
+            return obtain_described(hub, cache_dir)
+        return obtain(find_source(trunk, name), cache_dir)
+    except Unavailable as e:
+        raise _unavailable(trunk, name, str(e)) from None
+
+
 def with_stage(weights: TrunkWeights, stage: str | None) -> TrunkWeights:
     """Weights for an encoder of that `stage`: with CLIP's projection, where "proj" is in it.
 
@@ -361,16 +387,20 @@ def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(jnp.asarray, {"batch_stats": {}} | variables)
 
 
+def _unavailable(trunk: str, name: str, reason: str) -> UserError:
+    return UserError(
+        f"the weights {name!r} of {trunk} can't be had here: {reason}. Three ways out: a local "
+        "file (weights=PATH), another trunk (such as efficientnet_lite0, whose weights are a "
+        "package), or random weights (weights=random)"
+    )
+
+
 def _fall_back(
     trunk: str, name: str, reason: str, fallback: str | None, cache_dir: str | os.PathLike | None
 ) -> TrunkWeights:
     """What an unreachable source leads to: the agreed other trunk, or an error."""
     if fallback is None:
-        raise UserError(
-            f"the weights {name!r} of {trunk} can't be had here: {reason}. Three ways out: a local "
-            "file (weights=PATH), another trunk (such as efficientnet_lite0, whose weights are a "
-            "package), or random weights (weights=random)"
-        )
+        raise _unavailable(trunk, name, reason)
     message = (
         f"THE TRUNK IS {fallback}, NOT {trunk}: the weights {name!r} of {trunk} can't be had here "
         f"({reason}) and offline_fallback says {fallback!r}"

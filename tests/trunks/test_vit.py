@@ -404,9 +404,9 @@ def test_a_trunk_is_known_by_what_it_was_known_by():
     assert repr(PLANS["unicom"]).endswith("turned=False, biased=False, flat=10)")
     clip = repr(TRUNKS["vit_base_patch32_clip_224"].build().plan)
     assert clip == (
-        "Plan(patch=32, grid=7, width=768, depth=12, heads=12, hidden=0, act='gelu', epsilon=1e-05, "
-        "gains=False, registers=0, class_token=True, class_position=True, pre_norm=True, "
-        "attention_pool=False, turned=False)"
+        "Plan(patch=32, grid=7, width=768, depth=12, heads=12, hidden=0, act='gelu', "
+        "epsilon=1e-05, gains=False, registers=0, class_token=True, class_position=True, "
+        "pre_norm=True, attention_pool=False, turned=False)"
     )
     distinct = {repr(plan) for plan in PLANS.values()}
     assert len(distinct) == len(PLANS)

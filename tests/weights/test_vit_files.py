@@ -178,7 +178,10 @@ def test_clips_embedding(library, small, tmp_path, rng):
     before = sj.load_encoder("file_clip", tmp_path / "a.safetensors")(images)
     for path in (tmp_path / "a.safetensors", again):
         encoder = sj.load_encoder("file_clip", path, stage="proj")
-        assert (encoder.embedding_dim, encoder.params["trunk"]["proj"]["kernel"].shape) == (5, W.shape)
+        assert (encoder.embedding_dim, encoder.params["trunk"]["proj"]["kernel"].shape) == (
+            5,
+            W.shape,
+        )
         expected = before.astype(float) @ W.astype(float)
         np.testing.assert_allclose(encoder(images), expected, rtol=0, atol=1e-5)
     both = sj.load_encoder("file_clip", again, stage="cls,proj")(images)
