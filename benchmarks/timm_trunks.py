@@ -39,6 +39,9 @@ def randomised(name: str) -> Any:
 def theirs(model: Any, x: np.ndarray, dtype: Any) -> np.ndarray:
     """What `forward_head(pre_logits=True)` gives of [n,h,w,3]."""
     pixels = torch.tensor(x).permute(0, 3, 1, 2).to(dtype)
+    patches = getattr(model, "patch_embed", None)
+    if patches is not None:  # of its own size alone, timm leaves out what no patch is
+        patches.strict_img_size = patches.img_size == tuple(pixels.shape[2:])
     with torch.no_grad():
         model = model.to(dtype)
         return model.forward_head(model.forward_features(pixels), pre_logits=True).double().numpy()

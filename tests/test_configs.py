@@ -12,7 +12,9 @@ import pytest
 import tiny
 
 from siamese_jax.storage.cache import enable_compilation_cache
+from siamese_jax.tools.compare_grid import cells, read_grid
 from siamese_jax.train.experiment import train
+from siamese_jax.train.fields import check_config
 from siamese_jax.trunks.table import TRUNKS
 
 CONFIGS = sorted(path.stem for path in (tiny.ROOT / "configs").glob("*.py"))
@@ -58,6 +60,23 @@ def test_config(name, folder, tmp_path):
     assert all(0 <= v <= 1 for k, v in results["test"]["after"].items() if "recall" in k)
     assert all(math.isfinite(v) for v in results["test"]["after"].values())
     assert (tmp_path / "run" / "report" / "index.html").exists()
+
+
+def test_the_zoo_has_the_published_scores_and_the_folders_that_are_there(tmp_path):
+    (tmp_path / "inshop").mkdir()
+    config, grid, published = read_grid(f"{tiny.ROOT}/configs/compare_zoo.py:{tmp_path}")
+    rows = {cell.name: cell for cell in cells(config, grid)}
+    assert {tuple(cell.choice.values()) for cell in rows.values()} == published.keys()
+    roots = {cell.config.data.source: cell.config.data.root for cell in rows.values()}
+    assert roots == {"sop": None, "inshop": str(tmp_path / "inshop"), "cub": None, "cars": None}
+    scores = [published[name, "Unicom ViT-L14 336"] for name in roots]
+    assert scores == [0.745, 0.810, 0.875, 0.924]
+    trunk = rows["sop-Unicom_ViT_L14_336"].config.trunk
+    assert (trunk.image_size, trunk.stage) == (336, None)
+    trunk = rows["cars-CLIP_ViT_L14"].config.trunk
+    assert (trunk.image_size, trunk.stage, TRUNKS[trunk.name].projection) == (224, "proj", 768)
+    for cell in rows.values():
+        check_config(cell.config)
 
 
 def test_a_config_says_how_it_is_started():

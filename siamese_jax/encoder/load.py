@@ -18,7 +18,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.trunks.table import Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
-from siamese_jax.weights.load import stored_weights
+from siamese_jax.weights.load import stored_weights, with_stage
 
 # A head without layers, of the signed roots of each stage's features.
 ROOTS = {"layers": (), "normalize": False, "signed_sqrt": True, "unit": True}
@@ -78,17 +78,11 @@ def load_encoder(
         "dtype": dtype,
     }
     scaling = None if preprocessing is None else as_preprocessing(preprocessing)
-    found = load_weights(
-        os.fspath(name),
-        weights,
-        offline_fallback=offline_fallback,
-        form=form,
-        preprocessing=scaling,
-        ignore=ignore,
-    )
+    reading: dict[str, Any] = {"form": form, "preprocessing": scaling, "ignore": ignore}
+    found = load_weights(os.fspath(name), weights, offline_fallback=offline_fallback, **reading)
+    found = with_stage(found, stage)
     written = None if scaling is None else dataclasses.asdict(scaling)
-    kept: dict[str, Any] = {"form": form, "preprocessing": written, "ignore": ignore}
-    kept["signed_sqrt"] = signed_sqrt or None
+    kept = reading | {"preprocessing": written, "signed_sqrt": signed_sqrt or None}
     arguments |= {key: value for key, value in kept.items() if value is not None}
     head = ROOTS if signed_sqrt else None
     model = build_model(found, stage=stage, pool=pool, head=head, dtype=dtype)

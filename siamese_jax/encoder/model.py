@@ -50,7 +50,7 @@ class Model(NamedTuple):
     @property
     def widths(self) -> tuple[int, ...]:
         """The number of channels of each part."""
-        return tuple(TRUNKS[self.name].widths[stage] for stage, _ in self.parts)
+        return tuple(TRUNKS[self.name].channels[stage] for stage, _ in self.parts)
 
     @property
     def columns(self) -> dict[str, int]:
@@ -75,9 +75,9 @@ def build_model(
     """The model on a trunk's weights.
 
     Args:
-      weights: of `siamese_jax.weights.load`.
+      weights: of `siamese_jax.weights.load`, then `with_stage`.
       stage: the trunk's output to pool, or several: "stage4,stage6,top", and with a pooling of its
-        own: "stage6,stage6:max,top"; its last by default.
+        own: "stage6,stage6:max,top"; its last by default. "proj" is CLIP's embedding.
       pool: "average", "max", "rmac", "gem3" or "gem", or one for each stage: "average,max". The
         power of "gem" is the head's, to be trained, and is for one stage. "cls" takes the class
         token of a Vision Transformer's block, behind the last norm.
@@ -97,9 +97,15 @@ def build_model(
     stage = stage or trunk.stages[-1]
     parts = pooled_parts(stage, pool)
     for name in (*(output for output, _ in parts), *train_stages):
-        if name not in trunk.stages:
+        if name not in trunk.channels:
             raise UserError(
-                f"{weights.trunk} has no stage {name!r}; choose from {', '.join(trunk.stages)}"
+                f"{weights.trunk} has no stage {name!r}; choose from {', '.join(trunk.channels)}"
+            )
+        if name == "proj" and name not in weights.variables["params"]:
+            raise UserError(
+                f"the weights {weights.source!r} of {weights.trunk} have no projection, which the "
+                f"stage proj is: a layer {trunk.width} -> {trunk.projection} without biases; take "
+                f"others, or the feature before it, {trunk.stages[-1]}"
             )
     blocks = [name for name in trunk.stages if name.startswith("block") and "cls" in trunk.stages]
     for name, way in parts:
@@ -110,7 +116,7 @@ def build_model(
             )
     bare = {"layers": (), "normalize": False, "unit": len(parts) > 1}
     options = dict(head) if head is not None else bare
-    options["parts"] = tuple(trunk.widths[name] for name, _ in parts)
+    options["parts"] = tuple(trunk.channels[name] for name, _ in parts)
     return Model(
         name=weights.trunk,
         trunk=trunk.build(form=weights.form, dtype=jnp.dtype(dtype)),

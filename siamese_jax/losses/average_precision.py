@@ -122,8 +122,11 @@ def roadmap(
 
     Ramzi et al.: Robust and Decomposable Average Precision for Image Retrieval (2021). SupAP alone
     is calibration=0. Its gradient never stops where a negative is far ahead, as Smooth-AP's does.
-    Thresholds that hold for every batch make the mean over batches closer to the whole set's value;
-    the paper's means over P and N are taken, the authors' code leaves out what costs nothing.
+    Thresholds that hold for every batch make the mean over batches closer to the whole set's value.
+
+    This is the paper's formula. The authors' code is another: beyond delta, H is 100 x + 1.44, so
+    that it jumps there, from 1.49 to 6.44; both terms have the weight 1, twice the loss of
+    calibration=0.5; and the means over P and N leave out what costs nothing.
 
     Values [n]; the loss is the mean over the anchors that have positives. Memory as `smooth_ap`.
 

@@ -12,13 +12,14 @@ from siamese_jax.losses.info_nce import pair_cross_entropy
 from siamese_jax.losses.miners import Mined, References
 from siamese_jax.losses.options import checked_loss
 
+CLIP_RADIUS = 2.3  # the paper's
 # Of the ball's radius: nothing lies beyond it, as in the authors' code, where distances overflow.
 _EDGE = 1 - 1e-3
 
 
 @checked_loss
 def hyperbolic(
-    temperature: float = 0.2, *, curvature: float = 0.1, clip_radius: float = 2.3
+    temperature: float = 0.2, *, curvature: float = 0.1, clip_radius: float = CLIP_RADIUS
 ) -> Loss:
     """Pairwise cross-entropy in the Poincare ball of curvature -c, D its distance:
 
@@ -33,6 +34,10 @@ def hyperbolic(
     as in the paper, with two images a class. (With more, the authors' code makes batches of two a
     class out of it, so each pair meets fewer negatives.) Values are per anchor [n], the mean over
     its positives; weights count them, so the loss is the mean over positive pairs.
+
+    The paper's x is what a linear layer gives, of any length, cut only where it is too long. With
+    `head.normalize`, the default, all have length 1: a clip radius above that never acts, and D
+    depends on the angle alone. A run says so; `head.normalize=False` is the paper's way.
 
     What a gallery is ranked by is not D but the distance chosen there. Among embeddings of one
     length D grows with the angle alone, so the cosine and the Euclidean distance give its very

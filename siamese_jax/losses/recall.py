@@ -43,8 +43,9 @@ def recall_at_k(
         l_a = 1 - mean_k R_k
 
     Patel, Tolias, Matas: Recall@k Surrogate Loss with Large Batches and Similarity Mixup (2022).
-    z runs over the positives and negatives of the anchor; the authors' code leaves the anchor
-    itself in too, which adds about 1 to each rank. The bounds by k are that code's. Values [n]; the
+    z runs over the positives and negatives of the anchor. In the authors' code it runs over the
+    anchor itself too, whose cosine is 1: that adds about 1 to each rank, but the anchor is not
+    counted among its own answers. The bounds by k are that code's. Values [n]; the
     loss is the mean over the anchors that have positives. It is above 0 for a perfect ranking
     too: the item at rank k counts half. Memory n^2: positives are taken in turn, and again in the
     backward pass.

@@ -25,7 +25,7 @@ import numpy as np
 from siamese_jax import stopping, values
 from siamese_jax.errors import UserError
 from siamese_jax.tools import cli, compare_folds, compare_table
-from siamese_jax.tools.compare_grid import FOLD, Cell, cells, read_grid
+from siamese_jax.tools.compare_grid import FOLD, Cell, Published, cells, read_grid
 from siamese_jax.tools.configs import override
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def options() -> cli.Parser:
 def main(argv: Sequence[str]) -> None:
     args, rest = options().parse_known_args(argv)
 
-    base, grid = read_grid(args.config)
+    base, grid, published = read_grid(args.config)
     override(base, rest, "compare")
     if args.best_of is not None:
         compare_folds.check_tries(args.best_of, grid, args.folds)
@@ -75,9 +75,10 @@ def main(argv: Sequence[str]) -> None:
     from siamese_jax.storage.run_folder import claimed
 
     enable_compilation_cache()
-    workdir = args.workdir or Path("runs") / Path(args.config).stem
+    title = Path(args.config.partition(":")[0]).stem
+    workdir = args.workdir or Path("runs") / title
     with claimed(workdir):
-        compare(chosen, workdir, Path(args.config).stem, list(grid), args.best_of)
+        compare(chosen, workdir, title, list(grid), args.best_of, published)
 
 
 def compare(
@@ -86,13 +87,14 @@ def compare(
     title: str,
     axes: Sequence[str],
     best_of: str | None = None,
+    published: Published | None = None,
 ) -> None:
     """Runs the cells of a grid, and writes their table."""
     outcomes, failures = run_all(chosen, workdir)
     if not outcomes:
         raise UserError(f"no cell could be run; the first said: {next(iter(failures.values()))}")
     speeds = measure_speeds(workdir, [cell for cell in chosen if cell.name in outcomes])
-    rows = compare_table.table(chosen, outcomes, speeds)
+    rows = compare_table.table(chosen, outcomes, speeds, published)
     if best_of:
         rows = compare_folds.best_tries(rows, best_of, chosen)
     if FOLD in axes:
@@ -104,6 +106,8 @@ def compare(
     compare_table.write(workdir, title, rows, axes, failures)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"report: {workdir / 'index.html'}")
+    left = f"; not run: {', '.join(failures)}" if failures else ""
+    print(f"{len(outcomes)} of {len(chosen)} cells are done{left}")
 
 
 def check_cell(cell: Cell) -> None:
@@ -128,15 +132,39 @@ def run_all(
 
     outcomes: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
+    asked: dict[str, str | None] = {}
     for i, cell in enumerate(chosen, start=1):
         stopping.check(f"{i - 1} of {len(chosen)} cells are done")
         print(f"[{i}/{len(chosen)}] {cell.name}", flush=True)
         try:
+            check_weights(cell, workdir, asked)
             outcomes[cell.name] = train(cell.config, workdir / cell.name)
         except UserError as error:
             failures[cell.name] = str(error)
             print(f"  not run: {error}", flush=True)
     return outcomes, failures
+
+
+def check_weights(cell: Cell, workdir: Path, asked: dict[str, str | None]) -> None:
+    """UserError where a cell that has not begun cannot have its weights: before its data are read.
+
+    A trunk's weights are fetched, or found missing, once: `asked` has what came of it.
+    """
+    from siamese_jax.storage import run_folder
+    from siamese_jax.weights.load import fetch
+
+    trunk = cell.config.trunk
+    if trunk.offline_fallback or run_folder.is_run(workdir / cell.name):
+        return
+    key = f"{trunk.name} {trunk.weights} {cell.config.data.cache_dir}"
+    if key not in asked:
+        try:
+            fetch(trunk.name, trunk.weights, cell.config.data.cache_dir)
+            asked[key] = None
+        except UserError as error:
+            asked[key] = str(error)
+    if why := asked[key]:
+        raise UserError(why)
 
 
 def measure_speeds(workdir: Path, finished: Sequence[Cell]) -> dict[str, float]:

@@ -7,13 +7,16 @@ A config file for `compare` has `get_config()` as every config, and
 
 A change names a field ("trunk.name"), or a whole section ("loss") that takes the place of the old
 one; a head may go by its name: {"head": "linear"}. The axes called "seed" and "fold" are averaged
-over.
+over. Scores that others published of the bare trunks may stand beside it, by the names on the axes:
+
+    PUBLISHED = {("sop", "DINO ViT-S16"): 0.648, ...}
 """
 
 import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,6 +25,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.tools.configs import read_config, set_field
 
 Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Published = Mapping[tuple[str, ...], float]  # recall@1 by the names on the axes
 SEED, FOLD = "seed", "fold"
 
 
@@ -43,11 +47,11 @@ class Cell:
         return "-".join(re.sub(r"[^\w.]+", "_", value) for value in self.choice.values())
 
 
-def read_grid(name: str) -> tuple[ConfigDict, Grid]:
-    """The base config and the axes of a config file.
+def read_grid(name: str) -> tuple[ConfigDict, Grid, Published]:
+    """The base config and the axes of a config file, and what others published.
 
     Raises:
-      UserError: no such file, or it is no grid.
+      UserError: no such file, it is no grid, or a published score is of no cell of it.
     """
     config, path, module = read_config(name)
     if not getattr(module, "GRID", None):
@@ -57,7 +61,22 @@ def read_grid(name: str) -> tuple[ConfigDict, Grid]:
             f"{path}: GRID must be {{axis: {{name: {{field: value}}}}}}, with one name or more on "
             "each axis, and names of text that holds a letter or digit"
         )
-    return config, module.GRID
+    published = getattr(module, "PUBLISHED", {})
+    _check_published(published, module.GRID, path)
+    return config, module.GRID, published
+
+
+def _check_published(published: Any, grid: Grid, path: Path) -> None:
+    axes = [axis for axis in grid if axis not in (SEED, FOLD)]
+    rows = set(itertools.product(*(grid[axis] for axis in axes)))
+    if not isinstance(published, Mapping):
+        raise UserError(f"{path}: PUBLISHED must be {{(a name on each axis): recall@1}}")
+    for names, score in published.items():
+        if names not in rows or not isinstance(score, float) or not 0 <= score <= 1:
+            raise UserError(
+                f"{path}: PUBLISHED has {names!r}: {score!r}, but needs a name on each of the axes "
+                f"{', '.join(axes)}, and a recall@1 from 0 to 1"
+            )
 
 
 def _is_grid(grid: Any) -> bool:

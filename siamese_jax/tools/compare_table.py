@@ -12,7 +12,7 @@ from siamese_jax.report.page import table as html_table
 from siamese_jax.report.plots import pareto_plot
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import compare_folds
-from siamese_jax.tools.compare_grid import FOLD, SEED, Cell
+from siamese_jax.tools.compare_grid import FOLD, SEED, Cell, Published
 
 METRICS = ("recall@1", "map@r")
 # The heading of each column that is not an axis, and how it is written.
@@ -28,6 +28,7 @@ COLUMNS = {
     "concatenated map@r": "concatenated map@r",
     "steps": "steps",
     "before": "recall@1 before",
+    "published": "published",
     "parameters": "parameters",
     "images/s": "images/s",
     "width": "width",
@@ -36,7 +37,10 @@ Row = dict[str, Any]
 
 
 def table(
-    cells: Sequence[Cell], outcomes: Mapping[str, Mapping[str, Any]], speeds: Mapping[str, float]
+    cells: Sequence[Cell],
+    outcomes: Mapping[str, Mapping[str, Any]],
+    speeds: Mapping[str, float],
+    published: Published | None = None,
 ) -> list[Row]:
     """One row a combination of the axes, seeds and folds averaged, the best recall@1 first.
 
@@ -46,6 +50,7 @@ def table(
       cells: of the grid.
       outcomes: cell name -> results.json, of those that were run.
       speeds: cell name -> images/s.
+      published: recall@1 of bare trunks elsewhere, by the names on the axes.
     """
     groups: dict[tuple[tuple[str, str], ...], list[Cell]] = {}
     for cell in cells:
@@ -64,6 +69,7 @@ def table(
             **{m: statistics.mean(values[m] for values in after) for m in METRICS},
             "recall@1 sd": statistics.stdev(recalls) if len(recalls) > 1 else math.nan,
             "before": statistics.mean(r["test"]["before"]["recall@1"] for r in results),
+            "published": (published or {}).get(tuple(name for _, name in axes), math.nan),
             "parameters": sum(results[0]["parameters"].values()),
             "images/s": statistics.mean(speeds[cell.name] for cell in members),
             "width": results[0]["embedding_dim"],
@@ -86,6 +92,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _cell(name: str, value: Any) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "-"
     if name == "parameters":
         return f"{value / 1e6:.2f} M"
     if name == "images/s":
@@ -160,8 +168,9 @@ def write(
         section("Table", f'<div class="card">{grid}</div>'),
         '<p class="soft">recall@1 and map@r on the test split after training, ±: half of the 95 % '
         "interval over folds, concatenated: of all folds' embeddings side by side, before: of the "
-        "trunk's pooled features; images/s through trunk and head on the machine that ran the "
-        "comparison, reading of files not counted; parameters of both.</p>",
+        "trunk's pooled features, published: the same elsewhere, as the config has it; images/s "
+        "through trunk and head on the machine that ran the comparison, reading of files not "
+        "counted; parameters of both.</p>",
     ]
     text = page(title, body, subtitle=f"{len(rows)} combinations", warnings=warnings)
     with written(workdir / "index.html") as file:

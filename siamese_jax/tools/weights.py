@@ -1,7 +1,7 @@
 """python -m siamese_jax weights list | fetch NAME | convert FILE | verify FILE
 
 weights list                               every source, and which are on this machine
-weights trunks                             every trunk: pixels, width, stages, licence
+weights trunks                             every trunk: pixels, width, parameters, stages, licence
 weights fetch resnet50                     its default source; or resnet50=timm:resnet50.a1_in1k
 weights convert my.h5 --trunk=resnet50 --out=resnet50.npz
 weights verify my.h5 [--trunk=resnet50]    read it whole; say which trunk and form it fits
@@ -18,6 +18,7 @@ import jax
 from siamese_jax.errors import UserError
 from siamese_jax.report.tables import aligned
 from siamese_jax.tools import cli
+from siamese_jax.trunks.parameters import PARAMETERS
 from siamese_jax.trunks.table import TRUNKS, find
 from siamese_jax.weights import formats
 from siamese_jax.weights.download import (
@@ -59,15 +60,20 @@ Made by `siamese-jax weights trunks --markdown`. Names are timm's, or Keras's wh
 - The feature is the last stage, averaged over the picture. Of a Vision Transformer it is what
   timm's `forward_head(pre_logits=True)` gives: the class token (`cls`), the mean of the patches
   (`top`), SigLIP's attention pooling, or Unicom's two layers on all patches side by side. Of CLIP
-  it is the one before the projection to the text's space.
+  it is the one before the projection to the texts' space. `--stage=proj` is the projected one, 512
+  wide for base and 768 for large, in files that have the projection: those fine-tuned on a
+  classification have none.
 - `--stage=NAME` takes another stage, `--stage=stage4,stage6,top` several of one pass, and
   `--stage=block11:cls` the class token of a block; `--pool=max` pools in another way.
 - A Vision Transformer takes image sizes that its patch divides; others are refused, with the two
-  nearest. Position embeddings are resized as their source does it: by timm's antialiased bicubic
+  nearest. But `vit_so400m_patch14_siglip_384` takes its own 384 pixels, and as in timm does not see
+  the last 6. Position embeddings are resized as their source does it: by timm's antialiased bicubic
   rule, with DINO's offset, or by angles (DINOv3).
 - A file of weights is read by its names: Keras, timm, torchvision, DINO and DINOv2, OpenAI's CLIP
   and open_clip (`visual.`), transformers (`vision_model.`), Unicom. `weights verify FILE` says what
   it fits.
+- Parameters are the numbers that are trained, without a classifier or CLIP's projection, in the
+  torch form (Keras's ResNets have a bias for each convolution besides).
 - The licence is that of the default weights, as their source states it. `weights list` has all.
 
 """
@@ -75,14 +81,16 @@ Made by `siamese-jax weights trunks --markdown`. Names are timm's, or Keras's wh
 
 def trunk_rows() -> list[list[str]]:
     """A row for each trunk, after that of the names of the columns."""
-    rows = [["trunk", "pixels", "width", "stages", "default weights", "licence", "sources"]]
+    rows = [["trunk", "pixels", "width", "parameters", "stages", "default weights", "licence",
+             "sources"]]  # fmt: skip
     for name, trunk in TRUNKS.items():
         sources = [source for owner, source in SOURCES if owner == name]
         default = find_source(name, "imagenet")
         stages = trunk.stages
         shown = ", ".join(stages if len(stages) < 9 else (*stages[:2], "...", *stages[-2:]))
-        rows.append([name, str(trunk.image_size), str(trunk.width), shown, trunk.default_weights,
-                     default.licence, str(len(sources))])  # fmt: skip
+        shown += ", (proj)" if trunk.projection else ""
+        rows.append([name, str(trunk.image_size), str(trunk.width), f"{PARAMETERS[name]:,}", shown,
+                     trunk.default_weights, default.licence, str(len(sources))])  # fmt: skip
     return rows
 
 

@@ -36,6 +36,7 @@ from siamese_jax.train.fields import check_config, completed
 from siamese_jax.train.folds import take_fold
 from siamese_jax.train.from_config import (
     embedding_width,
+    idle_options,
     is_cached,
     is_frozen,
     make_inputs,
@@ -100,6 +101,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     if before and before.config["train"]["steps"] != config.train.steps:
         facts.get("choices", {}).pop("steps", None)  # all that are asked for now
 
+    tell(idle_options(config), facts)
     records, keys = load_data(config, facts)
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
@@ -280,7 +282,7 @@ def load_trunk(config: ConfigDict, facts: Mapping[str, Any], found: Any) -> Trun
         log.warning("%s", warning.message)
         facts["warnings"].append(str(warning.message))
     facts["warnings"].extend(trunk.notes)
-    return trunk
+    return weights.with_stage(trunk, config.trunk.stage)
 
 
 def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:

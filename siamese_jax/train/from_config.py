@@ -17,6 +17,7 @@ from siamese_jax.encoder.model import Model
 from siamese_jax.errors import UserError
 from siamese_jax.losses import LOSSES, ON_DISTANCE, Loss
 from siamese_jax.losses import memory as memory_bank
+from siamese_jax.losses.hyperbolic import CLIP_RADIUS
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.storage.cache import cache_root
 from siamese_jax.train import optim
@@ -82,6 +83,18 @@ def make_loss(config: ConfigDict) -> Loss:
     """The loss, on the config's distance if it is one of distances; similarities keep their own."""
     given = {"distance": config.distance} if config.loss.get("name") in ON_DISTANCE else {}
     return _from_table(LOSSES, "loss", config.loss, **given)
+
+
+def idle_options(config: ConfigDict) -> list[str]:
+    """A line on each option of the loss that the head leaves without effect."""
+    radius = config.loss.get("clip_radius", CLIP_RADIUS)
+    if config.loss.get("name") != "hyperbolic" or not config.head.normalize or radius < 1:
+        return []
+    return [
+        "head.normalize gives all embeddings the length 1, so "
+        f"loss.clip_radius={radius:g} cuts none and the hyperbolic loss is one of angles alone; "
+        "its paper has any length: head.normalize=False"
+    ]
 
 
 def make_miner(config: ConfigDict) -> Callable[..., Any] | None:

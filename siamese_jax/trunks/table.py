@@ -113,7 +113,8 @@ class Trunk:
     `apply({"params", "batch_stats"}, x [n,h,w,3], train_stages=())` gives {stage: [n,h',w',c]}, the
     parameters of a stage lie under its name, and only the stages in `train_stages` use (and update)
     the statistics of the batch. `widths` are the channels of each stage. `preprocessing` is what
-    most of its weights are trained with.
+    most of its weights are trained with. `projection`: channels of "proj", a stage that only some
+    weights have: CLIP's class token in the space that it shares with texts. 0 of other trunks.
     """
 
     build: Callable[..., nn.Module]
@@ -122,6 +123,7 @@ class Trunk:
     image_size: int
     default_weights: str
     preprocessing: Preprocessing = IMAGENET
+    projection: int = 0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -132,6 +134,11 @@ class Trunk:
     def width(self) -> int:
         """The last stage's channels."""
         return self.widths[self.stages[-1]]
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Of each stage, and of the one that only some weights have."""
+        return {**self.widths, **({"proj": self.projection} if self.projection else {})}
 
 
 _BOTH = ("keras", "torch")
@@ -176,6 +183,9 @@ _VITS = {
     "so400m": (1152, 27, 16, 4304),
 }
 
+# Channels of the space that pictures share with texts.
+_CLIP_SPACE = {"base": 512, "large": 768}
+
 
 def _vits(
     names: str, tag: str, usual: Preprocessing, forms: tuple[str, ...] = ("torch",), **options: Any
@@ -186,9 +196,12 @@ def _vits(
         size, patch = re.findall(rf"_({'|'.join(_VITS)})(?:_plus)?_patch(\d+)", name)[0]
         told = name.removesuffix("_qkvb").replace("dinov2", "518").replace("dinov3", "256")
         pixels = int(re.findall(r"_(\d+)$", told)[0])
-        plan = vit.Plan(int(patch), pixels // int(patch), *_VITS[size], **options)
+        grid, rest = divmod(pixels, int(patch))
+        plan = vit.Plan(int(patch), grid, *_VITS[size], rest=rest, **options)
+        projection = _CLIP_SPACE[size] if "_clip_" in name else 0
+        source = f"timm:{name}.{tag}"
         build = partial(vit.ViT, plan)
-        rows[name] = Trunk(build, plan.widths, forms, pixels, f"timm:{name}.{tag}", usual)
+        rows[name] = Trunk(build, plan.widths, forms, pixels, source, usual, projection)
     return rows
 
 
@@ -314,6 +327,8 @@ _TRANSFORMERS: dict[str, Trunk] = {
         HALF,
         **_SIGLIP,
     ),
+    # Its own size is no multiple of its patch.
+    **_vits("vit_so400m_patch14_siglip_384", "webli", HALF, **_SIGLIP),
     **_vits(
         "vit_base_patch32_siglip_256 vit_large_patch16_siglip_512 vit_so400m_patch16_siglip_256 "
         "vit_so400m_patch16_siglip_384 vit_so400m_patch16_siglip_512",

@@ -57,7 +57,8 @@ class Plan(NamedTuple):
     instead, which leaves no position embeddings. `biased`: whether queries and values have biases,
     and keys too unless they are turned; by default all or, of a `turned` one, none. `gated`: an MLP
     is fc2(silu(fc1_g(x)) fc1_x(x)). `flat`: width of the feature that two layers make of all
-    patches side by side, for images of the one `grid` alone; 0 if there is none.
+    patches side by side, for images of the one `grid` alone; 0 if there is none. `rest`: pixels
+    that images of its own size have beyond the `grid`, and that are not seen.
     """
 
     patch: int
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
     biased: bool | None = None
     gated: bool = False
     flat: int = 0
+    rest: int = 0
 
     def __repr__(self) -> str:
         """Fits know a trunk by it: what came later is left out where it changes nothing."""
@@ -98,7 +100,7 @@ class Plan(NamedTuple):
         return {**dict.fromkeys(stages, self.width), **feature}
 
 
-_LATER = ("biased", "gated", "flat")
+_LATER = ("biased", "gated", "flat", "rest")
 
 
 class Part(nn.Module):
@@ -242,6 +244,8 @@ class ViT(nn.Module):
     token, "cls", its attention pooling, "attention", or Unicom's "feature" is a map of one place:
     [n,1,1,c]. "block8:cls" is the class token of a block behind the last norm, as DINO's own linear
     evaluation takes those of the last four. Nothing but "feature" depends on the batch.
+    "proj" is CLIP's embedding, cls W, where the parameters hold W as "proj": of weights asked for
+    it, see `weights.load.with_stage`.
 
     Raises:
       UserError: sides that are no multiples of the patch, or not those of a "feature".
@@ -278,14 +282,20 @@ class ViT(nn.Module):
             outputs["feature"] = feature(outputs["top"], "feature" in train_stages)
         elif plan.class_token:
             outputs["cls"] = x[:, :1, None]
+            if self.has_variable("params", "proj"):
+                width: int = self.get_variable("params", "proj")["kernel"].shape[1]
+                project = nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")
+                outputs["proj"] = project(outputs["cls"])
         elif plan.attention_pool:
             outputs["attention"] = AttentionPool(*shared, name="attention")(x)[:, :, None]
         return outputs
 
 
 def _check_size(height: int, width: int, plan: Plan) -> None:
-    patch, own = plan.patch, plan.patch * plan.grid
-    if plan.flat and (height, width) != (own, own):
+    patch, own = plan.patch, plan.patch * plan.grid + plan.rest
+    if height == width == own:
+        return
+    if plan.flat:
         raise UserError(
             f"images of {height} x {width} pixels: this trunk's layers on all patches side by side "
             f"are for images of {own} x {own} alone; set image_size={own}"

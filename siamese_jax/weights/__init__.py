@@ -1,5 +1,12 @@
 """Pretrained weights: named sources and local files, ported into a trunk's variables."""
 
-from siamese_jax.weights.load import SOURCES, FallbackWarning, TrunkWeights, load, save
+from siamese_jax.weights.load import (
+    SOURCES,
+    FallbackWarning,
+    TrunkWeights,
+    load,
+    save,
+    with_stage,
+)
 
-__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]

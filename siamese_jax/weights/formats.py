@@ -74,9 +74,7 @@ def read_contents(path: str | Path) -> Contents:
     `layer/variable`. The arrays are not to be written to. Raises UserError: no such file, another
     format, or not to be read.
     """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"there is no weights file at {path}; check the path")
+    path = existing(Path(path))
     format = FORMATS.get(path.suffix.lower())
     try:
         with _opened(path) as file:
@@ -94,6 +92,13 @@ def read_contents(path: str | Path) -> Contents:
             f"none of the known extensions: {', '.join(FORMATS)}"
         )
     return found if isinstance(found, Contents) else Contents(found)
+
+
+def existing(path: Path) -> Path:
+    """The path; UserError where no file is there."""
+    if not os.path.isfile(path):
+        raise UserError(f"there is no weights file at {path}; check the path")
+    return path
 
 
 @contextlib.contextmanager

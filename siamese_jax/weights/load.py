@@ -41,7 +41,7 @@ from siamese_jax.weights.namings import shapes
 from siamese_jax.weights.port import Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
-__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +55,8 @@ class TrunkWeights:
 
     `trunk` is the one really loaded; `source` says from where ("keras", a path, "random"), `sha256`
     is that of the file. `variables` = {"params": ..., "batch_stats": ...}, float32. `classifier`,
-    where the file has one that is linear on the pooled features: {"kernel" [c, classes], "bias"}.
+    where the file has one that is linear on the pooled features: {"kernel" [c, classes], "bias"};
+    CLIP's projection is one with biases of 0.
     `fallback_for` names the trunk and the reason if this one was loaded in its place. `notes` say
     what was taken where a file left it open.
     """
@@ -150,6 +151,47 @@ def _scaled(found: TrunkWeights, scaling: Preprocessing | None) -> TrunkWeights:
     return found if scaling is None else replace(found, preprocessing=scaling)
 
 
+def fetch(
+    trunk: str,
+    weights: str | os.PathLike = "imagenet",
+    cache_dir: str | os.PathLike | None = None,
+) -> Path | None:
+    """The file of weights, downloaded where it has to be, unread; None for "random".
+
+    Raises:
+      UserError: it can't be had; as `load` says it.
+    """
+    name = os.fspath(weights)
+    named = name == "imagenet" or (trunk, name) in SOURCES
+    if name == "random":
+        return None
+    if not named and _is_path(name):
+        path = Path(name).expanduser()
+        return path if path.is_dir() else formats.existing(path)
+    hub = unlisted(trunk, name)
+    try:
+        if hub:
+            return obtain_described(hub, cache_dir)
+        return obtain(find_source(trunk, name), cache_dir)
+    except Unavailable as e:
+        raise _unavailable(trunk, name, str(e)) from None
+
+
+def with_stage(weights: TrunkWeights, stage: str | None) -> TrunkWeights:
+    """Weights for an encoder of that `stage`: with CLIP's projection, where "proj" is in it.
+
+    As parameters of the trunk it is trained, stored and fingerprinted with them; so it is among
+    them only where it is used. Weights that have none are returned as they are.
+    """
+    asked = [part.partition(":")[0] for part in (stage or "").split(",")]
+    last, width = weights.classifier, find(weights.trunk).projection
+    if "proj" not in asked or last is None or np.any(last["bias"]) or len(last["bias"]) != width:
+        return weights
+    projection = {"proj": {"kernel": jnp.asarray(last["kernel"])}}
+    params = weights.variables["params"] | projection
+    return replace(weights, variables=weights.variables | {"params": params})
+
+
 def save(path: str | os.PathLike, weights: TrunkWeights) -> None:
     """Write an `.npz` that `load` reads: every leaf by its path, and a description."""
     leaves = flatten(weights.variables)
@@ -182,9 +224,13 @@ def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
         return np.full(shape, one, np.float32)
 
     variables = unflatten({name: draw(name, shape) for name, shape in shapes(trunk, form).items()})
-    scaling = _usual_preprocessing(trunk, form)
-    size = find(trunk).image_size
-    return TrunkWeights(trunk, form, _on_device(variables), scaling, size, "random")
+    scaling, row, last = _usual_preprocessing(trunk, form), find(trunk), None
+    if row.projection:
+        kernel = draw("proj/kernel", (row.width, row.projection))
+        last = {"kernel": kernel, "bias": np.zeros(row.projection, np.float32)}
+    return TrunkWeights(
+        trunk, form, _on_device(variables), scaling, row.image_size, "random", classifier=last
+    )
 
 
 def _usual_preprocessing(trunk: str, form: str) -> Preprocessing:
@@ -341,16 +387,20 @@ def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(jnp.asarray, {"batch_stats": {}} | variables)
 
 
+def _unavailable(trunk: str, name: str, reason: str) -> UserError:
+    return UserError(
+        f"the weights {name!r} of {trunk} can't be had here: {reason}. Three ways out: a local "
+        "file (weights=PATH), another trunk (such as efficientnet_lite0, whose weights are a "
+        "package), or random weights (weights=random)"
+    )
+
+
 def _fall_back(
     trunk: str, name: str, reason: str, fallback: str | None, cache_dir: str | os.PathLike | None
 ) -> TrunkWeights:
     """What an unreachable source leads to: the agreed other trunk, or an error."""
     if fallback is None:
-        raise UserError(
-            f"the weights {name!r} of {trunk} can't be had here: {reason}. Three ways out: a local "
-            "file (weights=PATH), another trunk (such as efficientnet_lite0, whose weights are a "
-            "package), or random weights (weights=random)"
-        )
+        raise _unavailable(trunk, name, reason)
     message = (
         f"THE TRUNK IS {fallback}, NOT {trunk}: the weights {name!r} of {trunk} can't be had here "
         f"({reason}) and offline_fallback says {fallback!r}"

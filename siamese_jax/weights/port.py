@@ -164,6 +164,8 @@ def _classifier(leaves: Leaves, fit: fitting.Fit, trunk: str) -> dict[str, np.nd
     suffixes = KERAS_LEAVES if fit.scheme.keras else TORCH_LEAVES
     owner = fit.prefix + fit.scheme.classifier
     kernel, bias = (leaves.get(owner + suffixes[leaf]) for leaf in ("kernel", "bias"))
+    if bias is None and kernel is not None and table.find(trunk).projection:
+        bias = np.zeros(len(kernel))  # CLIP's projection has none
     if kernel is None or bias is None:
         return None
     kernel = np.asarray(kernel, np.float32)

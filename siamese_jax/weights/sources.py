@@ -221,6 +221,7 @@ _HUB_TAGS = {
     "vit_large_patch16_siglip_512": "v2_webli",
     "vit_so400m_patch14_siglip_224": "v2_webli webli",
     "vit_so400m_patch14_siglip_378": "v2_webli webli webli_ft_in1k",
+    "vit_so400m_patch14_siglip_384": "webli",
     "vit_so400m_patch16_siglip_256": "v2_webli webli_i18n",
     "vit_so400m_patch16_siglip_384": "v2_webli",
     "vit_so400m_patch16_siglip_512": "v2_webli",

@@ -6,7 +6,8 @@ transformers: CLIP's and SigLIP's vision tower of Hugging Face's library, below 
 dinov2, dinov3: facebookresearch's files; positions count the class token, also before registers.
 timm: what its own DINOv3 calls otherwise than its other transformers.
 
-What stands outside the tower (the text tower, a temperature) is no part of a trunk.
+What stands outside the tower (the text tower, a temperature) is no part of a trunk. Only CLIP's
+projection to the space that texts share is taken, as timm takes it: a last layer without biases.
 """
 
 import re
@@ -63,9 +64,8 @@ _TRANSFORMERS: Rules = (
 def _openai(leaves: Leaves) -> Leaves:
     found = _renamed(leaves, _OPENAI)
     found["cls_token"] = found["cls_token"][None]
-    if (projection := found.pop("proj", None)) is not None:  # to the space that texts share
-        found["head.weight"] = projection.T
-        found["head.bias"] = np.zeros(projection.shape[1], projection.dtype)
+    if "proj" in found:
+        found["head.weight"] = found.pop("proj").T
     return found
 
 
@@ -128,18 +128,26 @@ def _gains(leaves: Leaves) -> Leaves:
 
 
 class Library(NamedTuple):
-    """A library's tower in a file: its prefix, a leaf that it has alone, and the way to timm's."""
+    """A library's tower in a file: its prefix, a leaf that it has alone, and the way to timm's;
+    `projection` is CLIP's, [out, in], where it stands outside the tower."""
 
     name: str
     tower: str
     leaf: str
     convert: Callable[[Leaves], Leaves]
+    projection: str = ""
 
 
 _LIBRARIES = (
     Library("openai", "visual.", "class_embedding", _openai),
-    Library("open_clip", "visual.trunk.", "pos_embed", dict),
-    Library("transformers", "vision_model.", "embeddings.patch_embedding.weight", _transformers),
+    Library("open_clip", "visual.trunk.", "pos_embed", dict, "visual.head.proj.weight"),
+    Library(
+        "transformers",
+        "vision_model.",
+        "embeddings.patch_embedding.weight",
+        _transformers,
+        "visual_projection.weight",
+    ),
     Library("dinov3", "", "storage_tokens", _dinov3),
     Library("dinov2", "", "mask_token", _dinov2),
     Library("timm", "", "blocks.0.gamma_1", _gains),
@@ -158,6 +166,7 @@ def as_timm(leaves: Leaves, where: str, biased: bool) -> Converted | None:
         prefix = next((found[1] for name in leaves if (found := marker.match(name))), None)
         if prefix is None:
             continue
+        projection = prefix + library.projection
         prefix += library.tower
         inside = {
             n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)
@@ -165,10 +174,12 @@ def as_timm(leaves: Leaves, where: str, biased: bool) -> Converted | None:
         if library.name == "dinov2" and "blocks.0.ls1.gamma" not in inside:  # MAE masks too
             continue
         dino = library.name in ("dinov2", "dinov3") and "register_tokens" not in inside
-        left = [name for name in leaves if not name.startswith(prefix)]
+        left = [name for name in leaves if not name.startswith(prefix) and name != projection]
         try:
             converted = library.convert(inside)
             converted = converted if biased else _unbiased(converted)
+            if projection in leaves:
+                converted["head.weight"] = leaves[projection]
         except (KeyError, IndexError, ValueError) as e:
             raise UserError(
                 f"{where} has leaves called as {library.name} calls them, but not all that it has "

@@ -19,10 +19,11 @@ from PIL import Image
 from siamese_jax.__main__ import main
 from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
-from siamese_jax.tools.compare import images_per_second
-from siamese_jax.tools.compare_grid import Cell, cells
+from siamese_jax.tools.compare import images_per_second, run_all
+from siamese_jax.tools.compare_grid import Cell, cells, read_grid
 from siamese_jax.tools.compare_table import table, write
-from siamese_jax.tools.configs import override, set_field
+from siamese_jax.tools.configs import base_config, override, set_field
+from siamese_jax.weights.download import Unavailable
 
 ROOT = Path(__file__).parents[2]
 ENCODER = ["--encoder=resnet18", "--weights=random", "--image-size=32"]
@@ -50,6 +51,7 @@ GRID = {{
     "loss": {{"near": {{"loss": {{"name": "triplet", "margin": 0.1}}}},
               "far": {{"loss": {{"name": "triplet", "margin": 0.5}}}}}},
 }}
+PUBLISHED = {{("resnet18", "near"): 0.625}}
 """
 
 
@@ -392,6 +394,7 @@ def test_compare_writes_one_table_three_times(compared):
         assert int(row["parameters"]) == 11_176_512 + 2052
         assert int(row["width"]) == 4
         assert float(row["images/s"]) > 0
+        assert row["published"] == ("0.625" if row["loss"] == "near" else "nan")
         assert (
             json.loads((workdir / row["runs"] / "config.json").read_text())["train"]["steps"] == 3
         )
@@ -399,6 +402,9 @@ def test_compare_writes_one_table_three_times(compared):
     assert text in printed
     assert text.count("\n| resnet18 |") == 2
     assert "Not run: gone-near and 1 more: there is no weights file" in text
+    assert "| published |" in text
+    assert "| 0.6250 |" in text
+    assert printed.splitlines()[-1] == "2 of 4 cells are done; not run: gone-near, gone-far"
     page = (workdir / "index.html").read_text()
     assert page.count("<circle") == 2
     assert "/no/such.npz" in page
@@ -608,6 +614,41 @@ def outcome(recall):
         "embedding_dim": 4,
         "trunk": {"trunk": "t", "fallback_for": None},
     }
+
+
+def test_weights_that_cannot_be_had_are_asked_for_once_and_before_the_data(tmp_path, monkeypatch):
+    asked = []
+
+    def obtain(source, cache_dir):
+        asked.append(source)
+        raise Unavailable("no way there")
+
+    monkeypatch.setattr(sys.modules["siamese_jax.weights.load"], "obtain", obtain)
+    config = base_config()
+    config.data.update(source="folder", root="/no/such/folder")
+    rates = {f"rate {i}": {"optim.learning_rate": 10.0**-i} for i in range(3)}
+    trunks = {"a": {"trunk.name": "resnet50"}, "b": {"trunk.name": "vgg16"}}
+    outcomes, failures = run_all(cells(config, {"rate": rates, "trunk": trunks}), tmp_path)
+    assert not outcomes
+    assert len(asked) == 2
+    for name, why in failures.items():
+        trunk = "resnet50" if name.endswith("a") else "vgg16"
+        assert f"'imagenet' of {trunk} can't be had here: no way there" in why
+
+
+def test_a_published_score_is_of_a_row(tmp_path):
+    path = tmp_path / "grid.py"
+    text = GRID.format(root="/r") + "PUBLISHED = "
+    for wrong in (
+        '{("resnet18", "afar"): 0.5}',
+        '{("gone", "far"): 56.6}',
+        '{"far": 0.5}',
+        "[0.5]",
+    ):
+        path.write_text(text + wrong)
+        with pytest.raises(UserError, match="PUBLISHED") as e:
+            read_grid(str(path))
+        assert "\n" not in str(e.value)
 
 
 def test_seeds_are_averaged_with_their_deviation():

@@ -7,6 +7,7 @@ import tiny
 from siamese_jax import weights
 from siamese_jax.errors import UserError
 from siamese_jax.tools import weights as tool
+from siamese_jax.trunks.parameters import PARAMETERS
 from siamese_jax.trunks.table import TRUNKS
 
 
@@ -70,7 +71,8 @@ def test_the_page_of_trunks_is_what_the_tool_prints(capsys):
     page = (tiny.ROOT / "docs" / "trunks.md").read_text(encoding="utf-8")
     assert printed == page, "siamese-jax weights trunks --markdown > docs/trunks.md"
     for name in TRUNKS:
-        assert f"\n| `{name}` | {TRUNKS[name].image_size} | {TRUNKS[name].width} |" in page
+        size, width = TRUNKS[name].image_size, TRUNKS[name].width
+        assert f"\n| `{name}` | {size} | {width} | {PARAMETERS[name]:,} |" in page
     tool.main(["trunks"])
     plain = capsys.readouterr().out.splitlines()
     assert len(plain) == len(TRUNKS) + 1

@@ -11,7 +11,7 @@ from configs import common
 from siamese_jax.data.sources import load_records
 from siamese_jax.errors import UserError
 from siamese_jax.train.experiment import load_data
-from siamese_jax.train.from_config import make_sampler
+from siamese_jax.train.from_config import idle_options, make_sampler
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,19 @@ def hierarchical(table, shop, **options):
     config.data.update(source="csv", root=str(table), images=str(shop))
     config.sampler = {"name": "hierarchical", "batch_size": 8, "per_class": 2, **options}
     return config
+
+
+def test_a_clip_radius_that_cuts_nothing_is_said():
+    config = common.base()
+    assert idle_options(config) == []
+    config.loss = {"name": "hyperbolic"}
+    (line,) = idle_options(config)
+    assert "loss.clip_radius=2.3 cuts none" in line
+    config.loss = {"name": "hyperbolic", "clip_radius": 0.9}
+    assert idle_options(config) == []
+    config.loss = {"name": "hyperbolic"}
+    config.head.normalize = False
+    assert idle_options(config) == []
 
 
 def test_hierarchical_batches_come_from_few_super_classes(shop, tmp_path):

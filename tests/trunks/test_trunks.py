@@ -9,140 +9,56 @@ from siamese_jax import weights
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import convolution, table, winograd
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
+from siamese_jax.trunks.parameters import PARAMETERS
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.port import shapes
 
-# As timm counts them, without the classifier.
-WITHOUT_STATISTICS = {
-    "convnext_base": 87_566_464,
-    "convnext_large": 196_230_336,
-    "convnext_small": 49_454_688,
+# What timm 1.0.31 and torchvision count, without the classifier.
+THEIRS = {
+    "resnet50": 23_508_032,
+    "vgg16": 14_714_688,
+    "efficientnet_b0": 4_007_548,
+    "mobilenetv3_large_100": 4_202_032,
     "convnext_tiny": 27_820_128,
     "convnextv2_base": 87_692_800,
-    "convnextv2_large": 196_419_840,
-    "convnextv2_nano": 14_982_800,
-    "convnextv2_tiny": 27_866_496,
-    "deit3_base_patch16_224": 85_816_320,
-    "deit3_base_patch16_384": 86_108_160,
-    "deit3_large_patch16_224": 303_349_760,
     "deit3_large_patch16_384": 303_738_880,
-    "deit3_small_patch16_224": 21_674_496,
-    "deit3_small_patch16_384": 21_820_416,
-    "deit_base_patch16_224": 85_798_656,
-    "deit_base_patch16_384": 86_090_496,
-    "deit_small_patch16_224": 21_665_664,
-    "deit_tiny_patch16_224": 5_524_416,
-    "vit_base_patch14_dinov2": 86_579_712,
-    "vit_base_patch14_reg4_dinov2": 86_582_016,
-    "vit_base_patch16_224": 85_798_656,
-    "vit_base_patch16_384": 86_090_496,
-    "vit_base_patch16_clip_224": 85_799_424,
-    "vit_base_patch16_clip_384": 86_091_264,
-    "vit_base_patch16_clip_quickgelu_224": 85_799_424,
-    "vit_base_patch16_dinov3": 85_641_216,
-    "vit_large_patch16_dinov3": 303_079_424,
-    "vit_small_patch16_dinov3": 21_586_944,
-    "vit_base_patch16_dinov3_qkvb": 85_659_648,
-    "vit_huge_plus_patch16_dinov3": 840_509_440,
-    "vit_huge_plus_patch16_dinov3_qkvb": 840_591_360,
-    "vit_large_patch16_dinov3_qkvb": 303_128_576,
-    "vit_small_patch16_dinov3_qkvb": 21_596_160,
-    "vit_small_plus_patch16_dinov3": 28_683_264,
-    "vit_small_plus_patch16_dinov3_qkvb": 28_692_480,
-    "vit_tiny_patch16_dinov3_qkvb": 5_489_664,
-    "vit_base_patch16_siglip_224": 92_884_224,
-    "vit_base_patch16_siglip_256": 92_930_304,
-    "vit_base_patch16_siglip_384": 93_176_064,
-    "vit_base_patch16_siglip_512": 93_520_128,
-    "vit_base_patch32_224": 87_455_232,
-    "vit_base_patch32_384": 87_528_192,
-    "vit_base_patch32_clip_224": 87_456_000,
-    "vit_base_patch32_clip_256": 87_467_520,
-    "vit_base_patch32_clip_384": 87_528_960,
-    "vit_base_patch32_clip_448": 87_568_896,
-    "vit_base_patch32_clip_quickgelu_224": 87_456_000,
-    "vit_base_patch32_siglip_256": 94_552_320,
-    "vit_base_patch8_224": 85_807_872,
-    "vit_large_patch14_clip_224": 303_179_776,
-    "vit_large_patch14_clip_336": 303_507_456,
-    "vit_large_patch14_clip_quickgelu_224": 303_179_776,
-    "vit_large_patch14_clip_quickgelu_336": 303_507_456,
-    "vit_large_patch14_dinov2": 304_367_616,
-    "vit_large_patch14_reg4_dinov2": 304_370_688,
-    "vit_large_patch16_224": 303_301_632,
-    "vit_large_patch16_384": 303_690_752,
-    "vit_large_patch16_siglip_256": 315_956_224,
-    "vit_large_patch16_siglip_384": 316_283_904,
-    "vit_large_patch16_siglip_512": 316_742_656,
-    "vit_large_patch32_224": 305_510_400,
-    "vit_large_patch32_384": 305_607_680,
-    "vit_small_patch14_dinov2": 22_056_192,
     "vit_small_patch14_reg4_dinov2": 22_057_344,
-    "vit_small_patch16_224": 21_665_664,
-    "vit_small_patch16_384": 21_811_584,
-    "vit_small_patch32_224": 22_493_952,
-    "vit_small_patch32_384": 22_530_432,
-    "vit_small_patch8_224": 21_670_272,
-    "vit_so400m_patch14_siglip_224": 427_680_704,
-    "vit_so400m_patch14_siglip_378": 428_225_600,
-    "vit_so400m_patch16_siglip_256": 427_888_064,
-    "vit_so400m_patch16_siglip_384": 428_256_704,
-    "vit_so400m_patch16_siglip_512": 428_772_800,
-    "vit_tiny_patch16_224": 5_524_416,
-    "vit_tiny_patch16_384": 5_597_376,
+    "vit_large_patch16_dinov3": 303_079_424,
+    "vit_huge_plus_patch16_dinov3_qkvb": 840_591_360,
+    "vit_base_patch32_clip_224": 87_456_000,
+    "vit_base_patch16_siglip_384": 93_176_064,
+    "vit_so400m_patch14_siglip_384": 428_225_600,
 }
-# (trunk, form) -> trainable numbers, BatchNorm statistics. Without the classifier.
-SIZES = {
-    ("resnet18", "torch"): (11_176_512, 9_600),
-    ("resnet34", "torch"): (21_284_672, 17_024),
-    ("resnet50", "keras"): (23_534_592, 53_120),
-    ("resnet50", "torch"): (23_508_032, 53_120),
-    ("resnet101", "keras"): (42_552_832, 105_344),
-    ("resnet101", "torch"): (42_500_160, 105_344),
-    ("resnet152", "keras"): (58_219_520, 151_424),
-    ("resnet152", "torch"): (58_143_808, 151_424),
-    ("vgg16", "keras"): (14_714_688, 0),
-    ("vgg16", "torch"): (14_714_688, 0),
-    ("vgg19", "keras"): (20_024_384, 0),
-    ("vgg19", "torch"): (20_024_384, 0),
-    ("vgg16_bn", "torch"): (14_723_136, 8_448),
-    ("vgg19_bn", "torch"): (20_035_392, 11_008),
-    ("efficientnet_b0", "keras"): (4_007_548, 42_016),
-    ("efficientnet_b0", "torch"): (4_007_548, 42_016),
-    ("efficientnet_b1", "keras"): (6_513_184, 62_048),
-    ("efficientnet_b1", "torch"): (6_513_184, 62_048),
-    ("efficientnet_b2", "keras"): (7_700_994, 67_568),
-    ("efficientnet_b2", "torch"): (7_700_994, 67_568),
-    ("efficientnet_b3", "keras"): (10_696_232, 87_296),
-    ("efficientnet_b3", "torch"): (10_696_232, 87_296),
-    ("efficientnet_b4", "keras"): (17_548_616, 125_200),
-    ("efficientnet_b4", "torch"): (17_548_616, 125_200),
-    ("efficientnet_lite0", "keras"): (3_371_008, 42_016),
-    ("efficientnet_lite0", "torch"): (3_371_008, 42_016),
-    ("efficientnet_lite1", "keras"): (4_135_680, 53_664),
-    ("efficientnet_lite1", "torch"): (4_135_680, 53_664),
-    ("efficientnet_lite2", "keras"): (4_811_072, 58_096),
-    ("efficientnet_lite2", "torch"): (4_811_072, 58_096),
-    ("efficientnet_lite3", "keras"): (6_916_096, 76_672),
-    ("efficientnet_lite3", "torch"): (6_916_096, 76_672),
-    ("efficientnet_lite4", "keras"): (11_725_568, 112_368),
-    ("efficientnet_lite4", "torch"): (11_725_568, 112_368),
-    ("vit_base_patch32_unicom_224", "torch"): (116_723_200, 2_560),
-    ("vit_base_patch16_unicom_224", "torch"): (201_967_872, 3_072),
-    ("vit_large_patch14_unicom_224", "torch"): (572_328_448, 3_584),
-    ("vit_large_patch14_unicom_336", "torch"): (908_200_448, 3_584),
-    **{
-        (f"mobilenetv3_{name}", form): sizes
-        for form in ("torch", "torchvision", "keras")
-        for name, sizes in {
-            "large_075": (2_712_528, 19_088),
-            "large_100": (4_202_032, 24_400),
-            "small_050": (568_224, 6_496),
-            "small_075": (1_016_872, 9_680),
-            "small_100": (1_517_856, 12_112),
-        }.items()
-    },
-} | {(name, form): (n, 0) for name, n in WITHOUT_STATISTICS.items() for form in TRUNKS[name].forms}
+# Of a BatchNorm, means and variances.
+STATISTICS = {
+    "resnet18": 9_600,
+    "resnet34": 17_024,
+    "resnet50": 53_120,
+    "resnet101": 105_344,
+    "resnet152": 151_424,
+    "vgg16_bn": 8_448,
+    "vgg19_bn": 11_008,
+    "efficientnet_b0": 42_016,
+    "efficientnet_b1": 62_048,
+    "efficientnet_b2": 67_568,
+    "efficientnet_b3": 87_296,
+    "efficientnet_b4": 125_200,
+    "efficientnet_lite0": 42_016,
+    "efficientnet_lite1": 53_664,
+    "efficientnet_lite2": 58_096,
+    "efficientnet_lite3": 76_672,
+    "efficientnet_lite4": 112_368,
+    "vit_base_patch32_unicom_224": 2_560,
+    "vit_base_patch16_unicom_224": 3_072,
+    "vit_large_patch14_unicom_224": 3_584,
+    "vit_large_patch14_unicom_336": 3_584,
+    "mobilenetv3_large_075": 19_088,
+    "mobilenetv3_large_100": 24_400,
+    "mobilenetv3_small_050": 6_496,
+    "mobilenetv3_small_075": 9_680,
+    "mobilenetv3_small_100": 12_112,
+}
+KERAS_BIASES = {"resnet50": 26_560, "resnet101": 52_672, "resnet152": 75_712}
 
 
 def varied(variables, seed=0):
@@ -160,12 +76,18 @@ def varied(variables, seed=0):
 
 
 def test_every_variant_has_its_listed_size():
-    assert {(name, form) for name, row in TRUNKS.items() for form in row.forms} == SIZES.keys()
-    for (name, form), (trainable, statistics) in SIZES.items():
+    assert PARAMETERS.keys() == TRUNKS.keys()
+    for name, form in ((name, form) for name, row in TRUNKS.items() for form in row.forms):
         found = {"params": 0, "batch_stats": 0}
         for leaf, shape in shapes(name, form).items():
             found[leaf.split("/")[0]] += int(np.prod(shape))
-        assert (found["params"], found["batch_stats"]) == (trainable, statistics), (name, form)
+        more = KERAS_BIASES.get(name, 0) if form == "keras" else 0
+        listed = (PARAMETERS[name] + more, STATISTICS.get(name, 0))
+        assert (found["params"], found["batch_stats"]) == listed, (name, form)
+
+
+def test_sizes_are_those_that_others_count():
+    assert {name: PARAMETERS[name] for name in THEIRS} == THEIRS
 
 
 @pytest.mark.parametrize("name", ["vgg16", "efficientnet_b0", "mobilenetv3_small_050"])

@@ -402,6 +402,12 @@ def test_a_trunk_is_known_by_what_it_was_known_by():
     """Fits and caches name it so: options that came later are left out where they are not used."""
     assert repr(PLANS["dinov3"]).endswith("attention_pool=False, turned=True)")
     assert repr(PLANS["unicom"]).endswith("turned=False, biased=False, flat=10)")
+    clip = repr(TRUNKS["vit_base_patch32_clip_224"].build().plan)
+    assert clip == (
+        "Plan(patch=32, grid=7, width=768, depth=12, heads=12, hidden=0, act='gelu', "
+        "epsilon=1e-05, gains=False, registers=0, class_token=True, class_position=True, "
+        "pre_norm=True, attention_pool=False, turned=False)"
+    )
     distinct = {repr(plan) for plan in PLANS.values()}
     assert len(distinct) == len(PLANS)
 
@@ -423,6 +429,22 @@ def test_an_encoder_gives_the_class_token_or_what_is_asked_for(small, rng):
     assert found.at_size(28)(images.repeat(2, 1)[:, :28].repeat(2, 2)[:, :, :28]).shape == (3, 24)
     with pytest.raises(UserError, match="no stage 'cls'; choose from stem, block1"):
         sj.load_encoder("small_siglip", "random", stage="cls")
+
+
+def test_an_own_size_that_is_no_multiple_leaves_pixels_out(small, rng, monkeypatch):
+    """At the bottom and on the right, as timm's so400m at 384: 27 patches of 14."""
+    plan = PLANS["siglip"]._replace(rest=3)
+    row = Trunk(partial(vit.ViT, plan), plan.widths, positions.RULES, 19, "none", HALF)
+    monkeypatch.setitem(TRUNKS, "small_rest", row)
+    images = rng.integers(0, 256, (2, 19, 19, 3), np.uint8)
+    found = sj.load_encoder("small_rest", "random")
+    same = sj.load_encoder("small_siglip", "random")
+    assert found.image_size == 19
+    np.testing.assert_allclose(found(images), same(images[:, :16, :16]), atol=1e-5)
+    with pytest.raises(UserError, match="18 x 18 pixels are no whole number"):
+        found.at_size(18)(images[:, :18, :18])
+    own = TRUNKS["vit_so400m_patch14_siglip_384"]
+    assert (own.image_size, own.build().plan.grid, own.build().plan.rest) == (384, 27, 6)
 
 
 @pytest.mark.parametrize("size", [18, 3])

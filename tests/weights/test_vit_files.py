@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import siamese_jax as sj
 from siamese_jax import weights
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions, vit
@@ -31,7 +32,9 @@ PLANS = {
 @pytest.fixture
 def small(monkeypatch):
     for name, plan in PLANS.items():
-        row = Trunk(partial(vit.ViT, plan), plan.widths, positions.RULES, 12, "none", IMAGENET)
+        space = 5 if name == "clip" else 0
+        build = partial(vit.ViT, plan)
+        row = Trunk(build, plan.widths, positions.RULES, 12, "none", IMAGENET, space)
         monkeypatch.setitem(TRUNKS, f"file_{name}", row)
 
 
@@ -143,6 +146,76 @@ def test_towers_of_transformers(trunk, small, tmp_path, rng, caplog):
     values = ours(trunk, rng)
     same(load(trunk, tmp_path / "a.safetensors", transformers(values)), values)
     assert "left out: logit_scale, text_model" in caplog.text
+
+
+W = np.random.default_rng(3).normal(size=(6, 5)).astype(np.float32)
+SPACES = {  # W's name and layout in a library's file: transposed but for OpenAI's
+    "openai": lambda values: openai(values) | {"visual.proj": W},
+    "transformers": lambda values: transformers(values) | {"visual_projection.weight": W.T},
+    "wrapped": lambda values: (
+        transformers(values, "clip.vision_model.") | {"clip.visual_projection.weight": W.T}
+    ),
+    "open_clip": lambda values: {
+        **{f"visual.trunk.{name}": leaf for name, leaf in timm("file_clip", values).items()},
+        "visual.head.proj.weight": W.T,
+    },
+    "timm": lambda values: (
+        timm("file_clip", values) | {"head.weight": W.T, "head.bias": np.zeros(5, np.float32)}
+    ),
+    "timm, no bias": lambda values: timm("file_clip", values) | {"head.weight": W.T},
+}
+
+
+@pytest.mark.parametrize("library", SPACES)
+def test_clips_embedding(library, small, tmp_path, rng):
+    """The class token behind the last norm, times W; unless asked for, nothing knows of it."""
+    values = ours("file_clip", rng)
+    found = load("file_clip", tmp_path / "a.safetensors", SPACES[library](values))
+    same(found, values)
+    again = tmp_path / "a.npz"
+    weights.save(again, found)
+    images = rng.integers(0, 256, (3, 12, 12, 3), np.uint8)
+    before = sj.load_encoder("file_clip", tmp_path / "a.safetensors")(images)
+    for path in (tmp_path / "a.safetensors", again):
+        encoder = sj.load_encoder("file_clip", path, stage="proj")
+        assert (encoder.embedding_dim, encoder.params["trunk"]["proj"]["kernel"].shape) == (
+            5,
+            W.shape,
+        )
+        expected = before.astype(float) @ W.astype(float)
+        np.testing.assert_allclose(encoder(images), expected, rtol=0, atol=1e-5)
+    both = sj.load_encoder("file_clip", again, stage="cls,proj")(images)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    np.testing.assert_allclose(both, np.hstack([unit(before), unit(expected)]), rtol=0, atol=1e-5)
+
+
+def test_where_there_is_no_projection_that_is_one_line(small, tmp_path, rng):
+    """None, one of another width, and a classifier: it has biases."""
+    values = ours("file_clip", rng)
+    bias = np.ones(5, np.float32)
+    for more in ({}, {"head.weight": W.T[:4]}, {"head.weight": W.T, "head.bias": bias}):
+        path = tmp_path / f"{len(more)}.safetensors"
+        load("file_clip", path, timm("file_clip", values) | more)
+        with pytest.raises(UserError, match=r"have no projection.*6 -> 5 without biases") as e:
+            sj.load_encoder("file_clip", path, stage="proj")
+        assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="file_siglip has no stage 'proj'; choose from stem"):
+        sj.load_encoder("file_siglip", "random", stage="proj")
+
+
+def test_a_random_clip_has_a_projection(small, rng):
+    images = rng.integers(0, 256, (3, 12, 12, 3), np.uint8)
+    found = sj.load_encoder("file_clip", "random", stage="proj")(images)
+    assert found.shape == (3, 5)
+    assert found.std(0).min() > 0
+
+
+def test_clips_spaces_are_as_wide_as_published():
+    """OpenAI's and LAION's: 512 of base, 768 of large."""
+    spaces = {n: row.projection for n, row in TRUNKS.items() if "_clip_" in n}
+    assert {n.split("_")[1]: s for n, s in spaces.items()} == {"base": 512, "large": 768}
+    others = {row.projection for n, row in TRUNKS.items() if "_clip_" not in n}
+    assert others == {0}
 
 
 def timm(trunk, values):
