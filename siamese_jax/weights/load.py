@@ -38,11 +38,12 @@ from siamese_jax.weights.download import Unavailable, obtain, obtain_described
 from siamese_jax.weights.fit import first
 from siamese_jax.weights.formats import META, Leaves
 from siamese_jax.weights.namings import shapes
-from siamese_jax.weights.port import Ported, flatten, port, unflatten
+from siamese_jax.weights.port import DISTILLED, Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
 __all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save"]
 log = logging.getLogger(__name__)
+UNKNOWN_LICENCE = "unknown: see where the file came from"
 
 
 class FallbackWarning(UserWarning):
@@ -225,13 +226,13 @@ def _from_file(
     meta = _description(leaves, path)
     if meta and meta["trunk"] != trunk:
         raise UserError(f"{path} holds the weights of {meta['trunk']}, not of {trunk}")
-    told = origin.Origin() if meta else origin.find(path, texts, trunk)
+    told = origin.Origin() if meta else origin.find(path, texts, trunk, leaves)
     asked = form or meta.get("form")
     ported = port(leaves, trunk, where=str(path), form=asked or told.form, ignore=ignore)
     usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
-    new = list(ported.notes) + ([f"left out: {first(left)}"] if left else [])
+    new = [*ported.notes, *([f"left out: {first(left)}"] if left else []), *told.notes]
     if not meta:
-        new = [_taken(trunk, ported, told, form), _scaled_as(scaling, usual, told), *new]
+        new = [_taken(trunk, ported, told, form), _scaled_as(scaling, usual, told, ported), *new]
     if new:
         log.warning("%s: %s (--form, --preprocessing say otherwise)", path, "; ".join(new))
     return TrunkWeights(
@@ -242,7 +243,7 @@ def _from_file(
         meta.get("image_size") or told.image_size or find(trunk).image_size,
         str(path),
         formats.digest(path),
-        meta.get("licence"),
+        meta.get("licence") or told.licence or UNKNOWN_LICENCE,
         ported.classifier,
         notes=(*meta.get("notes", ()), *new),
     )
@@ -264,14 +265,17 @@ def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) ->
     return f"taken as {trunk} in the {ported.form} form, {why}{also}"
 
 
-def _scaled_as(asked: Preprocessing | None, usual: Preprocessing, told: origin.Origin) -> str:
+def _scaled_as(
+    asked: Preprocessing | None, usual: Preprocessing, told: origin.Origin, ported: Ported
+) -> str:
     used = asked or usual
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (used.mean, used.std))
     named = {value: name for name, value in PREPROCESSING.items()}
     how = named.get(used, f"(x - ({mean})) / ({std})")
     why = "as is usual" if used in named else "as its own layers do"
-    why = "as asked" if asked else f"by {told.where}" if told.preprocessing else why
-    return f"pixels scaled as {how}, {why}"
+    why = "as DINO is trained" if ported.naming == DISTILLED else why
+    why = f"by {told.scaled_by}" if told.preprocessing else why
+    return f"pixels scaled as {how}, {'as asked' if asked else why}"
 
 
 def _from_run(trunk: str, folder: Path) -> TrunkWeights:
@@ -309,6 +313,8 @@ def _preprocessing(
 ) -> Preprocessing:
     if told.preprocessing:
         return told.preprocessing
+    if ported.naming == DISTILLED:
+        return IMAGENET
     if ported.naming.startswith("keras") and trunk.startswith("efficientnet"):
         return _of_normalization_layer(leaves)
     return _usual_preprocessing(trunk, ported.form)
