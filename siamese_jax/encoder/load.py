@@ -44,8 +44,8 @@ def load_encoder(
 
     Args:
       name: a folder that `main.py` has trained in or `whiten` has saved to, or a name in TRUNKS.
-      weights: of a trunk: "imagenet", "random", a named source, or a file of PyTorch, Keras,
-        safetensors or NumPy.
+      weights: of a trunk: "imagenet", "random", a named source, "timm:NAME" of the Hub, or a file
+        of PyTorch, Keras, safetensors or NumPy.
       image_size: pixels; by default what the run, or the weights, were trained at.
       stage, pool: the trunk's output to use and its pooling, for a bare trunk. Several outputs,
         "stage4,stage6,top", are taken out of one pass and joined with unit length each.
@@ -55,7 +55,8 @@ def load_encoder(
       form: of a bare trunk's weights, where a file does not tell: "keras" (TensorFlow's padding and
         epsilon) or "torch"; "dino" resizes a Vision Transformer's positions as DINO's code does.
       preprocessing: of a bare trunk's pixels, where it is not as the weights say: "imagenet",
-        "inception", "lite", "caffe", "clip", "unit", or "MEAN/STD" for pixels from 0 to 1.
+        "inception", "lite", "caffe", "clip", "satellite", "unit", or "MEAN/STD" for pixels from
+        0 to 1.
       ignore: a pattern (`re.search`) of the leaves of a file that are no part of the trunk.
       whitening: whether a whitening that lies in the folder is applied.
 

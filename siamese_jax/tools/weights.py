@@ -65,9 +65,13 @@ Made by `siamese-jax weights trunks --markdown`. Names are timm's, or Keras's wh
 - A Vision Transformer takes image sizes that its patch divides; others are refused, with the two
   nearest. Position embeddings are resized as their source does it: by timm's antialiased bicubic
   rule, with DINO's offset, or by angles (DINOv3).
-- A file of weights is read by its names: Keras, timm, torchvision, DINO and DINOv2, OpenAI's CLIP
-  and open_clip (`visual.`), transformers (`vision_model.`), Unicom. `weights verify FILE` says what
-  it fits.
+- A file of weights is read by its names: Keras, timm, torchvision, DINO and DINOv2 (also their
+  checkpoints of training), OpenAI's CLIP and open_clip (`visual.`), transformers (`vision_model.`;
+  ViT, DINOv2 and DINOv3), Unicom. `weights verify FILE` says what it fits. Pixels are scaled as
+  config.json, preprocessor_config.json or open_clip_config.json beside it say, else as its name
+  does, else as is usual; `--preprocessing` says otherwise.
+- A name of torch.hub, open_clip or the Hub (`dino_vits16`, `ViT-B/16`, `facebook/dinov2-small`) as
+  the trunk is answered with the names here.
 - The licence is that of the default weights, as their source states it. `weights list` has all.
 
 """
@@ -148,7 +152,7 @@ def _summary(weights: TrunkWeights) -> str:
     head = "with" if weights.classifier else "without"
     return (
         f"{weights.trunk}, {weights.form} form: {len(leaves)} leaves, {count:,} parameters, "
-        f"{head} a linear classifier; sha256 {weights.sha256}"
+        f"{head} a linear classifier; licence {weights.licence}; sha256 {weights.sha256}"
     )
 
 
