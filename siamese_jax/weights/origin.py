@@ -140,12 +140,14 @@ def _same_plan(path: Path, facts: Beside, trunk: str) -> list[str]:
     wrong = {k: v for k, v in facts.plan.items() if plan and getattr(plan, k) != v}
     if plan is None or not wrong or (plan.gated and wrong.keys() == {"act"}):
         return []
-    said = ", ".join(f"{key} {value}, not {getattr(plan, key)}" for key, value in wrong.items())
+    said = " and ".join(
+        f"{k} {value} where {trunk} has {getattr(plan, k)}" for k, value in wrong.items()
+    )
     if wrong.keys() == {"act"} and {wrong["act"], plan.act} == _GELUS:
-        return [f"by {facts.where} {said}: activations differ by up to 5e-4"]
+        return [f"{facts.where} says {said}: activations differ by up to 5e-4"]
     right = _trunks_of(plan._replace(**wrong), facts.image_size)
-    named = f" ({' or '.join(right)}, which is the trunk to take)" if right else ""
-    raise _another(path, f"another network{named}, by {facts.where}: {said}", trunk)
+    named = f"{' or '.join(right)} (take that trunk)" if right else "another network"
+    raise _another(path, f"{named}, by {facts.where} ({said})", trunk)
 
 
 def _trunks_of(plan: Any, pixels: int | None) -> list[str]:
