@@ -11,6 +11,8 @@ from typing import NamedTuple
 from siamese_jax.weights.formats import Leaves
 
 _BACKBONE = re.compile(r"(.*[./])?(teacher|student)[./](module\.)?(_orig_mod\.)?backbone[./]")
+# Of a file of the teacher alone: a backbone, and beside it the heads that only these methods have.
+_ALONE = re.compile(r"((?:module\.)?)(?:dino_head|ibot_head|head\.last_layer)\.")
 _MASKED = "masked_embed"  # what iBOT puts in place of a hidden patch
 
 
@@ -25,6 +27,9 @@ class Backbone(NamedTuple):
 def backbones(leaves: Leaves) -> list[Backbone]:
     """Those of the teacher and of the student, in this order; none of another kind of file."""
     found = dict.fromkeys(match[0] for name in leaves if (match := _BACKBONE.match(name)))
+    if not found:
+        heads = (match[1] + "backbone." for name in leaves if (match := _ALONE.match(name)))
+        found = dict.fromkeys(p for p in heads if any(name.startswith(p) for name in leaves))
     return [_backbone(leaves, prefix) for prefix in sorted(found, key=_is_students)]
 
 
@@ -45,7 +50,5 @@ def _part(name: str) -> str:
     >>> _part("teacher/module.head.mlp.0.weight"), _part("dino_loss/center")
     ('teacher/head', 'dino_loss')
     """
-    entry, _, rest = name.replace("module.", "").replace("_orig_mod.", "").partition("/")
-    if not rest:
-        return ".".join(entry.split(".")[:2])
-    return f"{entry}/{rest.split('.')[0]}" if entry in ("student", "teacher") else entry
+    parts = re.split(r"[./]", re.sub(r"\b(module|_orig_mod)\.", "", name))
+    return "/".join(parts[: 2 if parts[0] in ("student", "teacher") else 1])
