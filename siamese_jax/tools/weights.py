@@ -27,9 +27,9 @@ from siamese_jax.weights.download import (
     obtain,
     obtain_described,
 )
-from siamese_jax.weights.fit import Mismatch, complete
+from siamese_jax.weights.fit import Mismatch, first
 from siamese_jax.weights.load import SOURCES, TrunkWeights, load, save
-from siamese_jax.weights.port import flatten
+from siamese_jax.weights.port import candidates, flatten
 from siamese_jax.weights.sources import find_source, unlisted
 
 log = logging.getLogger(__name__)
@@ -127,23 +127,24 @@ def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
     """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
     if trunk is None:
         log.info("%s is held against all %d trunks; --trunk=NAME is quicker", file, len(TRUNKS))
-    candidates = [trunk] if trunk else _candidates(formats.read(file))
+    leaves = {} if trunk else formats.read(file)
     problems = []
-    for candidate in candidates:
+    for candidate in [trunk] if trunk else _candidates(leaves, file):
         try:
             return load(candidate, file if "/" in file else f"./{file}", **reading)
         except UserError as e:
             problems.append(e)
     if problems:
         raise problems[0]
-    raise UserError(f"{file} fits none of: {', '.join(TRUNKS)}")
+    called = first([name for name in leaves if name != formats.META])
+    raise UserError(f"{file} fits none of {len(TRUNKS)} trunks; its leaves are called {called}")
 
 
-def _candidates(leaves: formats.Leaves) -> list[str]:
+def _candidates(leaves: formats.Leaves, file: str) -> list[str]:
     """The trunks whose leaves are all in the file, the largest first."""
     if formats.META in leaves:
         return [trunk for trunk in TRUNKS if f'"{trunk}"' in str(leaves[formats.META])]
-    return complete(leaves)
+    return candidates(leaves, file)
 
 
 def _summary(weights: TrunkWeights) -> str:

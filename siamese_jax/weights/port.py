@@ -28,7 +28,7 @@ from siamese_jax.weights.namings import (
 )
 from siamese_jax.weights.vit_files import as_timm
 
-__all__ = ["Ported", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
+__all__ = ["Ported", "candidates", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
 
 Variables = dict[str, Any]
 DISTILLED = "a checkpoint of self-distillation"
@@ -90,6 +90,14 @@ def port(
     else:
         made = _port_plain(leaves, trunk, where, form, set(left))
     return made._replace(notes=(*made.notes, *asked))
+
+
+def candidates(leaves: Leaves, where: str) -> list[str]:
+    """The trunks that a file has all leaves of, by whatever library's names, the largest first."""
+    found = distilled.backbones(leaves)
+    leaves = found[0].leaves if found else leaves
+    made = as_timm(leaves, where, biased=True)
+    return fitting.complete(made.leaves if made else leaves)
 
 
 def _port_distilled(

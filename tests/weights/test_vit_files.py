@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from siamese_jax import weights
 from siamese_jax.errors import UserError
+from siamese_jax.tools import weights as tool
 from siamese_jax.trunks import positions, vit
 from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, Trunk
 from siamese_jax.weights.namings import names, schemes
@@ -313,6 +314,27 @@ def test_a_dino_of_transformers_is_told_by_its_repositorys_name(plain, tmp_path,
     found = load("file_plain", folder / "model.safetensors", transformers_vit(values, ""))
     assert (found.form, found.preprocessing) == ("dino", IMAGENET)
     same(found, values)
+
+
+@pytest.mark.parametrize("library", ["transformers", "openai", "timm"])
+def test_the_trunk_of_a_file_of_any_library_is_found(library, plain, monkeypatch, tmp_path, rng):
+    for name in [name for name in TRUNKS if not name.startswith("file_")]:
+        monkeypatch.delitem(TRUNKS, name)  # which would take their time
+    trunk = {"transformers": "file_plain", "openai": "file_clip", "timm": "file_plain"}[library]
+    values = ours(trunk, rng)
+    state = {
+        "transformers": lambda: transformers_vit(values, ""),
+        "openai": lambda: openai(values),
+        "timm": lambda: timm(trunk, values),
+    }[library]()
+    path = tmp_path / "a.safetensors"
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in state.items()}, path)
+    found = tool.verify(str(path))
+    assert found.trunk == trunk
+    same(found, values)
+    save_file({"other.weight": np.ones(3, np.float32)}, path)
+    with pytest.raises(UserError, match=r"fits none of \d+ trunks; its leaves are called other\.w"):
+        tool.verify(str(path))
 
 
 @pytest.mark.parametrize("prefix", ["", "dinov2."])
