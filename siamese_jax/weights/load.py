@@ -95,8 +95,8 @@ def load(
 
     A file's format is told by its content: HDF5 and `.keras` of Keras, PyTorch's state dicts,
     checkpoints and modules (which are never executed), safetensors, npz. A wrapper's prefix
-    ("module.", "backbone.") is dropped. What a file leaves open is decided as its name or a
-    config.json beside it tells, and logged in a line.
+    ("module.", "backbone.") is dropped. What a file leaves open is decided as the configs beside it
+    or its name tell (see `origin`), and logged in a line.
 
     Args:
       trunk: a name in TRUNKS.
@@ -190,6 +190,8 @@ def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
 
 def _usual_preprocessing(trunk: str, form: str) -> Preprocessing:
     """The constants that weights of that form are trained with, where a file says nothing."""
+    if form == "dino":
+        return IMAGENET
     own = IMAGENET if "lite" in trunk else find(trunk).preprocessing
     keras = {"efficientnet_lite": LITE, "efficientnet": own, "mobilenetv3": HALF, "": CAFFE}
     found = next(scaling for start, scaling in keras.items() if trunk.startswith(start))
@@ -232,7 +234,8 @@ def _from_file(
     usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
     new = [*ported.notes, *([f"left out: {first(left)}"] if left else []), *told.notes]
     if not meta:
-        new = [_taken(trunk, ported, told, form), _scaled_as(scaling, usual, told, ported), *new]
+        scaled = _scaled_as(scaling, usual, told, ported, find(trunk).forms)
+        new = [_taken(trunk, ported, told, form), scaled, *new]
     if new:
         log.warning("%s: %s (--form, --preprocessing say otherwise)", path, "; ".join(new))
     return TrunkWeights(
@@ -266,13 +269,19 @@ def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) ->
 
 
 def _scaled_as(
-    asked: Preprocessing | None, usual: Preprocessing, told: origin.Origin, ported: Ported
+    asked: Preprocessing | None,
+    usual: Preprocessing,
+    told: origin.Origin,
+    ported: Ported,
+    forms: tuple[str, ...],
 ) -> str:
     used = asked or usual
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (used.mean, used.std))
     named = {value: name for name, value in PREPROCESSING.items()}
     how = named.get(used, f"(x - ({mean})) / ({std})")
     why = "as is usual" if used in named else "as its own layers do"
+    if used == HALF and "dino" in forms:
+        why += " (DINO's and MAE's are imagenet)"
     why = "as DINO is trained" if ported.naming == DISTILLED else why
     why = f"by {told.scaled_by}" if told.preprocessing else why
     return f"pixels scaled as {how}, {'as asked' if asked else why}"

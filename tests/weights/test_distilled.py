@@ -99,6 +99,14 @@ def test_dinos_teacher_is_taken(tmp_path, caplog):
     assert (asked.form, asked.preprocessing.std[0]) == ("torch", pytest.approx(68.5, abs=0.1))
 
 
+def test_the_same_leaves_by_themselves_are_taken_for_googles(tmp_path, caplog):
+    """Nothing tells, so what else it may be is said; the form tells the pixels too."""
+    path = write(tmp_path / "a.pth", model=backbone("vit_of_dino", 1))
+    assert weights.load("vit_of_dino", path).preprocessing == HALF
+    assert "as inception, as is usual (DINO's and MAE's are imagenet)" in caplog.text
+    assert weights.load("vit_of_dino", path, form="dino").preprocessing == IMAGENET
+
+
 def test_the_student_is_had_by_leaving_the_teacher_out(tmp_path):
     student, teacher = (backbone("vit_of_dino", seed) for seed in (0, 1))
     path = checkpoint(tmp_path / "a.pth", student, teacher)
