@@ -16,8 +16,8 @@ from siamese_jax.encoder.encoder import Encoder, make_encoder
 from siamese_jax.encoder.model import build_model, feature_shape, init_head, model_of_config
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
-from siamese_jax.trunks.names import elsewhere
-from siamese_jax.trunks.table import Preprocessing, as_preprocessing, find
+from siamese_jax.trunks.names import advice
+from siamese_jax.trunks.table import TRUNKS, Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
 from siamese_jax.weights.load import stored_weights
 
@@ -114,7 +114,7 @@ def check_name(name: str | os.PathLike[str]) -> None:
     """UserError for what is neither a folder nor a trunk's name."""
     if Path(name).is_dir():
         return
-    if elsewhere(os.fspath(name)) is None:
+    if advice(os.fspath(name), TRUNKS) is None:
         for what, so in (
             ("is a file", Path(name).is_file()),
             ("does not exist", os.sep in str(name)),

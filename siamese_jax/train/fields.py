@@ -58,7 +58,7 @@ def _trunk() -> Kind:
     named = choice(*TRUNKS)
 
     def holds(value: Any) -> bool:
-        if isinstance(value, str) and value not in TRUNKS and (line := advice(value)):
+        if isinstance(value, str) and value not in TRUNKS and (line := advice(value, TRUNKS)):
             raise UserError(f"no trunk is called so: {line}")
         return named.holds(value)
 

@@ -5,6 +5,7 @@ of the Hub (`facebook/dinov2-small`, `openai/clip-vit-base-patch32`), of torchvi
 """
 
 import re
+from collections.abc import Container
 from typing import NamedTuple
 
 
@@ -15,89 +16,105 @@ class Named(NamedTuple):
     weights: str
 
 
-# A letter or word for the size, as they write it.
-_SIZES = {"s": "small", "b": "base", "l": "large"}
-_LETTERS = {"s16plus": "small_plus", "h16plus": "huge_plus"}
-
-
 def _timm(trunk: str, tag: str) -> Named:
     return Named(trunk, f"timm:{trunk}.{tag}")
 
 
-def _dino() -> dict[str, Named]:
-    """Meta's own."""
-    found = {}
-    for letter, patch in (("s", 16), ("s", 8), ("b", 16), ("b", 8)):
-        file = f"deitsmall{patch}" if letter == "s" else f"vitbase{patch}"
-        trunk = f"vit_{_SIZES[letter]}_patch{patch}_224"
-        found[f"dino-vit{letter}{patch}"] = Named(trunk, f"facebookresearch:dino_{file}")
-    for letter, size in _SIZES.items():
-        plain, registers = f"vit_{size}_patch14_dinov2", f"vit_{size}_patch14_reg4_dinov2"
-        file = f"dinov2_vit{letter}14"
-        for name in (f"dinov2-vit{letter}14", f"dinov2-{size}"):
-            found[name] = Named(plain, f"facebookresearch:{file}")
-        for name in (f"dinov2-vit{letter}14-reg", f"dinov2-with-registers-{size}"):
-            found[name] = Named(registers, f"facebookresearch:{file}_reg4")
-    for short, size in {**{f"{k}16": v for k, v in _SIZES.items()}, **_LETTERS}.items():
-        named = _timm(f"vit_{size}_patch16_dinov3", "lvd1689m")
-        found |= dict.fromkeys(
-            (f"dinov3-vit{short}", f"dinov3-vit{short}-pretrain-lvd1689m"), named
-        )
-    found["dinov3-vitl16-pretrain-sat493m"] = _timm("vit_large_patch16_dinov3", "sat493m")
-    for size in ("tiny", *_SIZES.values()):
-        if size != "large":
-            name = f"deit-{size}-patch16-224"
-            found[name] = _timm(name.replace("-", "_"), "fb_in1k")
-    return found
-
-
-def _clip() -> dict[str, Named]:
-    """OpenAI's, and LAION's."""
-    found = {}
-    for letter, patch, pixels in (("b", 32, 224), ("b", 16, 224), ("l", 14, 224), ("l", 14, 336)):
-        size, larger = _SIZES[letter], "" if pixels == 224 else f"-{pixels}"
-        named = _timm(f"vit_{size}_patch{patch}_clip_quickgelu_{pixels}", "openai")
-        found[f"clip-vit-{size}-patch{patch}{larger}"] = named
-        found[f"vit-{letter}-{patch}{larger}"] = named
-        found[f"vit-{letter}-{patch}{larger}-quickgelu"] = named
-    for letter, patch, seen in (
-        ("b", 32, "34b-b79k"),
-        ("b", 16, "34b-b88k"),
-        ("l", 14, "32b-b82k"),
-    ):
-        trunk, name = f"vit_{_SIZES[letter]}_patch{patch}_clip_224", f"clip-vit-{letter}-{patch}"
-        found[f"{name}-laion2b-s{seen}"] = _timm(trunk, "laion2b")
-        found[f"{name}-datacomp.xl-s13b-b90k"] = _timm(trunk, "datacompxl")
-    return found
-
-
-def _google() -> dict[str, Named]:
-    """SigLIP, and the ViT of the Hub, whose first weights were the paper's own."""
-    found = {}
-    for size, patch, pixels in (
-        *(("base", 16, pixels) for pixels in (224, 256, 384, 512)),
-        *(("large", 16, pixels) for pixels in (256, 384)),
-        *(("so400m", 14, pixels) for pixels in (224, 384)),
-    ):
-        # 384 pixels are 27 patches of 14 and a rest.
-        trunk = f"vit_{size}_patch{patch}_siglip_{pixels // patch * patch}"
-        for family, tag in (("siglip", "webli"), ("siglip2", "v2_webli")):
-            found[f"{family}-{size}-patch{patch}-{pixels}"] = _timm(trunk, tag)
-    for size, patch, pixels, tag in (
-        ("base", 16, 224, "orig_in21k_ft_in1k"),
-        ("base", 16, 384, "orig_in21k_ft_in1k"),
-        ("large", 32, 384, "orig_in21k_ft_in1k"),
-        ("base", 16, 224, "orig_in21k"),
-        ("base", 32, 224, "orig_in21k"),
-        ("large", 16, 224, "orig_in21k"),
-        ("large", 32, 224, "orig_in21k"),
-    ):
-        end = "-in21k" if tag == "orig_in21k" else ""
-        trunk = f"vit_{size}_patch{patch}_{pixels}"
-        found[f"vit-{size}-patch{patch}-{pixels}{end}"] = _timm(trunk, tag)
-    return found
-
-
+# Without their owner, in small letters, with - between the parts.
+NAMES: dict[str, Named] = {
+    # DINO, by torch.hub and by the Hub.
+    "dino-vits16": Named("vit_small_patch16_224", "facebookresearch:dino_deitsmall16"),
+    "dino-vits8": Named("vit_small_patch8_224", "facebookresearch:dino_deitsmall8"),
+    "dino-vitb16": Named("vit_base_patch16_224", "facebookresearch:dino_vitbase16"),
+    "dino-vitb8": Named("vit_base_patch8_224", "facebookresearch:dino_vitbase8"),
+    # DINOv2.
+    "dinov2-vits14": Named("vit_small_patch14_dinov2", "facebookresearch:dinov2_vits14"),
+    "dinov2-small": Named("vit_small_patch14_dinov2", "facebookresearch:dinov2_vits14"),
+    "dinov2-vits14-reg": Named(
+        "vit_small_patch14_reg4_dinov2", "facebookresearch:dinov2_vits14_reg4"
+    ),
+    "dinov2-with-registers-small": Named(
+        "vit_small_patch14_reg4_dinov2", "facebookresearch:dinov2_vits14_reg4"
+    ),
+    "dinov2-vitb14": Named("vit_base_patch14_dinov2", "facebookresearch:dinov2_vitb14"),
+    "dinov2-base": Named("vit_base_patch14_dinov2", "facebookresearch:dinov2_vitb14"),
+    "dinov2-vitb14-reg": Named(
+        "vit_base_patch14_reg4_dinov2", "facebookresearch:dinov2_vitb14_reg4"
+    ),
+    "dinov2-with-registers-base": Named(
+        "vit_base_patch14_reg4_dinov2", "facebookresearch:dinov2_vitb14_reg4"
+    ),
+    "dinov2-vitl14": Named("vit_large_patch14_dinov2", "facebookresearch:dinov2_vitl14"),
+    "dinov2-large": Named("vit_large_patch14_dinov2", "facebookresearch:dinov2_vitl14"),
+    "dinov2-vitl14-reg": Named(
+        "vit_large_patch14_reg4_dinov2", "facebookresearch:dinov2_vitl14_reg4"
+    ),
+    "dinov2-with-registers-large": Named(
+        "vit_large_patch14_reg4_dinov2", "facebookresearch:dinov2_vitl14_reg4"
+    ),
+    # DINOv3.
+    "dinov3-vits16": _timm("vit_small_patch16_dinov3", "lvd1689m"),
+    "dinov3-vits16-pretrain-lvd1689m": _timm("vit_small_patch16_dinov3", "lvd1689m"),
+    "dinov3-vitb16": _timm("vit_base_patch16_dinov3", "lvd1689m"),
+    "dinov3-vitb16-pretrain-lvd1689m": _timm("vit_base_patch16_dinov3", "lvd1689m"),
+    "dinov3-vitl16": _timm("vit_large_patch16_dinov3", "lvd1689m"),
+    "dinov3-vitl16-pretrain-lvd1689m": _timm("vit_large_patch16_dinov3", "lvd1689m"),
+    "dinov3-vits16plus": _timm("vit_small_plus_patch16_dinov3", "lvd1689m"),
+    "dinov3-vits16plus-pretrain-lvd1689m": _timm("vit_small_plus_patch16_dinov3", "lvd1689m"),
+    "dinov3-vith16plus": _timm("vit_huge_plus_patch16_dinov3", "lvd1689m"),
+    "dinov3-vith16plus-pretrain-lvd1689m": _timm("vit_huge_plus_patch16_dinov3", "lvd1689m"),
+    "dinov3-vitl16-pretrain-sat493m": _timm("vit_large_patch16_dinov3", "sat493m"),
+    # DeiT.
+    "deit-tiny-patch16-224": _timm("deit_tiny_patch16_224", "fb_in1k"),
+    "deit-small-patch16-224": _timm("deit_small_patch16_224", "fb_in1k"),
+    "deit-base-patch16-224": _timm("deit_base_patch16_224", "fb_in1k"),
+    # OpenAI's CLIP, by open_clip, by OpenAI and by the Hub.
+    "clip-vit-base-patch32": _timm("vit_base_patch32_clip_quickgelu_224", "openai"),
+    "vit-b-32": _timm("vit_base_patch32_clip_quickgelu_224", "openai"),
+    "vit-b-32-quickgelu": _timm("vit_base_patch32_clip_quickgelu_224", "openai"),
+    "clip-vit-base-patch16": _timm("vit_base_patch16_clip_quickgelu_224", "openai"),
+    "vit-b-16": _timm("vit_base_patch16_clip_quickgelu_224", "openai"),
+    "vit-b-16-quickgelu": _timm("vit_base_patch16_clip_quickgelu_224", "openai"),
+    "clip-vit-large-patch14": _timm("vit_large_patch14_clip_quickgelu_224", "openai"),
+    "vit-l-14": _timm("vit_large_patch14_clip_quickgelu_224", "openai"),
+    "vit-l-14-quickgelu": _timm("vit_large_patch14_clip_quickgelu_224", "openai"),
+    "clip-vit-large-patch14-336": _timm("vit_large_patch14_clip_quickgelu_336", "openai"),
+    "vit-l-14-336": _timm("vit_large_patch14_clip_quickgelu_336", "openai"),
+    "vit-l-14-336-quickgelu": _timm("vit_large_patch14_clip_quickgelu_336", "openai"),
+    # LAION's.
+    "clip-vit-b-32-laion2b-s34b-b79k": _timm("vit_base_patch32_clip_224", "laion2b"),
+    "clip-vit-b-32-datacomp.xl-s13b-b90k": _timm("vit_base_patch32_clip_224", "datacompxl"),
+    "clip-vit-b-16-laion2b-s34b-b88k": _timm("vit_base_patch16_clip_224", "laion2b"),
+    "clip-vit-b-16-datacomp.xl-s13b-b90k": _timm("vit_base_patch16_clip_224", "datacompxl"),
+    "clip-vit-l-14-laion2b-s32b-b82k": _timm("vit_large_patch14_clip_224", "laion2b"),
+    "clip-vit-l-14-datacomp.xl-s13b-b90k": _timm("vit_large_patch14_clip_224", "datacompxl"),
+    # SigLIP; 384 pixels are 27 patches of 14 and a rest.
+    "siglip-base-patch16-224": _timm("vit_base_patch16_siglip_224", "webli"),
+    "siglip-base-patch16-256": _timm("vit_base_patch16_siglip_256", "webli"),
+    "siglip-base-patch16-384": _timm("vit_base_patch16_siglip_384", "webli"),
+    "siglip-base-patch16-512": _timm("vit_base_patch16_siglip_512", "webli"),
+    "siglip-large-patch16-256": _timm("vit_large_patch16_siglip_256", "webli"),
+    "siglip-large-patch16-384": _timm("vit_large_patch16_siglip_384", "webli"),
+    "siglip-so400m-patch14-224": _timm("vit_so400m_patch14_siglip_224", "webli"),
+    "siglip-so400m-patch14-384": _timm("vit_so400m_patch14_siglip_378", "webli"),
+    # SigLIP 2.
+    "siglip2-base-patch16-224": _timm("vit_base_patch16_siglip_224", "v2_webli"),
+    "siglip2-base-patch16-256": _timm("vit_base_patch16_siglip_256", "v2_webli"),
+    "siglip2-base-patch16-384": _timm("vit_base_patch16_siglip_384", "v2_webli"),
+    "siglip2-base-patch16-512": _timm("vit_base_patch16_siglip_512", "v2_webli"),
+    "siglip2-large-patch16-256": _timm("vit_large_patch16_siglip_256", "v2_webli"),
+    "siglip2-large-patch16-384": _timm("vit_large_patch16_siglip_384", "v2_webli"),
+    "siglip2-so400m-patch14-224": _timm("vit_so400m_patch14_siglip_224", "v2_webli"),
+    "siglip2-so400m-patch14-384": _timm("vit_so400m_patch14_siglip_378", "v2_webli"),
+    # Google's ViT, whose first weights were the paper's own.
+    "vit-base-patch16-224": _timm("vit_base_patch16_224", "orig_in21k_ft_in1k"),
+    "vit-base-patch16-384": _timm("vit_base_patch16_384", "orig_in21k_ft_in1k"),
+    "vit-large-patch32-384": _timm("vit_large_patch32_384", "orig_in21k_ft_in1k"),
+    "vit-base-patch16-224-in21k": _timm("vit_base_patch16_224", "orig_in21k"),
+    "vit-base-patch32-224-in21k": _timm("vit_base_patch32_224", "orig_in21k"),
+    "vit-large-patch16-224-in21k": _timm("vit_large_patch16_224", "orig_in21k"),
+    "vit-large-patch32-224-in21k": _timm("vit_large_patch32_224", "orig_in21k"),
+}
 # torchvision's own, by the names that only it writes so; of its transformers there are no weights
 # here, so that these are timm's.
 _TORCHVISION = {
@@ -107,28 +124,32 @@ _TORCHVISION = {
     "mobilenet_v3_large": Named("mobilenetv3_large_100", "torchvision:IMAGENET1K_V2"),
     "mobilenet_v3_small": Named("mobilenetv3_small_100", "torchvision:IMAGENET1K_V1"),
 }
-NAMES: dict[str, Named] = {**_dino(), **_clip(), **_google()}
 _OWNERS = re.compile(r"^((hf-hub|timm):)?(facebook|facebookresearch|openai|laion|google|timm)/")
 
 
 def elsewhere(name: str) -> Named | None:
-    """What a name of another library is called here.
+    """What a name of another library is called here; any of timm's is taken for one of ours.
 
     >>> elsewhere("facebook/dinov2-small").trunk, elsewhere("ViT-B/16").trunk
     ('vit_small_patch14_dinov2', 'vit_base_patch16_clip_quickgelu_224')
+    >>> elsewhere("timm/vit_small_patch16_224.dino").weights
+    'timm:vit_small_patch16_224.dino'
     """
     lower = name.lower()
+    if timm := re.fullmatch(r"(?:(?:hf-hub:)?timm/|timm:)?(?:tf_)?([a-z0-9_]+)\.[a-z0-9_]+", lower):
+        return Named(timm[1], f"timm:{re.split('[/:]', lower)[-1]}")
     return _TORCHVISION.get(lower) or NAMES.get(_plain(lower))
 
 
-def advice(name: str) -> str | None:
-    """A line that says so, or None.
+def advice(name: str, trunks: Container[str]) -> str | None:
+    """A line that says so; None where it is a name of none of our `trunks`.
 
-    >>> advice("dino_vits8")
+    >>> advice("dino_vits8", {"vit_small_patch8_224"})
     "'dino_vits8' is here the trunk vit_small_patch8_224 with the weights \
 facebookresearch:dino_deitsmall8"
     """
-    if (found := elsewhere(name)) is None:
+    found = elsewhere(name)
+    if found is None or found.trunk not in trunks:
         return None
     line = f"{name!r} is here the trunk {found.trunk} with the weights {found.weights}"
     if not re.match(r"vit-[bl]-\d+$", _plain(name.lower())):
@@ -144,7 +165,7 @@ def _plain(name: str) -> str:
 
 
 # Of CLIP the name of the architecture alone leaves the activation open.
-_TOLD = sorted((name for name in NAMES if not re.match(r"vit-[bl]-", name)), key=len, reverse=True)
+_TOLD = sorted((n for n in NAMES if not re.match(r"vit-[bl]-[\d-]+$", n)), key=len, reverse=True)
 _TEXT = re.compile(f"(?<![a-z0-9])({'|'.join(map(re.escape, _TOLD))})(?![a-z0-9])")
 
 

@@ -368,7 +368,7 @@ TRUNKS: dict[str, Trunk] = {
 def find(name: str) -> Trunk:
     """The trunk of that name; UserError with what it is called here, or is like, otherwise."""
     if name not in TRUNKS:
-        if known := advice(name):
+        if known := advice(name, TRUNKS):
             raise UserError(f"no trunk is called so: {known}")
         near = difflib.get_close_matches(name, TRUNKS, 8, 0.5) or [*TRUNKS][:8]
         raise UserError(

@@ -15,6 +15,7 @@ from siamese_jax.trunks.table import (
     HALF,
     IMAGENET,
     LITE,
+    TRUNKS,
     Preprocessing,
     find,
 )
@@ -378,7 +379,7 @@ def find_source(trunk: str, name: str) -> Source:
     """The row of a trunk's named source; "imagenet" is its default. UserError lists the names."""
     name = find(trunk).default_weights if name == "imagenet" else name
     if (trunk, name) not in SOURCES:
-        if told := advice(name):
+        if told := advice(name, TRUNKS):
             raise UserError(f"{trunk} has no weights called so: {told}")
         known = ", ".join(source for owner, source in SOURCES if owner == trunk)
         raise UserError(

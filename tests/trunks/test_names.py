@@ -34,6 +34,9 @@ def test_every_name_has_a_source(name):
         ("google/siglip-base-patch16-224", "vit_base_patch16_siglip_224", ".webli"),
         ("google/siglip2-so400m-patch14-384", "vit_so400m_patch14_siglip_378", ".v2_webli"),
         ("google/vit-base-patch16-224-in21k", "vit_base_patch16_224", ".orig_in21k"),
+        ("timm/vit_small_patch16_224.dino", "vit_small_patch16_224", "224.dino"),
+        ("hf-hub:timm/convnext_tiny.in12k_ft_in1k", "convnext_tiny", "timm:convnext_tiny.in12k"),
+        ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet_b0", "timm:tf_efficientnet_b0.ns_jft"),
         ("vit_b_16", "vit_base_patch16_224", "timm:"),
         ("mobilenet_v3_large", "mobilenetv3_large_100", "torchvision:"),
     ],
@@ -57,6 +60,8 @@ def test_our_own_names_are_ours():
         assert find(name) is TRUNKS[name]
     with pytest.raises(UserError, match=r"of \d+ there are"):
         find("dino_vitx16")
+    with pytest.raises(UserError, match=r"of \d+ there are"):
+        find("swin_base_patch4_window7_224.ms_in1k")
 
 
 def test_a_config_answers_too():
@@ -71,4 +76,7 @@ def test_a_config_answers_too():
 
 def test_the_name_of_clips_architecture_alone_tells_no_activation():
     assert in_text("ViT-B-32.pt") == in_text("my-dinov2-smaller.pth") == []
+    assert in_text("vit_b_32-quickgelu-laion400m_e32-46683a32.pt") == [
+        "vit_base_patch32_clip_quickgelu_224"
+    ]
     assert in_text("CLIP-ViT-B-32-laion2B-s34B-b79K.bin") == ["vit_base_patch32_clip_224"]
