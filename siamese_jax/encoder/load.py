@@ -16,7 +16,8 @@ from siamese_jax.encoder.encoder import Encoder, make_encoder
 from siamese_jax.encoder.model import build_model, feature_shape, init_head, model_of_config
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
-from siamese_jax.trunks.table import Preprocessing, as_preprocessing, find
+from siamese_jax.trunks.names import advice
+from siamese_jax.trunks.table import TRUNKS, Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
 from siamese_jax.weights.load import stored_weights, with_stage
 
@@ -43,8 +44,8 @@ def load_encoder(
 
     Args:
       name: a folder that `main.py` has trained in or `whiten` has saved to, or a name in TRUNKS.
-      weights: of a trunk: "imagenet", "random", a named source, or a file of PyTorch, Keras,
-        safetensors or NumPy.
+      weights: of a trunk: "imagenet", "random", a named source, "timm:NAME" of the Hub, or a file
+        of PyTorch, Keras, safetensors or NumPy.
       image_size: pixels; by default what the run, or the weights, were trained at.
       stage, pool: the trunk's output to use and its pooling, for a bare trunk. Several outputs,
         "stage4,stage6,top", are taken out of one pass and joined with unit length each.
@@ -54,7 +55,8 @@ def load_encoder(
       form: of a bare trunk's weights, where a file does not tell: "keras" (TensorFlow's padding and
         epsilon) or "torch"; "dino" resizes a Vision Transformer's positions as DINO's code does.
       preprocessing: of a bare trunk's pixels, where it is not as the weights say: "imagenet",
-        "inception", "lite", "caffe", "clip", "unit", or "MEAN/STD" for pixels from 0 to 1.
+        "inception", "lite", "caffe", "clip", "satellite", "unit", or "MEAN/STD" for pixels from
+        0 to 1.
       ignore: a pattern (`re.search`) of the leaves of a file that are no part of the trunk.
       whitening: whether a whitening that lies in the folder is applied.
 
@@ -106,9 +108,13 @@ def check_name(name: str | os.PathLike[str]) -> None:
     """UserError for what is neither a folder nor a trunk's name."""
     if Path(name).is_dir():
         return
-    for what, so in (("is a file", Path(name).is_file()), ("does not exist", os.sep in str(name))):
-        if so:
-            raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
+    if advice(os.fspath(name), TRUNKS) is None:
+        for what, so in (
+            ("is a file", Path(name).is_file()),
+            ("does not exist", os.sep in str(name)),
+        ):
+            if so:
+                raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
     find(os.fspath(name))
 
 

@@ -106,7 +106,10 @@ def add_encoder(
         "times, the encoders are fused: cosines are the weighted mean of theirs",
     )
     group.add_argument(
-        "--weights", default="imagenet", help="of a trunk: imagenet, random, a named source, a file"
+        "--weights",
+        default="imagenet",
+        help="of a trunk: imagenet (its default), random, a source that `weights list` names, "
+        "timm:NAME for any of timm's on the Hub, or a file",
     )
     add_reading(group)
     size = values.several(values.PIXELS, 1) if sizes else values.PIXELS
@@ -144,13 +147,15 @@ def add_reading(group: "argparse._ActionsContainer") -> None:
     group.add_argument(
         "--form",
         choices=("keras", "torch", "torchvision", "dino"),
-        help="of a weights file that does not tell its own",
+        help="how the network of a weights file that does not tell computes: keras has "
+        "TensorFlow's padding and epsilons, torch those of timm, torchvision its own epsilon of "
+        "MobileNetV3; dino resizes a Vision Transformer's positions as Meta's code does",
     )
     group.add_argument(
         "--preprocessing",
         type=TEXT,
-        help="of a trunk's pixels: imagenet, inception, lite, caffe, clip, unit, or MEAN/STD for "
-        "pixels from 0 to 1; default: as the weights say",
+        help="of a trunk's pixels: imagenet, inception, lite, caffe, clip, satellite, unit, or "
+        "MEAN/STD for pixels from 0 to 1; default: as the weights say",
     )
     group.add_argument(
         "--ignore",

@@ -28,9 +28,9 @@ from siamese_jax.weights.download import (
     obtain,
     obtain_described,
 )
-from siamese_jax.weights.fit import Mismatch, complete
+from siamese_jax.weights.fit import Mismatch, first
 from siamese_jax.weights.load import SOURCES, TrunkWeights, load, save
-from siamese_jax.weights.port import flatten
+from siamese_jax.weights.port import candidates, flatten
 from siamese_jax.weights.sources import find_source, unlisted
 
 log = logging.getLogger(__name__)
@@ -69,9 +69,13 @@ Made by `siamese-jax weights trunks --markdown`. Names are timm's, or Keras's wh
   nearest. But `vit_so400m_patch14_siglip_384` takes its own 384 pixels, and as in timm does not see
   the last 6. Position embeddings are resized as their source does it: by timm's antialiased bicubic
   rule, with DINO's offset, or by angles (DINOv3).
-- A file of weights is read by its names: Keras, timm, torchvision, DINO and DINOv2, OpenAI's CLIP
-  and open_clip (`visual.`), transformers (`vision_model.`), Unicom. `weights verify FILE` says what
-  it fits.
+- A file of weights is read by its names: Keras, timm, torchvision, DINO and DINOv2 (also their
+  checkpoints of training), OpenAI's CLIP and open_clip (`visual.`), transformers (`vision_model.`;
+  ViT, DINOv2 and DINOv3), Unicom. `weights verify FILE` says what it fits. Pixels are scaled as
+  config.json, preprocessor_config.json or open_clip_config.json beside it say, else as its name
+  does, else as is usual; `--preprocessing` says otherwise.
+- A name of torch.hub, open_clip or the Hub (`dino_vits16`, `ViT-B/16`, `facebook/dinov2-small`) as
+  the trunk is answered with the names here.
 - Parameters are the numbers that are trained, without a classifier or CLIP's projection, in the
   torch form (Keras's ResNets have a bias for each convolution besides).
 - The licence is that of the default weights, as their source states it. `weights list` has all.
@@ -131,23 +135,24 @@ def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
     """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
     if trunk is None:
         log.info("%s is held against all %d trunks; --trunk=NAME is quicker", file, len(TRUNKS))
-    candidates = [trunk] if trunk else _candidates(formats.read(file))
+    leaves = {} if trunk else formats.read(file)
     problems = []
-    for candidate in candidates:
+    for candidate in [trunk] if trunk else _candidates(leaves, file):
         try:
             return load(candidate, file if "/" in file else f"./{file}", **reading)
         except UserError as e:
             problems.append(e)
     if problems:
         raise problems[0]
-    raise UserError(f"{file} fits none of: {', '.join(TRUNKS)}")
+    called = first([name for name in leaves if name != formats.META])
+    raise UserError(f"{file} fits none of {len(TRUNKS)} trunks; its leaves are called {called}")
 
 
-def _candidates(leaves: formats.Leaves) -> list[str]:
+def _candidates(leaves: formats.Leaves, file: str) -> list[str]:
     """The trunks whose leaves are all in the file, the largest first."""
     if formats.META in leaves:
         return [trunk for trunk in TRUNKS if f'"{trunk}"' in str(leaves[formats.META])]
-    return complete(leaves)
+    return candidates(leaves, file)
 
 
 def _summary(weights: TrunkWeights) -> str:
@@ -156,7 +161,7 @@ def _summary(weights: TrunkWeights) -> str:
     head = "with" if weights.classifier else "without"
     return (
         f"{weights.trunk}, {weights.form} form: {len(leaves)} leaves, {count:,} parameters, "
-        f"{head} a linear classifier; sha256 {weights.sha256}"
+        f"{head} a linear classifier; licence {weights.licence}; sha256 {weights.sha256}"
     )
 
 

@@ -22,11 +22,13 @@ from siamese_jax.losses.miners import MINERS
 from siamese_jax.losses.options import LOSS_OPTIONS, MINER_OPTIONS
 from siamese_jax.storage.run_folder import flat
 from siamese_jax.train.optim import OPTIMIZERS, SCHEDULES
+from siamese_jax.trunks.names import advice
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.values import (
     BATCH,
     COUNT,
     PIXELS,
+    Kind,
     Option,
     check,
     choice,
@@ -49,6 +51,19 @@ SEED = 2**32 - 1
 _SHARE = number(0, 1)
 _PART = number(0, below=1)
 _TEXT = optional(text())
+
+
+def _trunk() -> Kind:
+    """A trunk's name; UserError with ours for one that other libraries give."""
+    named = choice(*TRUNKS)
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, str) and value not in TRUNKS and (line := advice(value, TRUNKS)):
+            raise UserError(f"no trunk is called so: {line}")
+        return named.holds(value)
+
+    return named._replace(holds=holds)
+
 
 FIELDS: dict[str, Option] = {
     "seed": Option(whole(0, SEED), "of the start, the batches, the augmentation and the split"),
@@ -98,16 +113,15 @@ FIELDS: dict[str, Option] = {
     "augment.hue": Option(number(0, 0.5), "turns of the hue circle, either way"),
     "augment.greyscale": Option(_SHARE, "how many images lose their colours"),
     "augment.erase": Option(_SHARE, "how many images have a rectangle covered"),
-    "trunk.name": Option(
-        choice(*TRUNKS), "the architecture; `siamese-jax weights list` has them all"
-    ),
-    "trunk.weights": Option(text(), "random, imagenet, a named source, or a path"),
+    "trunk.name": Option(_trunk(), "the architecture; `siamese-jax weights list` has them all"),
+    "trunk.weights": Option(text(), "random, imagenet, a named source, timm:NAME, or a path"),
     "trunk.offline_fallback": Option(
         optional(choice(*TRUNKS)), "the trunk to take where the weights cannot be had"
     ),
     "trunk.form": Option(
         optional(choice("keras", "torch", "torchvision", "dino")),
-        "of a weights file that does not tell its own",
+        "how the network of a weights file that does not tell computes: TensorFlow's padding and "
+        "epsilons, PyTorch's, torchvision's epsilon of MobileNetV3, DINO's resizing of positions",
     ),
     "trunk.preprocessing": Option(
         _TEXT, "of the pixels, where the weights do not say: imagenet, inception, ..., MEAN/STD"

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import convnext, efficientnet, mobilenetv3, resnet, vgg, vit
+from siamese_jax.trunks.names import advice
 from siamese_jax.values import check, flag, number, several
 
 Triple = tuple[float, float, float]
@@ -46,6 +47,8 @@ HALF = Preprocessing((127.5,) * 3, (127.5,) * 3)
 CLIP = Preprocessing(
     (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)
 )
+# Those of Meta's satellite pictures, SAT-493M, that a DINOv3 was trained on.
+SATELLITE = Preprocessing((109.65, 104.805, 75.48), (54.315, 39.78, 36.465))
 # Pixels from 0 to 1.
 UNIT = Preprocessing((0.0,) * 3, (255.0,) * 3)
 PREPROCESSING = {
@@ -54,6 +57,7 @@ PREPROCESSING = {
     "lite": LITE,
     "caffe": CAFFE,
     "clip": CLIP,
+    "satellite": SATELLITE,
     "unit": UNIT,
 }
 
@@ -377,8 +381,10 @@ TRUNKS: dict[str, Trunk] = {
 
 
 def find(name: str) -> Trunk:
-    """The trunk of that name; UserError with the names that are like it otherwise."""
+    """The trunk of that name; UserError with what it is called here, or is like, otherwise."""
     if name not in TRUNKS:
+        if known := advice(name, TRUNKS):
+            raise UserError(f"no trunk is called so: {known}")
         near = difflib.get_close_matches(name, TRUNKS, 8, 0.5) or [*TRUNKS][:8]
         raise UserError(
             f"no trunk is called {name!r}; of {len(TRUNKS)} there are {', '.join(near)}; "

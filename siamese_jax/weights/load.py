@@ -38,11 +38,12 @@ from siamese_jax.weights.download import Unavailable, obtain, obtain_described
 from siamese_jax.weights.fit import first
 from siamese_jax.weights.formats import META, Leaves
 from siamese_jax.weights.namings import shapes
-from siamese_jax.weights.port import Ported, flatten, port, unflatten
+from siamese_jax.weights.port import DISTILLED, Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
 __all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]
 log = logging.getLogger(__name__)
+UNKNOWN_LICENCE = "unknown: see where the file came from"
 
 
 class FallbackWarning(UserWarning):
@@ -95,8 +96,8 @@ def load(
 
     A file's format is told by its content: HDF5 and `.keras` of Keras, PyTorch's state dicts,
     checkpoints and modules (which are never executed), safetensors, npz. A wrapper's prefix
-    ("module.", "backbone.") is dropped. What a file leaves open is decided as its name or a
-    config.json beside it tells, and logged in a line.
+    ("module.", "backbone.") is dropped. What a file leaves open is decided as the configs beside it
+    or its name tell (see `origin`), and logged in a line.
 
     Args:
       trunk: a name in TRUNKS.
@@ -235,6 +236,8 @@ def _random(trunk: str, form: str, key: jax.Array | None) -> TrunkWeights:
 
 def _usual_preprocessing(trunk: str, form: str) -> Preprocessing:
     """The constants that weights of that form are trained with, where a file says nothing."""
+    if form == "dino":
+        return IMAGENET
     own = IMAGENET if "lite" in trunk else find(trunk).preprocessing
     keras = {"efficientnet_lite": LITE, "efficientnet": own, "mobilenetv3": HALF, "": CAFFE}
     found = next(scaling for start, scaling in keras.items() if trunk.startswith(start))
@@ -271,13 +274,14 @@ def _from_file(
     meta = _description(leaves, path)
     if meta and meta["trunk"] != trunk:
         raise UserError(f"{path} holds the weights of {meta['trunk']}, not of {trunk}")
-    told = origin.Origin() if meta else origin.find(path, texts, trunk)
+    told = origin.Origin() if meta else origin.find(path, texts, trunk, leaves)
     asked = form or meta.get("form")
     ported = port(leaves, trunk, where=str(path), form=asked or told.form, ignore=ignore)
     usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
-    new = list(ported.notes) + ([f"left out: {first(left)}"] if left else [])
+    new = [*ported.notes, *([f"left out: {first(left)}"] if left else []), *told.notes]
     if not meta:
-        new = [_taken(trunk, ported, told, form), _scaled_as(scaling, usual, told), *new]
+        scaled = _scaled_as(scaling, usual, told, ported, find(trunk).forms)
+        new = [_taken(trunk, ported, told, form), scaled, *new]
     if new:
         log.warning("%s: %s (--form, --preprocessing say otherwise)", path, "; ".join(new))
     return TrunkWeights(
@@ -288,7 +292,7 @@ def _from_file(
         meta.get("image_size") or told.image_size or find(trunk).image_size,
         str(path),
         formats.digest(path),
-        meta.get("licence"),
+        meta.get("licence") or told.licence or UNKNOWN_LICENCE,
         ported.classifier,
         notes=(*meta.get("notes", ()), *new),
     )
@@ -310,14 +314,23 @@ def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) ->
     return f"taken as {trunk} in the {ported.form} form, {why}{also}"
 
 
-def _scaled_as(asked: Preprocessing | None, usual: Preprocessing, told: origin.Origin) -> str:
+def _scaled_as(
+    asked: Preprocessing | None,
+    usual: Preprocessing,
+    told: origin.Origin,
+    ported: Ported,
+    forms: tuple[str, ...],
+) -> str:
     used = asked or usual
     mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (used.mean, used.std))
     named = {value: name for name, value in PREPROCESSING.items()}
     how = named.get(used, f"(x - ({mean})) / ({std})")
     why = "as is usual" if used in named else "as its own layers do"
-    why = "as asked" if asked else f"by {told.where}" if told.preprocessing else why
-    return f"pixels scaled as {how}, {why}"
+    if used == HALF and "dino" in forms:
+        why += " (DINO's and MAE's are imagenet)"
+    why = "as DINO is trained" if ported.naming == DISTILLED else why
+    why = f"by {told.scaled_by}" if told.preprocessing else why
+    return f"pixels scaled as {how}, {'as asked' if asked else why}"
 
 
 def _from_run(trunk: str, folder: Path) -> TrunkWeights:
@@ -355,6 +368,8 @@ def _preprocessing(
 ) -> Preprocessing:
     if told.preprocessing:
         return told.preprocessing
+    if ported.naming == DISTILLED:
+        return IMAGENET
     if ported.naming.startswith("keras") and trunk.startswith("efficientnet"):
         return _of_normalization_layer(leaves)
     return _usual_preprocessing(trunk, ported.form)

@@ -2,20 +2,24 @@
 
 Some networks share every name and shape and differ in what they compute: TensorFlow's EfficientNets
 in timm (`tf_efficientnet_b0`: padding SAME, epsilon 1e-3) and timm's own; ResNets that blur or
-average where others stride. What tells them apart is, in this order: a text in the file (a
-checkpoint's `arch`, safetensors' metadata), config.json beside it as the Hub has it, the file's
-name, and the name of its folder or of its repository in the Hub's cache.
+average where others stride; CLIPs of GELU and of QuickGELU. What tells them apart is, in this
+order: a text in the file (a checkpoint's `arch`, safetensors' metadata), the configs beside it (see
+`beside`), the file's name, and the name of its folder or of its repository in the Hub's cache.
+Pixels and their number are as a config beside says, else as the tag in such a name does.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from siamese_jax.errors import UserError
-from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, UNIT, Preprocessing
-from siamese_jax.weights.sources import FACEBOOK
+from siamese_jax.trunks.names import in_text
+from siamese_jax.trunks.table import TRUNKS, Preprocessing
+from siamese_jax.weights import beside, tags
+from siamese_jax.weights.beside import Beside
+from siamese_jax.weights.namings import vit_plan
+from siamese_jax.weights.sources import FACEBOOK, SOURCES
 
 # Networks of timm 1.0 with the leaves of a trunk, name by name and shape by shape.
 SAME_LEAVES = {
@@ -25,8 +29,13 @@ SAME_LEAVES = {
     **{name.replace("_quickgelu", ""): (name,) for name in TRUNKS if "_quickgelu" in name},
     **{name: (name.replace("_quickgelu", ""),) for name in TRUNKS if "_quickgelu" in name},
 }
-# Tags of timm's CLIPs that were trained with QuickGELU, which the architecture's name does not say.
-_QUICK = re.compile(r"_clip_(?=\d+\.(openai|metaclip_[a-z0-9]+|dfn2b)(?![a-z0-9_]))")
+# timm's CLIPs that were trained with QuickGELU, which their repositories' names do not say.
+_QUICK = {
+    source.hub.removeprefix("timm/"): trunk
+    for (trunk, _), source in SOURCES.items()
+    if "_quickgelu" in trunk
+}
+_QUICK_NAME = re.compile(f"({'|'.join(map(re.escape, _QUICK))})(?![a-z0-9_])")
 _KNOWN = sorted((*TRUNKS, *(name for names in SAME_LEAVES.values() for name in names)), key=len)
 _NAME = re.compile(
     r"(?<![a-z0-9])(tf_)?("
@@ -34,74 +43,118 @@ _NAME = re.compile(
     + r")(?![a-z0-9])"
 )
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-# timm trained these, and TensorFlow its AdvProp and Lite models, on pixels from -1 to 1.
-_HALF = re.compile(r"(?<![a-z0-9])(ap|adv|ra4)(?![a-z0-9])")
-# Of Vision Transformers, Google trained on pixels from -1 to 1, but Meta on ImageNet's constants.
-_IMAGENET = re.compile(r"(?<![a-z0-9])(dino|mae|moco)")
+_OPENAI_LEAF = "input_resolution"
+_GELUS = {"gelu", "gelu_tanh"}  # which differ by less than 5e-4
 
 
 class Origin(NamedTuple):
     """`name` of a network ("" where nothing tells) and `where` it was found.
 
-    `form`, where that tells it: TensorFlow's, or DINO's. Else the leaves' names tell it.
+    `scaled_by`: where `preprocessing` was found, and the `image_size`. `form`, where that tells it:
+    TensorFlow's, or DINO's; else the leaves' names tell it. `notes`: lines on what differs.
     """
 
     name: str = ""
     where: str = ""
     preprocessing: Preprocessing | None = None
+    scaled_by: str = ""
     image_size: int | None = None
     form: str | None = None
+    licence: str | None = None
+    notes: tuple[str, ...] = ()
 
 
-_MAX_CONFIG = 1 << 20  # bytes; that of a model of timm's has 1 kB
-
-
-def find(path: Path, texts: tuple[str, ...], trunk: str) -> Origin:
+def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Container[str]) -> Origin:
     """What tells of the file's network; UserError if that is one which only looks like `trunk`."""
-    for where, text, config in _told(path, texts):
+    configs = beside.read(path.parent)
+    if _OPENAI_LEAF in leaves:
+        where = f"its leaf {_OPENAI_LEAF}, which OpenAI's files have"
+        configs.append(Beside(where, plan={"act": "quick_gelu"}))
+    notes = [note for facts in configs for note in _same_plan(path, facts, trunk)]
+    told, plan = _named(path, texts, configs, trunk), vit_plan(trunk)
+    agreed = [facts.where for facts in configs if plan and facts.plan]
+    if agreed and not told.name:
+        told = told._replace(name=trunk, where=agreed[0])
+    scaled = [facts for facts in configs if facts.preprocessing]
+    if scaled:
+        told = told._replace(preprocessing=scaled[0].preprocessing, scaled_by=scaled[0].where)
+    sized = [facts for facts in configs if facts.image_size]
+    size, where = (sized[0].image_size, sized[0].where) if sized else (told.image_size, told.where)
+    if size and plan:
+        size = max(size // plan.patch, 1) * plan.patch  # as a convolution leaves the rest out
+    if size and size != TRUNKS[trunk].image_size:
+        notes.append(f"images of {size} pixels by {where}")
+    licence = next((facts.licence for facts in configs if facts.licence), told.licence)
+    return told._replace(image_size=size, licence=licence, notes=tuple(notes))
+
+
+def _named(path: Path, texts: tuple[str, ...], configs: Sequence[Beside], trunk: str) -> Origin:
+    """By the first place that names a network."""
+    for where, text, sure in _told(path, texts, configs):
         names = _recognised(text)
         others = [name for name in names if name.removeprefix("tf_") != trunk]
-        if config and not names:
+        if sure and not names:
             others = [text]
-        if others and len(others) == max(len(names), 1) and (config or _alike(others, trunk)):
-            raise UserError(
-                f"{path} is of {others[0]}, by {where} ({text[:80]!r}), not of {trunk}, though "
-                "their leaves may be called the same; where this is wrong, copy the file alone "
-                "under another name"
-            )
+        if others and len(others) == max(len(names), 1) and (sure or _alike(others, trunk)):
+            raise _another(path, f"{others[0]}, by {where} ({text[:80]!r})", trunk)
         if names:
             ours = next((name for name in names if name not in others), names[0])
-            return Origin(ours, where, *_scaling(ours, text, config), _form(ours, text))
+            return Origin(
+                ours,
+                where,
+                tags.pixels(ours, text),
+                where,
+                tags.size(ours, text),
+                _form(ours, text),
+                tags.licence(ours, text),
+            )
     return Origin()
 
 
-def _told(path: Path, texts: tuple[str, ...]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(where, text, config.json) of every place that may tell."""
+def _another(path: Path, told: str, trunk: str) -> UserError:
+    return UserError(
+        f"{path} is of {told}, not of {trunk}, though their leaves may be called the same; where "
+        "this is wrong, copy the file alone under another name"
+    )
+
+
+def _told(
+    path: Path, texts: tuple[str, ...], configs: Sequence[Beside]
+) -> Iterator[tuple[str, str, bool]]:
+    """(where, text, whether it is certain) of every place that may tell."""
     for text in texts:
-        yield "the file's own text", text, {}
-    config = _config(path.parent / "config.json")
-    if config:
-        tag = f".{config['tag']}" if config.get("tag") else ""
-        yield "config.json beside it", config["architecture"] + tag, config
-    yield "its name", path.name, {}
+        yield "the file's own text", text, False
+    for facts in configs:
+        if facts.name:
+            yield facts.where, facts.name, True
+    yield "its name", path.name, False
     above = path.absolute().parent
     folders = [folder.name for folder in [above, *above.parents] if "models--" in folder.name]
     for folder in [*folders, *([above.name] if path.name in _HUB_FILES else [])]:
-        yield "its folder's name", folder, {}
+        yield "its folder's name", folder, False
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """timm's config.json; {} for any other."""
-    try:
-        small = path.is_file() and path.stat().st_size <= _MAX_CONFIG
-        config = json.loads(path.read_text()) if small else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    named = isinstance(config, dict) and isinstance(config.get("architecture"), str)
-    if not named:
-        return {}
-    inner = config.get("pretrained_cfg")
-    return {**(inner if isinstance(inner, dict) else {}), **config}
+def _same_plan(path: Path, facts: Beside, trunk: str) -> list[str]:
+    """UserError where a config is of another Vision Transformer; a line where that is as good."""
+    plan = vit_plan(trunk)
+    wrong = {k: v for k, v in facts.plan.items() if plan and getattr(plan, k) != v}
+    if plan is None or not wrong or (plan.gated and wrong.keys() == {"act"}):
+        return []
+    said = " and ".join(
+        f"{k} {value} where {trunk} has {getattr(plan, k)}" for k, value in wrong.items()
+    )
+    if wrong.keys() == {"act"} and {wrong["act"], plan.act} == _GELUS:
+        return [f"{facts.where} says {said}: activations differ by up to 5e-4"]
+    right = _trunks_of(plan._replace(**wrong), facts.image_size)
+    named = f"{' or '.join(right)} (take that trunk)" if right else "another network"
+    raise _another(path, f"{named}, by {facts.where} ({said})", trunk)
+
+
+def _trunks_of(plan: Any, pixels: int | None) -> list[str]:
+    """The trunks of that plan, for images of any size; those of that many pixels, if there are."""
+    plans = [(name, vit_plan(name)) for name in TRUNKS]
+    found = [name for name, other in plans if other and other._replace(grid=plan.grid) == plan]
+    return [name for name in found if TRUNKS[name].image_size == pixels] or found
 
 
 def _recognised(text: str) -> list[str]:
@@ -112,34 +165,18 @@ def _recognised(text: str) -> list[str]:
     >>> _recognised("dinov2_vits14_pretrain"), _recognised("vit_base_patch16_clip_224.openai")
     (['vit_small_patch14_dinov2'], ['vit_base_patch16_clip_quickgelu_224'])
     """
-    text = _QUICK.sub("_clip_quickgelu_", text.lower().replace("-", "_"))
+    text = text.lower().replace("-", "_")
+    text = _QUICK_NAME.sub(lambda found: _QUICK[found[1]], text)
     found = [tf + re.sub(r"efficientnet_?", "efficientnet_", n) for tf, n in _NAME.findall(text)]
-    return [*found, *(trunk for file, (trunk, _) in FACEBOOK.items() if file in text)]
+    files = [trunk for file, (trunk, _) in FACEBOOK.items() if file in text]
+    return [*found, *files] or in_text(text)
 
 
 def _form(name: str, text: str) -> str | None:
     facebook = (form for file, (_, form) in FACEBOOK.items() if file in text.lower())
-    return "keras" if name.startswith("tf_") else next(facebook, None)
+    dino = "dino" if "dino_vit" in text.lower().replace("-", "_") else None
+    return "keras" if name.startswith("tf_") else next(facebook, dino)
 
 
 def _alike(names: list[str], trunk: str) -> bool:
     return any(name in SAME_LEAVES.get(trunk, ()) for name in names)
-
-
-def _scaling(
-    name: str, text: str, config: Mapping[str, Any]
-) -> tuple[Preprocessing | None, int | None]:
-    """The pixels' scaling and size: as config.json has them, or as timm's tables do."""
-    tag = config.get("tag") if isinstance(config.get("tag"), str) else ""
-    half = name.startswith(("tf_efficientnet_lite", "tf_mobilenetv3"))
-    half = half or _HALF.search(f"{text.lower()} {tag}") is not None
-    meta = name.startswith("vit_") and _IMAGENET.search(f"{text.lower()} {tag}")
-    scaling = HALF if half else IMAGENET if meta else UNIT if "miil" in text.lower() else None
-    try:
-        mean, std = (tuple(255 * float(v) for v in config[key]) for key in ("mean", "std"))
-        scaling = Preprocessing(mean, std) if len(mean) == len(std) == 3 and min(std) > 0 else None
-    except (KeyError, TypeError, ValueError):
-        pass
-    size = config.get("input_size")
-    last = size[-1] if isinstance(size, list) and len(size) == 3 else None
-    return scaling, last if type(last) is int and last > 0 else None

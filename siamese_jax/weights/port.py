@@ -12,6 +12,7 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import table
+from siamese_jax.weights import distilled
 from siamese_jax.weights import fit as fitting
 from siamese_jax.weights.formats import META, Leaves
 from siamese_jax.weights.namings import (
@@ -27,9 +28,10 @@ from siamese_jax.weights.namings import (
 )
 from siamese_jax.weights.vit_files import as_timm
 
-__all__ = ["Ported", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
+__all__ = ["Ported", "candidates", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
 
 Variables = dict[str, Any]
+DISTILLED = "a checkpoint of self-distillation"
 
 
 class Ported(NamedTuple):
@@ -73,8 +75,9 @@ def port(
     """A library's leaves as the variables of `trunk`, in float32.
 
     The naming, and the wrapper's prefix, are those that most leaves fit; `ignore` is a pattern
-    (`re.search`) of leaves to leave out first. Raises Mismatch if a leaf is missing or unknown,
-    UserError with the leaf's name if a shape differs.
+    (`re.search`) of leaves to leave out first. Of a checkpoint of DINO's the teacher's backbone is
+    taken (see `distilled`). Raises Mismatch if a leaf is missing or unknown, UserError with the
+    leaf's name if a shape differs.
     """
     left = _matching(leaves, ignore, where) if ignore else []
     leaves = {name: leaf for name, leaf in leaves.items() if name not in set(left)}
@@ -82,12 +85,48 @@ def port(
     entries = {name.partition("/")[0] for name in leaves} - {META}
     if "params" in entries and entries <= {"params", "batch_stats", "classifier"}:
         return _ours(leaves, trunk, where, form, asked)
+    if found := distilled.backbones(leaves):
+        made = _port_distilled(found, trunk, where, form)
+    else:
+        made = _port_plain(leaves, trunk, where, form, set(left))
+    return made._replace(notes=(*made.notes, *asked))
+
+
+def candidates(leaves: Leaves, where: str) -> list[str]:
+    """The trunks that a file has all leaves of, by whatever library's names, the largest first."""
+    found = distilled.backbones(leaves)
+    leaves = found[0].leaves if found else leaves
+    made = as_timm(leaves, where, biased=True)
+    return fitting.complete(made.leaves if made else leaves)
+
+
+def _port_distilled(
+    found: list[distilled.Backbone], trunk: str, where: str, form: str | None
+) -> Ported:
+    """The first of the backbones that fits; the first one's misfit where none does."""
+    problems = []
+    usual = form or ("dino" if "dino" in table.find(trunk).forms else None)
+    for backbone in found:
+        try:
+            made = _port_plain(backbone.leaves, trunk, where, usual, set())
+        except UserError as e:
+            problems.append(e)
+            continue
+        note = f"the backbone below '{backbone.prefix}' is taken"
+        note += f", left out: {', '.join(backbone.left)}" if backbone.left else ""
+        return made._replace(naming=DISTILLED, notes=(note, *made.notes))
+    raise problems[0]
+
+
+def _port_plain(
+    leaves: Leaves, trunk: str, where: str, form: str | None, ignored: set[str]
+) -> Ported:
     plan = vit_plan(trunk)
     made = as_timm(leaves, where, bool(plan.biased)) if plan else None
+    notes = [f"left out: {fitting.first(made.left)}"] if made and made.left else []
     if made:
         leaves, form = made.leaves, form or made.form
-        asked += [f"left out: {fitting.first(made.left)}"] if made.left else []
-    fit, notes = fitting.choose(leaves, trunk, form, where, set(left))
+    fit, chosen = fitting.choose(leaves, trunk, form, where, ignored)
     sizes = shapes(trunk, fit.form)
     flat = {
         ours: _to_ours(leaves[theirs], ours, fit.scheme, sizes[ours])
@@ -96,7 +135,7 @@ def port(
     _check_shapes(flat, trunk, fit.form, where)
     classifier = _classifier(leaves, fit, trunk)
     naming = made.naming if made else fit.naming
-    return Ported(unflatten(flat), fit.form, naming, classifier, (*notes, *asked))
+    return Ported(unflatten(flat), fit.form, naming, classifier, (*chosen, *notes))
 
 
 def _matching(leaves: Leaves, pattern: str, where: str) -> list[str]:

@@ -5,20 +5,21 @@ digits of the sha256; the Hub serves the sha256 with the file; Meta publishes no
 registry package needs no download of ours: pip has it already.
 """
 
-import re
 from typing import NamedTuple
 
 from siamese_jax.errors import UserError
+from siamese_jax.trunks.names import advice
 from siamese_jax.trunks.table import (
     CAFFE,
     CLIP,
     HALF,
     IMAGENET,
     LITE,
-    UNIT,
+    TRUNKS,
     Preprocessing,
     find,
 )
+from siamese_jax.weights import tags
 
 
 class Source(NamedTuple):
@@ -191,8 +192,11 @@ _HUB_TAGS = {
     **dict.fromkeys(_named("deit3_{}_patch16_384", _S_B_L), "fb_in22k_ft_in1k fb_in1k"),
     **dict.fromkeys(_named("vit_{}_patch14_dinov2", _S_B_L), "lvd142m"),
     **dict.fromkeys(_named("vit_{}_patch14_reg4_dinov2", _S_B_L), "lvd142m"),
-    **dict.fromkeys(_named("vit_{}_patch16_dinov3", f"{_S_B_L} {_PLUS}"), "lvd1689m"),
-    **dict.fromkeys(_named("vit_{}_patch16_dinov3_qkvb", f"large {_PLUS}"), "lvd1689m"),
+    **dict.fromkeys(_named("vit_{}_patch16_dinov3", f"small base {_PLUS}"), "lvd1689m"),
+    **dict.fromkeys(_named("vit_{}_patch16_dinov3_qkvb", _PLUS), "lvd1689m"),
+    **dict.fromkeys(
+        ("vit_large_patch16_dinov3", "vit_large_patch16_dinov3_qkvb"), "lvd1689m sat493m"
+    ),
     **dict.fromkeys(_named("vit_{}_patch16_dinov3_qkvb", "small base"), "lvd1689m eupe_lvd1689m"),
     "vit_tiny_patch16_dinov3_qkvb": "eupe_lvd1689m",
     "vit_base_patch32_clip_224": "laion2b datacompxl laion2b_ft_in1k "
@@ -242,17 +246,6 @@ _HUB_TAGS |= {
 _HUB_TAGS |= {
     "mobilenetv3_large_100": "ra_in1k ra4_e3600_r224_in1k miil_in21k_ft_in1k miil_in21k",
     **dict.fromkeys(_named("mobilenetv3_small_{}", "050 075 100"), "lamb_in1k"),
-}
-# Where a tag differs from its trunk's usual constants, and from Apache-2.0; by the tag's start.
-_TAG_PIXELS = {"dino": IMAGENET, "mae": IMAGENET, "clip": CLIP, "ra4": HALF, "miil": UNIT}
-_TAG_LICENCES = {
-    "mae": "CC-BY-NC-4.0",
-    "metaclip": "CC-BY-NC-4.0",
-    "dfn2b": "Apple-ASCL",
-    "dinov3": "DINOv3-License",
-    "fcmae": "CC-BY-NC-4.0",
-    "laion400m": "MIT",
-    "eupe": "FAIR-Noncommercial",
 }
 # facebookresearch's own files -> the trunk, and how its code resizes position embeddings;
 # it publishes no hashes. DINOv3's are sent on request.
@@ -329,17 +322,10 @@ def _package(trunk: str, sha256: str) -> Source:
 
 def _tagged(trunk: str, tag: str) -> Source:
     """One of `_HUB_TAGS`. A trunk of QuickGELU shares timm's repository with that of plain GELU."""
-    begins = lambda table, usual: next((table[s] for s in table if tag.startswith(s)), usual)  # noqa: E731
-    row = find(trunk)
-    pixels = begins(_TAG_PIXELS, row.preprocessing)
-    if trunk.startswith("vit_large_patch14_clip_") and tag.startswith("laion2b"):
-        pixels = HALF  # the one CLIP of LAION's that was trained so
-    hub = f"timm/{trunk.replace('_quickgelu', '')}.{tag}"
-    size = re.search(r"_(\d{3})$", tag)
-    side = int(size.group(1)) if size else 256 if tag.startswith("clip") else row.image_size
-    usual = _TAG_LICENCES["dinov3"] if "dinov3" in trunk else "Apache-2.0"
-    licence = begins(_TAG_LICENCES, usual)
-    return Source("torch", pixels, side, licence, "", hub=hub)
+    row, plain = find(trunk), trunk.replace("_quickgelu", "")
+    pixels = tags.pixels(trunk, tag) or row.preprocessing
+    size, licence = tags.size(trunk, tag) or row.image_size, tags.licence(trunk, tag)
+    return Source("torch", pixels, size, licence or "Apache-2.0", "", hub=f"timm/{plain}.{tag}")
 
 
 def _table() -> dict[tuple[str, str], Source]:
@@ -356,8 +342,8 @@ def _table() -> dict[tuple[str, str], Source]:
     for trunk, name, size in _HUB:
         source = Source("torch", IMAGENET, size, "Apache-2.0", "", hub=f"timm/{name}")
         table[trunk, f"timm:{name}"] = source
-    for trunk, tags in _HUB_TAGS.items():
-        table |= {(trunk, f"timm:{trunk}.{tag}"): _tagged(trunk, tag) for tag in tags.split()}
+    for trunk, listed in _HUB_TAGS.items():
+        table |= {(trunk, f"timm:{trunk}.{tag}"): _tagged(trunk, tag) for tag in listed.split()}
     for file, (trunk, told) in FACEBOOK.items():
         name = file.removesuffix("_pretrain")
         folder = file if name.startswith("dino_") else name.removesuffix("_reg4")
@@ -394,6 +380,8 @@ def find_source(trunk: str, name: str) -> Source:
     """The row of a trunk's named source; "imagenet" is its default. UserError lists the names."""
     name = find(trunk).default_weights if name == "imagenet" else name
     if (trunk, name) not in SOURCES:
+        if told := advice(name, TRUNKS):
+            raise UserError(f"{trunk} has no weights called so: {told}")
         known = ", ".join(source for owner, source in SOURCES if owner == trunk)
         raise UserError(
             f"{trunk} has no weights called {name!r}; give a file's path, random, imagenet, any "

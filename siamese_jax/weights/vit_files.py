@@ -2,7 +2,8 @@
 
 openai: the state dicts of OpenAI's CLIP and of open_clip, below "visual.".
 open_clip: those of its models whose tower is timm's own, below "visual.trunk.".
-transformers: CLIP's and SigLIP's vision tower of Hugging Face's library, below "vision_model.".
+transformers: models of Hugging Face's library: CLIP's and SigLIP's vision tower, below
+"vision_model."; ViT, DINOv2 and DINOv3.
 dinov2, dinov3: facebookresearch's files; positions count the class token, also before registers.
 timm: what its own DINOv3 calls otherwise than its other transformers.
 
@@ -60,6 +61,34 @@ _TRANSFORMERS: Rules = (
     (r"\.self_attn\.(out_)?", ".attn."),
 )
 
+# ViTModel, Dinov2Model and Dinov2WithRegistersModel.
+_TRANSFORMERS_VIT: Rules = (
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.", ""),
+    (r"^layernorm\.", "norm."),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
+_TRANSFORMERS_DINOV3: Rules = (
+    (r"^embeddings\.patch_embeddings\.", "patch_embed.proj."),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.", ""),
+    (r"^(model\.)?layer\.", "blocks."),
+    (r"\.attention\.([qv])_proj\.bias$", r".attn.\1_bias"),
+    (r"\.attention\.([qkv])_proj\.", r".attn.\1."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.mlp\.gate_proj\.", ".mlp.fc1_g."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+)
+
 
 def _openai(leaves: Leaves) -> Leaves:
     found = _renamed(leaves, _OPENAI)
@@ -74,9 +103,7 @@ def _transformers(leaves: Leaves) -> Leaves:
     found.pop("embeddings.position_ids", None)
     if "cls_token" in found:
         found["cls_token"] = found["cls_token"][None]
-    for name in [name for name in found if re.search(r"\.q_proj\.\w+$", name)]:
-        parts = [found.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        found[name.replace(".q_proj.", ".qkv.")] = np.concatenate(parts)
+    _join(found, ("q_proj", "k_proj", "v_proj"))
     for end in ("weight", "bias"):
         if (joined := found.pop(f"attn_pool.qkv.{end}", None)) is not None:
             cut = len(joined) // 3
@@ -84,9 +111,38 @@ def _transformers(leaves: Leaves) -> Leaves:
     return found
 
 
+def _join(found: Leaves, parts: tuple[str, str, str]) -> None:
+    """Queries, keys and values, which timm has in one layer."""
+    first = parts[0]
+    for name in [name for name in found if re.search(rf"\.{first}\.\w+$", name)]:
+        three = [found.pop(name.replace(f".{first}.", f".{part}.")) for part in parts]
+        found[name.replace(f".{first}.", ".qkv.")] = np.concatenate(three)
+
+
+def _transformers_vit(leaves: Leaves) -> Leaves:
+    """Its pooler, a layer on the class token, is no part of the feature."""
+    own = {name: leaf for name, leaf in leaves.items() if not name.startswith("pooler.")}
+    found = _renamed(own, _TRANSFORMERS_VIT)
+    _join(found, ("query", "key", "value"))
+    return _dinov2(found)
+
+
+def _transformers_dinov3(leaves: Leaves) -> Leaves:
+    gated = any(name.endswith(".mlp.gate_proj.weight") for name in leaves)
+    up = (r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1.")
+    found = _renamed(leaves, (*_TRANSFORMERS_DINOV3, up))
+    _join(found, ("q", "k", "v"))
+    found.pop("mask_token", None)
+    return found
+
+
 def _dinov2(leaves: Leaves) -> Leaves:
-    """t + p_0 is one token, where registers stand between the class token t and the patches."""
-    found = {name: leaf for name, leaf in leaves.items() if name != "mask_token"}
+    """t + p_0 is one token, where registers stand between the class token t and the patches.
+
+    In a checkpoint of its training, blocks may lie in chunks: blocks.1.7 is blocks.7.
+    """
+    own = {name: leaf for name, leaf in leaves.items() if name != "mask_token"}
+    found = _renamed(own, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),))
     if "register_tokens" in found:
         positions = found["pos_embed"]
         found["reg_token"] = found.pop("register_tokens")
@@ -128,30 +184,55 @@ def _gains(leaves: Leaves) -> Leaves:
 
 
 class Library(NamedTuple):
-    """A library's tower in a file: its prefix, a leaf that it has alone, and the way to timm's;
-    `projection` is CLIP's, [out, in], where it stands outside the tower."""
+    """A library's tower in a file: its prefix, leaves that it has alone, and the way to timm's.
+
+    `form` is the one that it makes its weights for, where they have no registers: a place of those
+    is resized as timm does. `projection` is CLIP's, [out, in], where it stands outside the tower.
+    """
 
     name: str
     tower: str
-    leaf: str
+    leaves: tuple[str, ...]
     convert: Callable[[Leaves], Leaves]
+    form: str = "torch"
     projection: str = ""
 
 
+_PROJECTION = "embeddings.patch_embeddings.projection.weight"
 _LIBRARIES = (
-    Library("openai", "visual.", "class_embedding", _openai),
-    Library("open_clip", "visual.trunk.", "pos_embed", dict, "visual.head.proj.weight"),
+    Library("openai", "visual.", ("class_embedding",), _openai),
+    Library(
+        "open_clip", "visual.trunk.", ("pos_embed",), dict, projection="visual.head.proj.weight"
+    ),
     Library(
         "transformers",
         "vision_model.",
-        "embeddings.patch_embedding.weight",
+        ("embeddings.patch_embedding.weight",),
         _transformers,
-        "visual_projection.weight",
+        projection="visual_projection.weight",
     ),
-    Library("dinov3", "", "storage_tokens", _dinov3),
-    Library("dinov2", "", "mask_token", _dinov2),
-    Library("timm", "", "blocks.0.gamma_1", _gains),
+    Library(
+        "transformers",
+        "",
+        ("encoder.layer.0.layer_scale1.lambda1", _PROJECTION),
+        _transformers_vit,
+        "dino",
+    ),
+    Library("transformers", "", (_PROJECTION,), _transformers_vit),
+    Library("transformers", "", ("embeddings.patch_embeddings.weight",), _transformers_dinov3),
+    Library("dinov3", "", ("storage_tokens",), _dinov3, "dino"),
+    Library("dinov2", "", ("blocks.0.ls1.gamma", "mask_token"), _dinov2, "dino"),
+    Library("dinov2", "", ("blocks.0.0.ls1.gamma", "mask_token"), _dinov2, "dino"),
+    Library("timm", "", ("blocks.0.gamma_1",), _gains),
 )
+
+
+def _prefix(library: Library, leaves: Leaves) -> str | None:
+    """What stands before the library's leaves in a file; None where they are not all there."""
+    first, *others = (library.tower + leaf for leaf in library.leaves)
+    marker = re.compile(rf"(^|.*[./]){re.escape(first)}$")
+    prefixes = (found[1] for name in leaves if (found := marker.match(name)))
+    return next((p for p in prefixes if all(p + leaf in leaves for leaf in others)), None)
 
 
 def as_timm(leaves: Leaves, where: str, biased: bool) -> Converted | None:
@@ -162,19 +243,15 @@ def as_timm(leaves: Leaves, where: str, biased: bool) -> Converted | None:
     Raises UserError where a leaf that a library's files have is missing or of another shape.
     """
     for library in _LIBRARIES:
-        marker = re.compile(rf"(^|.*[./]){re.escape(library.tower + library.leaf)}$")
-        prefix = next((found[1] for name in leaves if (found := marker.match(name))), None)
-        if prefix is None:
+        if (before := _prefix(library, leaves)) is None:
             continue
-        projection = prefix + library.projection
-        prefix += library.tower
+        prefix, projection = before + library.tower, before + library.projection
         inside = {
             n.removeprefix(prefix): leaf for n, leaf in leaves.items() if n.startswith(prefix)
         }
-        if library.name == "dinov2" and "blocks.0.ls1.gamma" not in inside:  # MAE masks too
-            continue
-        dino = library.name in ("dinov2", "dinov3") and "register_tokens" not in inside
         left = [name for name in leaves if not name.startswith(prefix) and name != projection]
+        left += [prefix + name for name in inside if name.startswith("pooler.")]
+        registers = any(name.endswith("register_tokens") for name in inside)
         try:
             converted = library.convert(inside)
             converted = converted if biased else _unbiased(converted)
@@ -185,7 +262,8 @@ def as_timm(leaves: Leaves, where: str, biased: bool) -> Converted | None:
                 f"{where} has leaves called as {library.name} calls them, but not all that it has "
                 f"({e}); get the file again"
             ) from None
-        return Converted(converted, library.name, "dino" if dino else "torch", left)
+        form = "torch" if registers else library.form
+        return Converted(converted, library.name, form, left)
     return None
 
 

@@ -170,6 +170,7 @@ def test_an_unlisted_name_is_taken_as_its_config_says(hub, tmp_path, monkeypatch
     )
     hub.announced = hashlib.sha256(hub.content).hexdigest()
     told = {"tag": "new", "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3, "input_size": [3, 160, 160]}
+    told |= {"license": "cc-by-nc-4.0"}
     config = {"architecture": f"tf_{trunk}", "pretrained_cfg": told}
     hub.config = json.dumps(config).encode()
     monkeypatch.setattr(f"{__name__}.FILE", f"/timm/tf_{trunk}.new/resolve/main/model.safetensors")
@@ -178,13 +179,13 @@ def test_an_unlisted_name_is_taken_as_its_config_says(hub, tmp_path, monkeypatch
         found = weights.load(trunk, name, cache_dir=tmp_path)
         assert (found.source, found.form, found.image_size) == (name, "keras", 160)
         assert found.preprocessing.mean == (127.5, 102.0, 76.5)
-        assert found.sha256 == hub.announced
+        assert (found.sha256, found.licence) == (hub.announced, "cc-by-nc-4.0")
         assert "by config.json beside it" in caplog.text
         hub.stop()
     assert tool.fetch(f"{trunk}={name}", tmp_path).name == "model.safetensors"
     with pytest.raises(UserError, match=r"timm/resnet18\.new was not fetched"):
         weights.load("resnet18", "timm:resnet18.new", cache_dir=tmp_path)
-    with pytest.raises(UserError, match=r"no weights called .timm:resnet18\.new..*resnet50\.TAG"):
+    with pytest.raises(UserError, match=r"no weights called so: .timm:resnet18\.new. is here the"):
         weights.load("resnet50", "timm:resnet18.new", cache_dir=tmp_path)
 
 

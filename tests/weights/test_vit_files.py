@@ -13,8 +13,9 @@ from safetensors.numpy import save_file
 import siamese_jax as sj
 from siamese_jax import weights
 from siamese_jax.errors import UserError
+from siamese_jax.tools import weights as tool
 from siamese_jax.trunks import positions, vit
-from siamese_jax.trunks.table import IMAGENET, TRUNKS, Trunk
+from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, Trunk
 from siamese_jax.weights.namings import names, schemes
 from siamese_jax.weights.port import flatten
 
@@ -307,3 +308,163 @@ def test_a_tower_that_lacks_leaves_is_one_line(small, tmp_path, rng):
         with pytest.raises(UserError, match=r"transformers calls them|1 leaves are missing") as e:
             load("file_clip", tmp_path / "a.safetensors", cut)
         assert "\n" not in str(e.value)
+
+
+def put_layer(state, name, values, block):
+    """What transformers' layers of ViT and DINOv2 have in common."""
+    for leaf, value in layer(only(values, f"{block}/qkv"), f"{block}/qkv").items():
+        for part, third in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+            state[f"{name}.attention.attention.{part}.{leaf}"] = third
+    put(state, f"{name}.attention.output.dense", values, f"{block}/proj")
+
+
+def embeddings(values, prefix):
+    state = {
+        f"{prefix}embeddings.cls_token": values["params/stem/cls"][None],
+        f"{prefix}embeddings.position_embeddings": values["params/stem/positions"][None],
+    }
+    put(state, f"{prefix}embeddings.patch_embeddings.projection", values, "stem/patches")
+    put(state, f"{prefix}layernorm", values, "top/norm")
+    return state
+
+
+def transformers_vit(values, prefix):
+    """As `convert_dino_to_pytorch.py` of transformers' ViT names them."""
+    state = embeddings(values, prefix)
+    for i in range(PLAN.depth):
+        name, block = f"{prefix}encoder.layer.{i}", f"block{i + 1}"
+        put_layer(state, name, values, block)
+        for theirs, ours in (
+            ("layernorm_before", "norm1"),
+            ("layernorm_after", "norm2"),
+            ("intermediate.dense", "fc1"),
+            ("output.dense", "fc2"),
+        ):
+            put(state, f"{name}.{theirs}", values, f"{block}/{ours}")
+    return state
+
+
+def transformers_dinov2(values, prefix):
+    """As `convert_dinov2_with_registers_to_hf.py` names them."""
+    state = embeddings(values, prefix)
+    state[f"{prefix}embeddings.mask_token"] = MASK["mask_token"]
+    for i in range(PLAN.depth):
+        name, block = f"{prefix}encoder.layer.{i}", f"block{i + 1}"
+        put_layer(state, name, values, block)
+        for ours in ("norm1", "norm2"):
+            put(state, f"{name}.{ours}", values, f"{block}/{ours}")
+        for ours in ("fc1", "fc2"):
+            put(state, f"{name}.mlp.{ours}", values, f"{block}/{ours}")
+        for n in (1, 2):
+            state[f"{name}.layer_scale{n}.lambda1"] = values[f"params/{block}/gain{n}"]
+    return state
+
+
+@pytest.fixture
+def plain(monkeypatch, small):
+    row = Trunk(partial(vit.ViT, PLAN), PLAN.widths, positions.RULES, 12, "none", HALF)
+    monkeypatch.setitem(TRUNKS, "file_plain", row)
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_transformers_vit(prefix, plain, tmp_path, rng, caplog):
+    """ViTModel, which has a pooler, and ViTForImageClassification."""
+    values = ours("file_plain", rng)
+    state = transformers_vit(values, prefix)
+    outside = "classifier.weight" if prefix else "pooler.dense.weight"
+    state[outside] = np.ones((6, 6), np.float32)
+    found = load("file_plain", tmp_path / "a.safetensors", state)
+    assert (found.form, found.preprocessing) == ("torch", HALF)
+    assert f"left out: {outside}" in caplog.text
+    same(found, values)
+    same(load("file_plain", tmp_path / "b.safetensors", timm("file_plain", values)), values)
+
+
+def test_a_dino_of_transformers_is_told_by_its_repositorys_name(plain, tmp_path, rng):
+    values = ours("file_plain", rng)
+    folder = tmp_path / "models--facebook--dino-vits16" / "snapshots" / "0"
+    folder.mkdir(parents=True)
+    found = load("file_plain", folder / "model.safetensors", transformers_vit(values, ""))
+    assert (found.form, found.preprocessing) == ("dino", IMAGENET)
+    same(found, values)
+
+
+@pytest.mark.parametrize("library", ["transformers", "openai", "timm"])
+def test_the_trunk_of_a_file_of_any_library_is_found(library, plain, monkeypatch, tmp_path, rng):
+    for name in [name for name in TRUNKS if not name.startswith("file_")]:
+        monkeypatch.delitem(TRUNKS, name)  # which would take their time
+    trunk = {"transformers": "file_plain", "openai": "file_clip", "timm": "file_plain"}[library]
+    values = ours(trunk, rng)
+    state = {
+        "transformers": lambda: transformers_vit(values, ""),
+        "openai": lambda: openai(values),
+        "timm": lambda: timm(trunk, values),
+    }[library]()
+    path = tmp_path / "a.safetensors"
+    save_file({name: np.ascontiguousarray(leaf) for name, leaf in state.items()}, path)
+    found = tool.verify(str(path))
+    assert found.trunk == trunk
+    same(found, values)
+    save_file({"other.weight": np.ones(3, np.float32)}, path)
+    with pytest.raises(UserError, match=r"fits none of \d+ trunks; its leaves are called other\.w"):
+        tool.verify(str(path))
+
+
+@pytest.mark.parametrize("prefix", ["", "dinov2."])
+def test_transformers_dinov2(prefix, small, tmp_path, rng):
+    values = ours("file_dinov2", rng)
+    state = transformers_dinov2(values, prefix)
+    found = load("file_dinov2", tmp_path / "a.safetensors", state)
+    assert found.form == "dino"
+    same(found, values)
+
+
+@pytest.mark.parametrize("prefix", ["", "dinov2_with_registers."])
+def test_transformers_dinov2_with_registers(prefix, small, tmp_path, rng):
+    """Its class token has a position, and the sum of both is ours."""
+    values = ours("file_registers", rng)
+    state = transformers_dinov2(values, prefix)
+    place = rng.normal(size=(1, 1, 6)).astype(np.float32)
+    token, places = (f"{prefix}embeddings.{n}" for n in ("cls_token", "position_embeddings"))
+    state[f"{prefix}embeddings.register_tokens"] = values["params/stem/registers"][None]
+    state[token] = state[token] - place
+    state[places] = np.concatenate([place, state[places]], 1)
+    found = load("file_registers", tmp_path / "a.safetensors", state)
+    assert found.form == "torch"
+    values["params/stem/cls"] = (state[token] + place)[0]
+    same(found, values)
+
+
+@pytest.mark.parametrize("trunk", ["file_plus", "file_biased"])
+@pytest.mark.parametrize("inner", ["", "model."])
+def test_transformers_dinov3(trunk, inner, small, monkeypatch, tmp_path, rng):
+    """As `modeling_dinov3_vit.py` names its modules; periods are in float32 there, as in timm."""
+    plan = PLANS["plus"]._replace(gated=False)
+    row = Trunk(partial(vit.ViT, plan), plan.widths, positions.RULES, 12, "none", IMAGENET)
+    monkeypatch.setitem(TRUNKS, "file_biased", row)
+    values = ours(trunk, rng)
+    state = {
+        "embeddings.cls_token": values["params/stem/cls"][None],
+        "embeddings.register_tokens": values["params/stem/registers"][None],
+        "embeddings.mask_token": np.zeros((1, 1, 8), np.float32),
+    }
+    put(state, "embeddings.patch_embeddings", values, "stem/patches")
+    put(state, "norm", values, "top/norm")
+    gated = (("gate_proj", "fc1_g"), ("up_proj", "fc1_x"), ("down_proj", "fc2"))
+    mlp = gated if trunk == "file_plus" else (("up_proj", "fc1"), ("down_proj", "fc2"))
+    for i in range(plan.depth):
+        name, block = f"{inner}layer.{i}", f"block{i + 1}"
+        joined = layer(only(values, f"{block}/qkv"), f"{block}/qkv")["weight"]
+        for part, third in zip("qkv", np.split(joined, 3), strict=True):
+            state[f"{name}.attention.{part}_proj.weight"] = third
+        for part in "qv":
+            state[f"{name}.attention.{part}_proj.bias"] = values[f"params/{block}/{part}_bias"]
+        put(state, f"{name}.attention.o_proj", values, f"{block}/proj")
+        for n in (1, 2):
+            put(state, f"{name}.norm{n}", values, f"{block}/norm{n}")
+            state[f"{name}.layer_scale{n}.lambda1"] = values[f"params/{block}/gain{n}"]
+        for theirs, mine in mlp:
+            put(state, f"{name}.mlp.{theirs}", values, f"{block}/{mine}")
+    found = load(trunk, tmp_path / "a.safetensors", state)
+    assert found.form == "torch"
+    same(found, values)

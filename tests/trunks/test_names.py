@@ -1,0 +1,82 @@
+"""Names of other libraries: each is answered with a trunk and weights that there are."""
+
+import pytest
+
+import siamese_jax as sj
+from siamese_jax.errors import UserError
+from siamese_jax.trunks.names import _TORCHVISION, NAMES, in_text
+from siamese_jax.trunks.table import TRUNKS, find
+from siamese_jax.weights.sources import SOURCES, find_source
+
+
+@pytest.mark.parametrize("name", [*NAMES, *_TORCHVISION])
+def test_every_name_has_a_source(name):
+    named = {**NAMES, **_TORCHVISION}[name]
+    assert (named.trunk, named.weights) in SOURCES
+
+
+@pytest.mark.parametrize(
+    ("name", "trunk", "source"),
+    [
+        ("dino_vits16", "vit_small_patch16_224", "facebookresearch:dino_deitsmall16"),
+        ("dino_vitb8", "vit_base_patch8_224", "facebookresearch:dino_vitbase8"),
+        ("dinov2_vits14", "vit_small_patch14_dinov2", "facebookresearch:dinov2_vits14"),
+        ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2", "dinov2_vits14_reg4"),
+        ("facebook/dinov2-small", "vit_small_patch14_dinov2", "facebookresearch:dinov2_vits14"),
+        ("facebook/dinov2-with-registers-base", "vit_base_patch14_reg4_dinov2", "vitb14_reg4"),
+        ("facebook/dinov3-vits16plus-pretrain-lvd1689m", "vit_small_plus_patch16_dinov3", "lvd"),
+        ("facebook/dinov3-vitl16-pretrain-sat493m", "vit_large_patch16_dinov3", ".sat493m"),
+        ("ViT-B-32", "vit_base_patch32_clip_quickgelu_224", ".openai, or for LAION's vit_base_pa"),
+        ("ViT-B/16", "vit_base_patch16_clip_quickgelu_224", "timm:vit_base_patch16_clip_224.lai"),
+        ("ViT-L/14@336px", "vit_large_patch14_clip_quickgelu_336", ".openai"),
+        ("openai/clip-vit-base-patch32", "vit_base_patch32_clip_quickgelu_224", ".openai"),
+        ("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "vit_large_patch14_clip_224", ".laion2b"),
+        ("google/siglip-base-patch16-224", "vit_base_patch16_siglip_224", ".webli"),
+        ("google/siglip2-so400m-patch14-384", "vit_so400m_patch14_siglip_378", ".v2_webli"),
+        ("google/vit-base-patch16-224-in21k", "vit_base_patch16_224", ".orig_in21k"),
+        ("timm/vit_small_patch16_224.dino", "vit_small_patch16_224", "224.dino"),
+        ("hf-hub:timm/convnext_tiny.in12k_ft_in1k", "convnext_tiny", "timm:convnext_tiny.in12k"),
+        ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet_b0", "timm:tf_efficientnet_b0.ns_jft"),
+        ("vit_b_16", "vit_base_patch16_224", "timm:"),
+        ("mobilenet_v3_large", "mobilenetv3_large_100", "torchvision:"),
+    ],
+)
+def test_names_that_people_type(name, trunk, source):
+    """As torch.hub, open_clip, OpenAI and the Hub publish them."""
+    asked = (
+        lambda: find(name),
+        lambda: sj.load_encoder(name),
+        lambda: find_source("resnet50", name),
+    )
+    for ask in asked:
+        with pytest.raises(UserError, match=f"is here the trunk {trunk} with") as caught:
+            ask()
+        assert source in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_our_own_names_are_ours():
+    for name in TRUNKS:
+        assert find(name) is TRUNKS[name]
+    with pytest.raises(UserError, match=r"of \d+ there are"):
+        find("dino_vitx16")
+    with pytest.raises(UserError, match=r"of \d+ there are"):
+        find("swin_base_patch4_window7_224.ms_in1k")
+
+
+def test_a_config_answers_too():
+    from configs.common import base
+    from siamese_jax.train.fields import check_config
+
+    config = base()
+    config.trunk.name = "dino_vits8"
+    with pytest.raises(UserError, match="is here the trunk vit_small_patch8_224"):
+        check_config(config)
+
+
+def test_the_name_of_clips_architecture_alone_tells_no_activation():
+    assert in_text("ViT-B-32.pt") == in_text("my-dinov2-smaller.pth") == []
+    assert in_text("vit_b_32-quickgelu-laion400m_e32-46683a32.pt") == [
+        "vit_base_patch32_clip_quickgelu_224"
+    ]
+    assert in_text("CLIP-ViT-B-32-laion2B-s34B-b79K.bin") == ["vit_base_patch32_clip_224"]
