@@ -20,6 +20,7 @@ from siamese_jax.data.records import Records
 from siamese_jax.encoder import lda
 from siamese_jax.encoder.head import head_inputs, make_head
 from siamese_jax.encoder.model import Model, init_head
+from siamese_jax.encoder.pooling import stripped
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap, evaluation
 from siamese_jax.metrics.evaluation import Evaluated
@@ -55,7 +56,7 @@ def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...
     there = TRUNKS[trunk.trunk].stages
     if config.trunk.stage == "auto":
         return fitting.stage_sets(there, config.trunk.pool)
-    return [tuple((config.trunk.stage or there[-1]).split(","))]
+    return [tuple(stripped(config.trunk.stage or there[-1]).split(","))]
 
 
 def shares(config: ConfigDict) -> Sequence[float]:
@@ -102,18 +103,26 @@ def choose_form(
         return fitting.score(rows, records, parts, candidates, seed=config.seed)
 
     try:
+        fitting.held_folds(records.label, fitting.FOLDS, config.seed, tell=True)
         middle = [fitting.MIDDLE] if len(open_shares) > 1 else open_shares
+        why = []
         if len(sets) > 1:
-            sets = [fitting.best_if_told(tried(sets, middle)).candidate.stages]
-        chosen = fitting.moderate(tried(sets, open_shares))
+            scored = tried(sets, middle)
+            sets, why = (
+                [fitting.best_if_told(scored).candidate.stages],
+                [fitting.why_stages(scored)],
+            )
+        scored = tried(sets, open_shares)
+        chosen = fitting.moderate(scored)
+        why += [fitting.why_shrinkage(scored)]
     except fitting.TooFew as error:
         log.warning("the closed form takes the last stage and a shrinkage of 0.5: %s", error)
         return chosen_as(sets[0], 0.5)
     stages, share, _ = chosen.candidate
     assert share is not None
     log.info(
-        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f)",
-        ",".join(stages), share, fitting.METRIC, chosen.mean,
+        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f). Why: %s",
+        ",".join(stages), share, fitting.METRIC, chosen.mean, "; ".join(filter(None, why)),
     )  # fmt: skip
     return chosen_as(stages, share)
 
@@ -291,8 +300,7 @@ def choose(run: Run, curves: Sequence[Curve]) -> int:
         gain = bootstrap.difference(values[0], values[best], groups=classes)
         log.info(
             "step %d is %s the start (%+.4f, 95 %% interval %+.4f to %+.4f over classes)",
-            best, "better than" if gain.low > 0 else "not told apart from",
-            gain.mean, gain.low, gain.high,
+            best, bootstrap.compared(gain), gain.mean, gain.low, gain.high,
         )  # fmt: skip
         best = best if gain.low > 0 else 0
     return best if means[best] > least else -1
@@ -310,18 +318,18 @@ def held_out(records: Records, seed: int) -> list[Records]:
 # The verdict --------------------------------------------------------------------------------
 
 
-def verdict(split: str, name: str, before: Evaluated, after: Evaluated) -> str:
-    """One sentence: better than the bare trunk, not told apart from it, or worse."""
-    told = bootstrap.difference(before.values.values[name], after.values.values[name])
-    if told.low > 0:
-        said = "better than"
-    elif told.high < 0:
-        said = "worse than"
-    else:
-        said = "not told apart from"
+def verdict(split: str, name: str, before: np.ndarray, after: np.ndarray) -> str:
+    """One sentence: better than the bare trunk, not told apart from it, or worse.
+
+    Args:
+      split: what the queries are of.
+      name: of the metric.
+      before, after: float64 [q], what each query gets by the bare trunk and by the result.
+    """
+    told = bootstrap.difference(before, after)
     return (
-        f"{split}: {said} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % interval "
-        f"{told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
+        f"{split}: {bootstrap.compared(told)} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % "
+        f"interval {told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
     )
 
 
