@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from siamese_jax import values
 from siamese_jax.errors import UserError
-from siamese_jax.storage.run_folder import write_json
+from siamese_jax.storage.json_files import write_json
 from siamese_jax.tools import cli, images, stored
 
 if TYPE_CHECKING:
