@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import siamese_jax as sj
 from configs import common
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.metrics.evaluation import sides_of
 from siamese_jax.storage.cache import enable_compilation_cache
@@ -235,6 +237,16 @@ def test_few_classes_are_said(world, tmp_path, caplog):
     assert results["checkpoint_step"] == 0
     config.train.rehearse = False
     assert run(config, tmp_path / "all")["checkpoint_step"] == 2
+
+
+def test_stages_of_a_config_may_have_spaces_and_auto_takes_one_pooling():
+    config = common.base()
+    trunk = SimpleNamespace(trunk="resnet18")
+    config.trunk.stage = "stage3:max, stage4"
+    assert choosing.stage_choice(config, trunk) == [("stage3:max", "stage4")]
+    config.trunk.update(stage="auto", pool="average,max")
+    with pytest.raises(UserError, match="give one pooling, or name the stages"):
+        choosing.stage_choice(config, trunk)
 
 
 def test_a_fraction_that_holds_nothing_out_is_said(tmp_path, caplog):
