@@ -1,6 +1,6 @@
 """What `fit` tried, as a table: all of it for a file, the best few to be read, and a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from siamese_jax.metrics.bootstrap import compared, difference, interval
@@ -38,21 +38,24 @@ def rows_of(made: Fitted) -> list[dict[str, Any]]:
 
 
 def shown(made: Fitted, table: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """What is printed of a table: the best of each set of stages, and of these the best few.
+    """What is printed of a table: each set of stages once, and of these the best few.
 
-    What is chosen stands for its set, and the bare trunk is always there.
+    A fit to a set is there with the shrinkage that would be chosen for it. What is chosen and the
+    bare trunk are there at any rate.
     """
-    best: dict[tuple[str, ...], int] = {}
-    for place, row in enumerate(table):
-        kind = (row["encoder"], row["stages"], row["what"])
-        if kind not in best or row["chosen"]:
-            best[kind] = place
-    always = [
-        place for place, row in enumerate(made.rows) if row is made.chosen or row is made.bare
-    ]
+
+    def kind(row: Row) -> tuple[str, tuple[str, ...]]:
+        return row.source.name, row.scored.candidate.stages
+
+    def places(rows: Iterable[Row | None]) -> list[int]:
+        wanted = {id(row) for row in rows}
+        return [place for place, row in enumerate(made.rows) if id(row) in wanted]
+
+    others = [row for row in made.sets if not made.chosen.fits or kind(row) != kind(made.chosen)]
+    some = places([made.chosen, *others, *(row for row in made.rows if not row.fits)])[:SHOWN]
     columns = [name for name in COLUMNS if name != "stages" or table[0]["stages"]]
     lines: list[list[Any]] = [[*columns, ""]]
-    for place in sorted({*sorted(best.values())[:SHOWN], *always}):
+    for place in sorted({*some, *places([made.chosen, made.bare])}):
         row = table[place]
         candidate = made.rows[place].scored.candidate
         brief_row = row | {

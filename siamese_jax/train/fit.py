@@ -83,6 +83,7 @@ class Fitted(NamedTuple):
       bare: the best row of a trunk's features as they are, without their roots, or of the encoder
         that is there; None where none is scored.
       fitted: the chosen row of the fits, the winner's or not; None where none is scored.
+      sets: of each set of stages the row whose shrinkage would be chosen.
       why: a sentence for each choice among fits.
     """
 
@@ -91,6 +92,7 @@ class Fitted(NamedTuple):
     chosen: Row
     bare: Row | None = None
     fitted: Row | None = None
+    sets: Sequence[Row] = ()
     why: Sequence[str] = ()
 
 
@@ -130,18 +132,18 @@ def fit(
     plain_row = max(
         (r for r in rows if not r.fits), key=lambda r: (r.scored.mean, not r.source.fits)
     )
-    top, why = _top(rows)
+    top, sets, why = _top(rows)
     if not grid.widths:
         top, found, more = _narrowed(top, plain_row, records, grid, options)
         rows, why = [*rows, *found], [*why, *more]
     rows.sort(key=lambda row: -row.scored.mean)
     bare = max((r for r in rows if r.what in (BARE, AS_IT_IS)), key=lambda r: r.scored.mean)
     if plain_row.scored.mean < top.scored.mean:
-        return Fitted(_refit(top, records, out, options), rows, top, bare, top, why)
+        return Fitted(_refit(top, records, out, options), rows, top, bare, top, sets, why)
     encoder = plain_row.source.load(plain_row.scored.candidate.stages)
     if out is not None:
         folder.save(out, encoder, None)
-    return Fitted(encoder, rows, plain_row, bare, top, why)
+    return Fitted(encoder, rows, plain_row, bare, top, sets, why)
 
 
 def _candidates(source: Source, grid: Grid) -> list[Candidate]:
@@ -149,8 +151,9 @@ def _candidates(source: Source, grid: Grid) -> list[Candidate]:
     return [Candidate(*each) for each in made] if source.fits else []
 
 
-def _top(rows: Sequence[Row]) -> tuple[Row, list[str]]:
-    """The best source of what is fitted, with stages and a shrinkage as training chooses them.
+def _top(rows: Sequence[Row]) -> tuple[Row, list[Row], list[str]]:
+    """The best source of what is fitted, with stages and a shrinkage as training chooses them; and
+    the row that stands for each set of stages.
 
     Several stages are taken where folds tell them from the first ones, and of the shrinkages that
     they do not tell from the best the moderate one. Both are told in a sentence.
@@ -169,7 +172,7 @@ def _top(rows: Sequence[Row]) -> tuple[Row, list[str]]:
         fitting.why_stages([row.scored for row in own[top.source.name]]),
         fitting.why_shrinkage([row.scored for row in alike]),
     ]
-    return top, [one for one in why if one]
+    return top, [*moderate.values()], [one for one in why if one]
 
 
 def _narrowed(
@@ -177,7 +180,8 @@ def _narrowed(
 ) -> tuple[Row, list[Row], list[str]]:
     """The narrowest of a row and narrower ones, of those not told from the best; and their rows.
 
-    One that is no better than the features as they are is taken only where none is.
+    One that is no better than the features as they are is taken only where none is, and one that
+    folds do not tell from them only where they tell none.
     """
     full = sum(_parts(top.source, top.scored.candidate.stages).values())
     narrower = [w for w in WIDTHS if w < full and not lda.few(len(records), w, full)]
@@ -188,7 +192,12 @@ def _narrowed(
     more = [top.scored.candidate._replace(width=width) for width in narrower]
     found = _scored(top.source, more, records, grid, options)
     least = min(top.scored.mean, plain.scored.mean + 1e-9)
-    enough = [row for row in (*found, top) if row.scored.mean >= least]
+    better = fitting.told(plain.scored, top.scored)
+    enough = [
+        row
+        for row in (*found, top)
+        if row.scored.mean >= least and (not better or fitting.told(plain.scored, row.scored))
+    ]
     row = _of(enough, lambda scored: fitting.untold(scored)[0])
     kept = row.scored.candidate.width
     if kept is None:

@@ -15,7 +15,7 @@ from siamese_jax.data.sources import load_images
 from siamese_jax.encoder import lda
 from siamese_jax.encoder.embedding import embed_folder
 from siamese_jax.errors import UserError
-from siamese_jax.train import fitting
+from siamese_jax.train import fit, fitting
 from siamese_jax.train.fitting import Candidate
 
 FIT = ["fit", "--trunk=resnet18", "--weights=random"]
@@ -155,6 +155,35 @@ def test_what_is_printed_is_short_with_the_bare_trunk_and_the_reasons(world, tmp
     assert "resnet18 32 stage4 (bare trunk): map@r" in why
     assert told[len(lines) + 3].startswith("the fit: stage")
     assert "; shrinkage 0." in told[len(lines) + 3]
+
+
+def test_the_axes_kept_are_the_fewest_that_are_as_good_and_better_than_none(rng, monkeypatch):
+    """128 are told from neither side, 256 from no fit; of what is told from nothing the fewest."""
+    base, noise = rng.random(400), rng.normal(0, 0.1, 400)
+    noise -= noise.mean()
+    source = fit.Source("some", lambda stages: None, [("a",)])
+
+    def row(width, gain, spread, shrinkage=0.5):
+        values = base + gain + spread * noise
+        return fit.Row(source, fitting.Scored(Candidate(("a",), shrinkage, width), values))
+
+    def kept(*narrower, gain):
+        monkeypatch.setattr(fit, "_scored", lambda *rest: [*narrower])
+        monkeypatch.setattr(fit, "_parts", lambda *rest: {"a": 512})
+        top, plain = row(None, gain, 0), row(None, 0, 0, None)
+        chosen, found, (why,) = fit._narrowed(top, plain, range(2000), fit.Grid(), {})
+        assert found == [*narrower]
+        return chosen.scored.candidate.width, why
+
+    few = "the fewest that are not told apart from the best"
+    assert kept(row(128, 0.005, 1), row(256, 0.011, 0.1), gain=0.011) == (256, f"256 axes, {few}")
+    assert kept(row(128, 0.005, 1), row(256, 0.011, 0.1), gain=0) == (128, f"128 axes, {few}")
+    worse = row(128, 0.001, 0), row(256, 0.002, 0)
+    assert kept(*worse, gain=0.01) == (None, "all 512 axes, as fewer are worse")
+    monkeypatch.setattr(fit, "_parts", lambda *rest: {"a": 300})
+    top, plain = row(None, 0.01, 0), row(None, 0, 0, None)
+    said = "all 300 axes, as 200 images are too few to tell which to leave out"
+    assert fit._narrowed(top, plain, range(200), fit.Grid(), {}) == (top, [], [said])
 
 
 def test_the_scores_are_those_of_fitting_anew(world):
