@@ -2,8 +2,8 @@
 
 python -m siamese_jax compare --config=configs/compare_zoo.py
 
-A cell's "before" is the bare trunk, its "after" the closed form of `fit` on the training classes
-and one step from it. Recall@1 of the bare trunks, at 224 pixels, to expect:
+A cell's "before" is the bare trunk, its "after" the LDA of `fit` on the training classes and one
+step from it. Recall@1 of the bare trunks, at 224 pixels, to expect:
 
                         SOP    In-Shop   CUB    Cars
 ResNet50 V1            .515     .284     .455   .247

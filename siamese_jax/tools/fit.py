@@ -7,16 +7,17 @@
         --stages=stage2,stage3,stage4 --out=encoders/shop
     python -m siamese_jax fit --encoder=runs/emoji          (on the run's own training split)
 
-A closed form (linear discriminant analysis) makes pictures of one class alike. Trunks, stages,
-image sizes, shrinkage and width are chosen by folds over whole classes: each candidate is asked for
-classes that it was not fitted to. Several stages are taken where the folds tell them from the last
-one; of shrinkages, and then of widths, that they do not tell from the best, the one nearest to .5
-and the narrowest. The winner is fitted to all pictures and saved, or the encoder as it is where no
-fit was better; from then on `--encoder=encoders/shop`, and load_encoder, take it, and
---no-whitening leaves the fit out. With --encoder, it is a whitening that lies behind that encoder;
-`whiten` is this with nothing to choose.
+Linear discriminant analysis (LDA) makes pictures of one class alike. Trunks, stages, image sizes,
+shrinkage and width are chosen by folds over whole classes: each candidate is asked for classes that
+it was not fitted to. Several stages are taken where the folds tell them from the last one; of
+shrinkages, and then of widths, that they do not tell from the best, the one nearest to .5 and the
+narrowest. The winner is fitted to all pictures and saved, or the encoder as it is where LDA was not
+better; from then on `--encoder=encoders/shop`, and load_encoder, take it, and --no-whitening leaves
+LDA out. With --encoder, LDA lies behind that encoder; `whiten` is this with nothing to choose.
 
-Pictures without labels have no classes: --method=pca whitens by their covariance alone.
+The table has, beside LDA, the bare trunk (its features as they are) and their signed roots, which
+are what LDA is fitted to. Pictures without labels have no classes: --method=pca whitens by their
+covariance alone.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         return
     assert isinstance(made.encoder, Combined)
     about, width = made.encoder.provenance["whitening"], made.encoder.parts[0].embedding_dim
-    _told("learned", width, about, where, out)
+    _told("LDA", width, about, where, out)
 
 
 def options() -> cli.Parser:
@@ -105,8 +106,13 @@ def options() -> cli.Parser:
         "tools: stage4,stage6:max,top; given several times, each is a set to try. auto: the last "
         "ones, some together; last: the last. Default: auto",
     )
-    group = parser.add_argument_group("the closed form")
-    group.add_argument("--method", choices=("pca", "learned"), help="default: by labels")
+    group = parser.add_argument_group("LDA")
+    group.add_argument(
+        "--method",
+        type=lambda name: {"learned": "lda"}.get(name, name),  # as it was called before
+        choices=("lda", "pca"),
+        help="LDA, or the PCA whitening, which needs no labels; default: by labels",
+    )
     auto = values.choice("auto")
     group.add_argument(
         "--shrinkage",
@@ -201,7 +207,7 @@ def _images(args: argparse.Namespace) -> tuple[str, "Records"]:
         return f"{run} ({split})", records.where(split)
     if stored.is_stored(args.images):
         raise UserError(f"{args.images} holds embeddings: a whitening is fitted to pictures")
-    how = images.wanted(args, needed=args.method == "learned" or args.trunk is not None)
+    how = images.wanted(args, needed=args.method == "lda" or args.trunk is not None)
     return args.images, images.read_records(args.images, how, split=args.split)
 
 
@@ -278,12 +284,12 @@ def _whiten(
     made = whiten(
         encoder, records, out, method="pca", dim=dim, shrinkage=part / (1 - part), **options
     )
-    _told("pca", encoder.embedding_dim, made.provenance["whitening"], where, out)
+    _told("PCA whitening", encoder.embedding_dim, made.provenance["whitening"], where, out)
 
 
 def _told(method: str, width: int, about: dict[str, Any], where: str, out: Path) -> None:
     print(
-        f"{method} whitening, {width} -> {about['dim']} dimensions, shrinkage "
+        f"{method}, {width} -> {about['dim']} dimensions, shrinkage "
         f"{about['shrinkage']:g}, fitted to {about['images']} images of {where}"
     )
     print(f"wrote {out}/whitening.npz: --encoder={out} applies it, --no-whitening leaves it out")

@@ -80,7 +80,7 @@ def verdict(made: Fitted) -> str:
     scored = made.fitted.scored
     told = difference(made.bare.scored.values, scored.values, groups=scored.classes)
     return (
-        f"by folds, the fit is {compared(told)} {named(made.bare)}: {METRIC} {told.mean:+.4f}, "
+        f"by folds, LDA is {compared(told)} {named(made.bare)}: {METRIC} {told.mean:+.4f}, "
         f"95 % interval {told.low:+.4f} to {told.high:+.4f} over classes"
-        + (f"\nthe fit: {'; '.join(made.why)}" if made.why else "")
+        + (f"\nLDA of {'; '.join(made.why)}" if made.why else "")
     )

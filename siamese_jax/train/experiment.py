@@ -147,7 +147,7 @@ def prepare(
     facts: dict[str, Any],
     parent: Parent | None,
 ) -> tuple[Model, Inputs]:
-    """The model and its inputs; a new run's closed form is chosen, and told in `facts`."""
+    """The model and its inputs; what a new run's LDA is of is chosen, and told in `facts`."""
 
     def build(choices: Mapping[str, Any]) -> tuple[Model, Inputs]:
         moving = train_stages(config, trunk)
@@ -362,7 +362,7 @@ class Chosen(NamedTuple):
     def name(self) -> str:
         """What it is, in words."""
         step = int(self.state.step)
-        return run_folder.BARE if self.bare else f"step {step}" if step else "the start"
+        return run_folder.BARE if self.bare else f"step {step}" if step else "step 0"
 
 
 def read_back(run: Run) -> tuple[bool, tuple[int, dict[str, Any]]]:

@@ -19,7 +19,7 @@ from siamese_jax.train.fitting import Candidate, Scored
 log = logging.getLogger(__name__)
 WIDTHS = (128, 256, 512, 1024)
 # What a row of the table is: a fit, or features that nothing is fitted to.
-FIT, BARE, ROOTS, AS_IT_IS = "fit", "bare trunk", "signed roots", "as it is"
+LDA, BARE, ROOTS, AS_IT_IS = "LDA", "bare trunk", "signed roots", "as it is"
 
 
 class Source(NamedTuple):
@@ -69,8 +69,8 @@ class Row(NamedTuple):
 
     @property
     def what(self) -> str:
-        """`FIT`, or what the features are."""
-        return FIT if self.fits else self.source.what
+        """`LDA`, or what the features are."""
+        return LDA if self.fits else self.source.what
 
 
 class Fitted(NamedTuple):
@@ -262,7 +262,7 @@ def _refit(
         )  # fmt: skip
     mean, projection = lda.fitted(rows, kept.label, shrinkage=shrinkage, width=width)
     about = {
-        "method": "learned",
+        "method": "lda",
         "dim": width,
         "shrinkage": shrinkage,
         "images": len(kept),

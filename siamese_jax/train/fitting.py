@@ -1,4 +1,4 @@
-"""Which closed form: stages, shrinkage and width, chosen by folds over whole classes.
+"""Which LDA: stages, shrinkage and width, chosen by folds over whole classes.
 
 The classes of the images are dealt into folds. Of each fold, every candidate is fitted to the other
 folds' classes and asked the fold's own images, of classes that it has not seen: retrieval as it is
@@ -42,7 +42,7 @@ class TooFew(UserError):
 
 
 class Candidate(NamedTuple):
-    """One closed form.
+    """One LDA, or none.
 
     Attributes:
       stages: of the trunk, whose features are taken together.
@@ -448,7 +448,7 @@ def _embedded(
     widest = max((c.width for c in alike if c.width is not None), default=0)
     if widest > size:
         said = f"keeps 1 to {size} axes of {'+'.join(stages) or 'this encoder'}"
-        raise UserError(f"the closed form {said}, not {widest}")
+        raise UserError(f"LDA {said}, not {widest}")
     fit = rest.at(chosen)
     lower = lda.factor(fit, shrinkage, size)
     vectors: dict[bool, np.ndarray] = {}  # by whether all axes are kept

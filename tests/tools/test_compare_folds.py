@@ -151,7 +151,7 @@ def test_runs_that_tell_nothing_say_so(tmp_path, values, nothing):
         cell.name: {
             "test": {part: {"recall@1": v, "map@r": 0.5} for part in ("before", "after")},
             "validation": {"after": {"map@r": 0.5}},
-            "saved": "the start", "checkpoint_step": 0, "parameters": {"head": 1},
+            "saved": "step 0", "checkpoint_step": 0, "parameters": {"head": 1},
             "embedding_dim": 4, "trunk": {"trunk": "t", "fallback_for": None},
         }
         for cell, v in zip(cells, values, strict=True)

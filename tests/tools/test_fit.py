@@ -85,7 +85,7 @@ def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path, c
     told = run(*FIT, f"--images={shop}", f"--out={out}", "--image-size=32", "--stages=stage2")
     assert "3 folds, not 4: each needs two classes" in caplog.text
     assert "is replaced" not in caplog.text
-    assert "the fit is not told apart from resnet18 32 stage2 (bare trunk): map@r +0.0000" in told
+    assert "LDA is not told apart from resnet18 32 stage2 (bare trunk): map@r +0.0000" in told
     assert f"wrote {out}: it is resnet18 32 stage2 (bare trunk), without a fit" in told
     (chosen,) = [row for row in json.loads((out / "fit.json").read_text()) if row["chosen"]]
     assert (chosen["what"], chosen["shrinkage"], chosen["map@r"]) == ("bare trunk", None, 1)
@@ -153,7 +153,7 @@ def test_what_is_printed_is_short_with_the_bare_trunk_and_the_reasons(world, tmp
     )
     why = told[len(lines) + 2]
     assert "resnet18 32 stage4 (bare trunk): map@r" in why
-    assert told[len(lines) + 3].startswith("the fit: stage")
+    assert told[len(lines) + 3].startswith("LDA of stage")
     assert "; shrinkage 0." in told[len(lines) + 3]
 
 

@@ -135,10 +135,10 @@ def test_steps_are_taken_where_the_folds_tell_that_they_help(rng, caplog):
     for number, curve in enumerate(few):
         few[number] = curve._replace(classes=curve.classes + 3 * number)
     assert asked_of(few) == 0
-    assert "step 50 is not told apart from the start" in caplog.text
+    assert "step 50 is not told apart from step 0" in caplog.text
     many = [fold(rng, 5, 10)._replace(classes=np.repeat(np.arange(10), 8) + i) for i in (0, 10, 20)]
     assert asked_of(many) == 50
-    assert "step 50 is better than the start" in caplog.text
+    assert "step 50 is better than step 0" in caplog.text
     # Somebody's own validation split chooses its best, whatever the size.
     assert asked_of(few[:1]) == 50
     # The bare trunk, where it is better than what is chosen.
