@@ -8,8 +8,8 @@ own, for its peak of memory. The cells are the worst case: all of one width, so 
 than another; 20 shrinkages x 5 widths.
 
 scikit-learn's LinearDiscriminantAnalysis (solver "eigen") takes the eigenvectors of the total
-covariance and the one within classes, as the closed form does, and shrinks both where the closed
-form shrinks the second alone. So the subspaces of the first classes - 1 axes are compared without
+covariance and the one within classes, as ours does, and shrinks both where ours shrinks the second
+alone. So the subspaces of the first classes - 1 axes are compared without
 shrinkage, where both mean the same, and with it after the total covariance was shrunk as well.
 On a machine that others use too, processor time is the fairer measure.
 """

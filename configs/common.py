@@ -148,7 +148,7 @@ def head() -> ConfigDict:
     return ConfigDict(
         {
             "layers": (512, 256, 256),
-            "init": "random",  # of the first layer: random, pca, or lda, a closed form by classes
+            "init": "random",  # of the first layer: random, pca, or lda, by classes
             "shrinkage": FieldReference(
                 "auto", field_type=object
             ),  # of lda: auto chooses by folds over classes; or from 0 to 1: 0.5
@@ -164,7 +164,7 @@ def head() -> ConfigDict:
 
 
 def linear_head(width: int = 512, init: str = "lda") -> ConfigDict:
-    """One dense layer on the roots of the features, that starts as a closed form, or as a PCA."""
+    """One dense layer on the roots of the features, that starts as LDA, or as a PCA."""
     config = head()
     config.update(layers=(width,), init=init, dropout=0.3)
     config.update(signed_sqrt=True, unit=init == "lda", centre=True)

@@ -3,8 +3,8 @@
     python -m siamese_jax compare --config=configs/compare_zoo.py:FOLDER
 
 A cell's "before" is the bare trunk, its "published" what to expect there: recall@1 of PUBLISHED.
-Its "after" is the closed form of `fit` on the training classes and one step from it. CLIP's
-embedding is the projected one.
+Its "after" is the LDA of `fit` on the training classes and one step from it. CLIP's embedding is
+the projected one.
 
 FOLDER holds the downloads that there are, unpacked as sop, inshop, cub and cars. What it lacks
 comes by TFDS, but for In-Shop; so does all without it: --config=configs/compare_zoo.py. A trunk

@@ -1,13 +1,13 @@
-"""DINOv2's ViT-S/14, frozen, with a head that is the closed form on your classes, barely trained.
+"""DINOv2's ViT-S/14, frozen, with a head that is LDA on your classes, barely trained.
 
     python main.py --config=configs/dinov2_fit.py
 
 On the emoji, or with --config.data.source=cub, or yours: folder, and --config.data.root. The
 features are the class tokens of the last four blocks, as DINO's linear evaluation takes them, at
-224 pixels, each once through the trunk. "before" is what they give as they are, "fitted" the closed
-form (linear discriminants) on the training classes, "after" one step from it. Recall@1 to expect
-before, of the last class token alone (open-metric-learning): SOP .566, In-Shop .332, CUB .795, Cars
-.740. Without a run: `siamese-jax fit --trunk=vit_small_patch14_reg4_dinov2`.
+224 pixels, each once through the trunk. "before" is what they give as they are, "fitted" LDA on the
+training classes, "after" one step from it. Recall@1 to expect before, of the last class token alone
+(open-metric-learning): SOP .566, In-Shop .332, CUB .795, Cars .740. Without a run:
+`siamese-jax fit --trunk=vit_small_patch14_reg4_dinov2`.
 """
 
 from configs import common

@@ -1,4 +1,4 @@
-r"""ResNet50, frozen, a linear head from a closed form, cross-vendor triplets: the default.
+r"""ResNet50, frozen, a linear head from LDA, cross-vendor triplets: the default.
 
     python main.py --config=configs/resnet_triplet.py
     python main.py --config=configs/resnet_triplet.py --config.data.source=folder \
@@ -6,7 +6,7 @@ r"""ResNet50, frozen, a linear head from a closed form, cross-vendor triplets: t
 
 Stages, shrinkage and steps are chosen on training classes. On the emoji, with the offline fallback:
 recall@1 .643, recall@10 .897 on 965 unseen classes, the mean of seeds 0 to 2 (the trunk's own
-features: .279 and .569; the closed form alone: .618 and .888).
+features: .279 and .569; LDA alone: .618 and .888).
 """
 
 from configs import common

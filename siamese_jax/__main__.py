@@ -27,8 +27,11 @@ TOOLS = {
         "siamese_jax.tools.evaluate",
         "retrieval metrics of an encoder on labelled images",
     ),
-    "fit": ("siamese_jax.tools.fit", "an encoder for pictures in a closed form, chosen by folds"),
-    "whiten": ("siamese_jax.tools.whiten", "fit with nothing to choose: a whitening of an encoder"),
+    "fit": (
+        "siamese_jax.tools.fit",
+        "an encoder for pictures without training: LDA, chosen by folds",
+    ),
+    "whiten": ("siamese_jax.tools.whiten", "fit with nothing to choose: LDA behind an encoder"),
     "train": (
         "siamese_jax.tools.train",
         "one experiment: train or resume, evaluate, report",

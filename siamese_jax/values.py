@@ -134,12 +134,12 @@ def choice(*names: str) -> Kind:
 def listed(*names: str) -> Kind:
     """Text: one of some names, or several with commas between.
 
-    >>> listed("average", "max").holds("average,max")
+    >>> listed("average", "max").holds("average, max")
     True
     """
 
     def holds(value: Any) -> bool:
-        return isinstance(value, str) and all(part in names for part in value.split(","))
+        return isinstance(value, str) and all(part.strip() in names for part in value.split(","))
 
     return Kind(f"one of {', '.join(names)}, or several with commas between", holds, str)
 

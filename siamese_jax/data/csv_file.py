@@ -28,6 +28,7 @@ _SPLIT = {
     "": "",
 }
 _MISSING = ("", "nan", "none")
+SEPARATOR = ";"  # what most files have between the labels of an image
 _FLAG = {
     **dict.fromkeys(("true", "1", "1.0", "yes"), True),
     **dict.fromkeys(("false", "0", "0.0", "no", *_MISSING), False),
@@ -77,6 +78,12 @@ def from_csv(
     if separator == "":
         raise UserError("the separator of labels must be at least one character")
     cells = _labels(path, columns.get("label"), lines, labels)
+    joined = sum(SEPARATOR in cell for cell in cells if cell) if separator is None else 0
+    if joined:
+        notes.append(
+            f"{path}: {joined} labels hold '{SEPARATOR}', and each is taken as one class: where "
+            f"they are several, give --label-separator='{SEPARATOR}' (in a config, data.separator)"
+        )
     absent = cells.count(None)
     if absent and labels != "none" and "label" in columns:
         notes.append(f"{path}: {absent} of {len(cells)} images have no label")

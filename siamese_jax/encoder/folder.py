@@ -16,6 +16,7 @@ from siamese_jax.encoder.combined import Combined, whitened
 from siamese_jax.encoder.whitening import Whitening, fit_whitening
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder, tree
+from siamese_jax.storage.json_files import json_text, read_json
 from siamese_jax.storage.writing import written
 from siamese_jax.values import PIXELS, check, flag, optional, text
 
@@ -122,7 +123,7 @@ def save(
                 arguments["name"] = str(own.resolve())
             # It takes its place after the whitening has: neither is new without the other.
             pointer = both.enter_context(written(folder / POINTER))
-            pointer.write(run_folder.json_text(arguments))
+            pointer.write(json_text(arguments, indent=2) + "\n")
             pointer.flush()  # on a full disk neither takes its place
             os.fsync(pointer.fileno())
         if whitening is not None:
@@ -140,7 +141,7 @@ def load_arguments(folder: Path) -> dict[str, Any] | None:
     path = folder / POINTER
     if not path.is_file():
         return None
-    held = run_folder.read_json(path)
+    held = read_json(path)
     if isinstance(held, dict):
         held.pop(BARE, None)
     unknown = {*held} - {*ARGUMENTS} if isinstance(held, dict) else {"content"}
@@ -166,7 +167,7 @@ def with_whitening(folder: Path, encoder: "Encoder | Combined") -> "Encoder | Co
       UserError: the whitening was fitted to another encoder, or is gone.
     """
     path, pointer = folder / WHITENING, folder / POINTER
-    if pointer.exists() and run_folder.read_json(pointer).get(BARE):
+    if pointer.exists() and read_json(pointer).get(BARE):
         return encoder
     if not path.exists():
         if pointer.exists():

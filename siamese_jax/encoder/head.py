@@ -150,7 +150,7 @@ def fit_head(
 
     With m the mean of the transformed features, the head's mean is m (if it centres) and the first
     dense layer computes P (x - m), the head's part or its own. "pca" takes the leading eigenvectors
-    of the covariance for P, "lda" the closed form of `siamese_jax.encoder.lda`, scaled to rows of
+    of the covariance for P, "lda" the map of `siamese_jax.encoder.lda`, scaled to rows of
     mean square length 1. Accumulated in float64, block by block, so `features` may be a memory
     map of any length.
 

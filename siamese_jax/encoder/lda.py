@@ -1,4 +1,4 @@
-"""Linear discriminant analysis with shrinkage: a linear head in closed form, without a gradient.
+"""Linear discriminant analysis (LDA) with shrinkage: a linear head in closed form.
 
     m    = the mean of all rows                    C = their covariance
     S_w  = the covariance within classes: the sum of (x - m_c)(x - m_c)^T over the rows of all
@@ -32,7 +32,7 @@ NARROW = 2048  # matrices up to here are taken apart at once: small, and other t
 
 
 class Scatter(NamedTuple):
-    """What the closed form needs of n rows; the scatter of two sets is the sum of theirs.
+    """What LDA needs of n rows; the scatter of two sets is the sum of theirs.
 
     Attributes:
       origin: float64 [d], what was taken off the rows before the sums.
@@ -192,13 +192,13 @@ def factor(found: Scatter, shrinkage: float, size: int | None = None) -> np.ndar
     if not 0 <= shrinkage <= 1:
         raise UserError(f"shrinkage {shrinkage} must lie in 0..1")
     if not found.freedom > 0:
-        raise UserError("the closed form needs a class of two images or more, but all are single")
+        raise UserError("LDA needs a class of two images or more, but all are single")
     shared = found.within / found.freedom
     size = size or len(shared)
     level = np.trace(shared) / size
     every = np.trace(found.products) / found.rows - np.square(found.total / found.rows).sum()
     if not level > 1e-12 * every / size:
-        raise UserError("the closed form needs images of one class that differ: all are copies")
+        raise UserError("LDA needs images of one class that differ: all are copies")
     shared *= 1 - shrinkage
     # Even unasked, rounding must not make a direction without spread negative.
     shared[np.diag_indices(len(shared))] += max(shrinkage, 1e-12) * level
@@ -231,7 +231,7 @@ def closed_form(found: Scatter, *, shrinkage: float, width: int) -> tuple[np.nda
     """
     mean, spread, lower = moments(found, shrinkage)
     if not 1 <= width <= len(mean):
-        raise UserError(f"the closed form keeps 1 to {len(mean)} axes, not {width}")
+        raise UserError(f"LDA keeps 1 to {len(mean)} axes, not {width}")
     return mean, leading(spread, lower, width)
 
 
@@ -243,7 +243,7 @@ def few(rows: int, axes: int, size: int) -> bool:
 def fitted(
     rows: Rows, labels: np.ndarray, *, shrinkage: float, width: int, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The closed form of some rows: within their span, where they are fewer than columns.
+    """LDA of some rows: within their span, where they are fewer than columns.
 
     An axis outside the span has no row to tell it by: any of them follow those inside.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from siamese_jax import values
 from siamese_jax.encoder.head import Head, make_head
-from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts
+from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts, stripped
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
@@ -94,7 +94,7 @@ def build_model(
     trunk = TRUNKS[weights.trunk]
     values.check("stage", stage, values.optional(values.text()))
     values.check("pool", pool, values.text())
-    stage = stage or trunk.stages[-1]
+    stage, pool = stripped(stage or trunk.stages[-1]), stripped(pool)
     parts = pooled_parts(stage, pool)
     for name in (*(output for output, _ in parts), *train_stages):
         if name not in trunk.channels:

@@ -112,6 +112,15 @@ def pooled(outputs: Mapping[str, Array], stage: str, pool: str) -> Array:
     return FIXED_POOLS[pool](outputs[stage])
 
 
+def stripped(names: str) -> str:
+    """Names with commas between them, without the spaces around.
+
+    >>> stripped("stage6, top")
+    'stage6,top'
+    """
+    return ",".join(name.strip() for name in names.split(","))
+
+
 def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
     """The parts of an encoder's features: a stage and how it is pooled, of each.
 

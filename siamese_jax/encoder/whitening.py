@@ -27,6 +27,7 @@ from siamese_jax.encoder.lda import eigen, leading, within
 from siamese_jax.errors import UserError
 from siamese_jax.search.engine.checked_rows import finite, unit_rows
 from siamese_jax.storage.arrays import read_arrays
+from siamese_jax.storage.json_files import json_text
 from siamese_jax.storage.writing import written
 from siamese_jax.values import SHRINKAGE, check, whole
 
@@ -61,7 +62,7 @@ class Whitening:
 
     def save(self, path: str | Path) -> None:
         """Writes the map to `path`, an .npz file that `Whitening.load` reads."""
-        about = np.array(json.dumps(dict(self.about)))
+        about = np.array(json_text(self.about))
         with written(path, "wb") as file:
             keys = np.array([list(key) for key in sorted(self.fitted_to)], np.uint8)
             columns: dict[str, Any] = {"mean": self.mean, "projection": self.projection}

@@ -94,6 +94,19 @@ def _tail(confidence: float, n: int) -> float:
     return float(ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - confidence) / 2)))
 
 
+def compared(told: Interval) -> str:
+    """What the interval of a difference says of the second, in words that go before the first.
+
+    >>> compared(difference([0.0, 0.5, 1.0], [0.25, 0.75, 1.25]))
+    'better than'
+    >>> compared(Interval(-0.1, -0.2, 0.1, 9)), compared(Interval(0.1, math.nan, math.nan, 9))
+    ('not told apart from', 'not told apart from')
+    """
+    return (
+        "better than" if told.low > 0 else "worse than" if told.high < 0 else "not told apart from"
+    )
+
+
 def difference(
     before: ArrayLike,
     after: ArrayLike,

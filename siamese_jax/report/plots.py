@@ -1,11 +1,11 @@
 """Plots as inline SVG text: lines of a run over its steps, and accuracy against speed."""
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 
 from siamese_jax.report.page import escape
+from siamese_jax.storage.json_files import json_text
 
 WIDTH, HEIGHT = 360.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 8.0, 22.0
@@ -147,7 +147,7 @@ def line_chart(title: str, series: Mapping[str, Points]) -> str:
         'style="visibility:hidden"/>'
     )
     return (
-        f'<div class="card plot" data-series="{escape(json.dumps(hover))}"><h3>{escape(title)}</h3>'
+        f'<div class="card plot" data-series="{escape(json_text(hover))}"><h3>{escape(title)}</h3>'
         f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(title)} by step">'
         f"{axes.draw()}{''.join(lines)}{cursor}</svg>"
         f'<div class="readout">last: {" ".join(legend)}</div></div>'

@@ -20,6 +20,7 @@ from siamese_jax.search.engine.approximate_index import INDEXES, Index
 from siamese_jax.search.engine.blocks import Blocks, padded
 from siamese_jax.search.engine.operands import Frame
 from siamese_jax.search.engine.rows import Rows, as_rows
+from siamese_jax.storage.json_files import json_text
 
 log = logging.getLogger(__name__)
 _FORMAT = 1
@@ -230,7 +231,7 @@ class Gallery:
             "dtype": "float32",
             "sha256": {name: _sha256(part / name) for name in ("vectors.npy", "ids.npy")},
         }
-        (part / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (part / "manifest.json").write_text(json_text(manifest, indent=2) + "\n")
         former = _former(folder)
         if folder.exists():
             shutil.rmtree(former, ignore_errors=True)

@@ -25,7 +25,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from siamese_jax.errors import UserError
-from siamese_jax.storage.run_folder import RunFolder, read_json
+from siamese_jax.storage.json_files import read_json
+from siamese_jax.storage.run_folder import RunFolder
 from siamese_jax.storage.tree import Leaves, digest, fingerprint, flatten
 
 log = logging.getLogger(__name__)

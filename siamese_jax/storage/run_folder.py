@@ -21,7 +21,6 @@ holds on each machine by itself. Where there are no locks (Windows), a line says
 """
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -34,6 +33,7 @@ from typing import IO, Any, NamedTuple
 import jax
 
 from siamese_jax.errors import UserError, naming
+from siamese_jax.storage.json_files import numbers, read_json, strict, write_json
 from siamese_jax.storage.lock import lock
 from siamese_jax.storage.tree import fingerprint
 from siamese_jax.storage.writing import remove_drafts, written
@@ -98,7 +98,15 @@ def read(folder: Path, *, finished: bool = False) -> RunFolder:
             what = "a finished run" if finished else "a run"
             raise UserError(f"{folder} is not {what}: {name} is missing")
     _verify(folder, found)
-    return RunFolder(folder, found["config.json"], found["run.json"], found.get("results.json"))
+    results = found.get("results.json")
+    if results is not None:
+        results = {name: numbers(v) if _is_measured(v) else v for name, v in results.items()}
+    return RunFolder(folder, found["config.json"], found["run.json"], results)
+
+
+def _is_measured(block: Any) -> bool:
+    """Whether a block of results.json is a split's metrics."""
+    return isinstance(block, Mapping) and isinstance(block.get("after"), Mapping)
 
 
 BARE = "the bare trunk"  # what results.json calls it where no head is better
@@ -116,7 +124,7 @@ def _verify(folder: Path, found: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return fingerprint(content=_as_stored({k: v for k, v in content.items() if k != "seconds"}))
+    return fingerprint(content={k: v for k, v in content.items() if k != "seconds"})
 
 
 def write_start(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -124,12 +132,13 @@ def write_start(folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any
 
     The facts first: a start that dies between them is told again, and is not forgotten.
     """
-    write_checked(folder / "run.json", {**facts, "config_digest": _digest(config)})
+    write_checked(folder / "run.json", {**facts, "config_digest": _digest(strict(config))})
     write_json(folder / "config.json", config)
 
 
 def write_checked(path: Path, content: Mapping[str, Any]) -> None:
     """`write_json` with a digest of the content in it, of all but the seconds that it took."""
+    content = strict(content)
     write_json(path, {**content, "digest": _digest(content)})
 
 
@@ -222,36 +231,6 @@ def _holds(tree: Any, field: str) -> bool:
     return True
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes to a temporary file and renames it: a reader never sees half a file."""
-    with written(path) as file:
-        file.write(json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """A value as the files of a run hold it."""
-    return json.dumps(value, indent=2, default=_plain) + "\n"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file; UserError where it cannot be read, or is no object of JSON."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no names")
-        return found
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove it or choose another folder"
-        ) from None
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
-
-
 def begun(
     workdir: Path, config: Mapping[str, Any], may_differ: Collection[str] = ()
 ) -> RunFolder | None:
@@ -268,7 +247,7 @@ def begun(
     if not any((workdir / name).exists() for name in ("results.json", "checkpoints")):
         return None
     found = read(workdir)
-    before, now = _plainly(found.config), _plainly(_as_stored(config))
+    before, now = _plainly(found.config), _plainly(strict(config))
     changed = [
         f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(before.keys() | now.keys())
@@ -281,10 +260,6 @@ def begun(
             f"begins with its parameters: --workdir={workdir} --fork=NEW"
         )
     return found
-
-
-def _as_stored(config: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(config, default=_plain))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

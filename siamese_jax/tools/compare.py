@@ -10,7 +10,8 @@ one is resumed, and `diff` compares any two. Fields of all cells can be set as f
 
 --folds follows "A Metric Learning Reality Check" (Musgrave et al. 2020): the training classes are
 dealt into folds, and each cell is trained once for each, with that fold as validation. The table
-has the mean of the runs with its interval, and the metrics of their embeddings side by side.
+has the mean of the runs with its interval, and the metrics of their embeddings side by side; a line
+below says of each row whether it is better than the bare trunk.
 --best-of names an axis of tries: the one that is best on validation is in the table, and no other.
 """
 
@@ -102,7 +103,7 @@ def compare(
         for row in rows:
             stopping.check("all cells are trained")
             members = [by_name[run] for run in row["runs"]]
-            row |= compare_folds.concatenated(members, workdir, compare_table.METRICS)
+            row |= compare_folds.on_test(members, workdir, compare_table.METRICS)
     compare_table.write(workdir, title, rows, axes, failures)
     print((workdir / "compare.md").read_text(encoding="utf-8"))
     print(f"report: {workdir / 'index.html'}")

@@ -1,12 +1,13 @@
 """The protocol of "A Metric Learning Reality Check" (Musgrave, Belongie & Lim 2020, 2003.08505).
 
-    separate        mean over folds of what each fold's embeddings x_f get on the test classes, with
-                    the half of its 95 % interval, t_(.975, n-1) s / sqrt(n), over the n runs
+    separate        mean over folds of what each fold's embeddings x_f get on the test classes; its
+                    95 % interval reaches t_(.975, n-1) s / sqrt(n) to each side, over the n runs
     concatenated    z = [unit(x_1), ..., unit(x_F)], by cosine
 
 Each fold of the training classes is validation in a run of its own, and chooses that run's
 checkpoint; the test classes are the same for all. Of several tries of one thing, the one that is
-best on validation is taken.
+best on validation is taken. Whether a row is better than the bare trunk is told as a run tells it,
+by what each test query gets, its mean over the runs.
 """
 
 import statistics
@@ -21,6 +22,7 @@ from siamese_jax.tools.compare_grid import FOLD, SEED, Cell, Grid
 from siamese_jax.values import nearest
 
 Row = dict[str, Any]
+ALL = (0.0, 1.0)  # what a metric can be
 
 
 def with_folds(grid: Grid, count: int) -> Grid:
@@ -62,24 +64,44 @@ def of_folds(
         r["validation"]["after"][name] for r, name in zip(results, chosen_by, strict=True)
     ]
     steps = [0 if r["saved"] == BARE else r["checkpoint_step"] for r in results]
+    ends: Row = {}
+    for name in metrics:
+        found = interval([values[name] for values in after])
+        ends |= {f"{name} low": found[0], f"{name} high": found[1]}
     return {
         "recall@1 sd": float("nan"),  # the interval says it
         "validation": statistics.mean(validation),
         "steps": round(statistics.mean(steps)),
-        **{f"{m} interval": half_interval([values[m] for values in after]) for m in metrics},
+        **ends,
     }
 
 
-def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean of n independent values, by Student's t.
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of n independent values from 0 to 1, by Student's t.
 
-    >>> round(half_interval([0.5, 0.6, 0.7]), 4)
-    0.2484
+    >>> [round(end, 4) for end in interval([0.5, 0.6, 0.7])]
+    [0.3516, 0.8484]
+    >>> interval([0.5, 0.6])
+    (0.0, 1.0)
     """
     from scipy.stats import t
 
-    spread = statistics.stdev(values) / len(values) ** 0.5
-    return float(t.ppf(0.975, len(values) - 1) * spread)
+    mean = statistics.mean(values)
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def empty_intervals(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """A sentence where intervals hold all that a metric can be: they tell nothing."""
+    empty = [
+        row for row in rows for m in metrics if (row.get(f"{m} low"), row.get(f"{m} high")) == ALL
+    ]
+    if not empty:
+        return []
+    return [
+        f"An interval from 0 to 1: {len(empty[0]['runs'])} runs tell nothing of what others would "
+        "get, by Student's t; take more folds"
+    ]
 
 
 def best_tries(rows: Sequence[Row], axis: str, chosen: Sequence[Cell]) -> list[Row]:
@@ -99,8 +121,9 @@ def best_tries(rows: Sequence[Row], axis: str, chosen: Sequence[Cell]) -> list[R
     return [row | {"tries": tries} for row in rows if any(row is one for one in best)]
 
 
-def concatenated(cells: Sequence[Cell], workdir: Path, metrics: Sequence[str]) -> Row:
-    """Metrics of the test classes by all folds' embeddings side by side; of seeds, the mean.
+def on_test(cells: Sequence[Cell], workdir: Path, metrics: Sequence[str]) -> Row:
+    """What the test classes say of a row: the metrics of all folds' embeddings side by side, of
+    seeds the mean; and a sentence, as a run ends with.
 
     Args:
       cells: finished runs of the same cell, each of another fold or seed.
@@ -108,18 +131,43 @@ def concatenated(cells: Sequence[Cell], workdir: Path, metrics: Sequence[str]) -
       metrics: those that are wanted.
     """
     from siamese_jax.encoder.combined import concatenate
-    from siamese_jax.metrics.evaluation import sides_of
-    from siamese_jax.train.experiment import result_on
+    from siamese_jax.metrics.evaluation import Evaluated, sides_of
+    from siamese_jax.train.choosing import verdict
+    from siamese_jax.train.experiment import measured_again
+    from siamese_jax.train.loop import validation_metric
 
     by_seed: dict[str, list[Cell]] = {}
     for cell in cells:
         by_seed.setdefault(cell.choice.get(SEED, ""), []).append(cell)
     found: list[Mapping[str, float]] = []
+    runs: list[Mapping[str, Evaluated]] = []
     for folds in by_seed.values():
-        parts = [result_on(cell.config, workdir / cell.name, "test") for cell in folds]
+        own = [measured_again(cell.config, workdir / cell.name, "test") for cell in folds]
+        parts = [run["after"] for run in own]
         records = parts[0].records
         if not all(np.array_equal(part.records.id, records.id) for part in parts):
             raise UserError(f"{workdir}: an image could be read for one fold and not for another")
         vectors = concatenate([part.vectors for part in parts])
         found.append(sides_of(vectors, records, "cosine").measure((1,), metrics).means())
-    return {f"concatenated {m}": statistics.mean(values[m] for values in found) for m in metrics}
+        runs += own
+    name = validation_metric(cells[0].config).rpartition("/")[2]
+    tested = [run["after"].records for run in runs]
+    asked = np.concatenate([records.id[records.is_query] for records in tested])
+    before, after = (
+        mean_of_each(asked, np.concatenate([run[part].values.values[name] for run in runs]))
+        for part in ("before", "after")
+    )
+    return {
+        **{f"concatenated {m}": statistics.mean(values[m] for values in found) for m in metrics},
+        "verdict": verdict("test", name, before, after),
+    }
+
+
+def mean_of_each(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The mean of the values [n] that have the same id [n], of each id in order.
+
+    >>> mean_of_each(np.array([3, 1, 3]), np.array([0.0, 0.5, 1.0]))
+    array([0.5, 0.5])
+    """
+    place = np.unique(ids, return_inverse=True)[1]
+    return np.bincount(place, weights=values) / np.bincount(place)

@@ -19,15 +19,18 @@ METRICS = ("recall@1", "map@r")
 COLUMNS = {
     "tries": "tries",
     "validation": "validation",
+    "recall@1 before": "recall@1 before",
     "recall@1": "recall@1",
     "recall@1 sd": "sd",
-    "recall@1 interval": "±",
+    "recall@1 low": "low",
+    "recall@1 high": "high",
+    "map@r before": "map@r before",
     "map@r": "map@r",
-    "map@r interval": "±",
+    "map@r low": "low",
+    "map@r high": "high",
     "concatenated recall@1": "concatenated recall@1",
     "concatenated map@r": "concatenated map@r",
     "steps": "steps",
-    "before": "recall@1 before",
     "published": "published",
     "parameters": "parameters",
     "images/s": "images/s",
@@ -62,13 +65,13 @@ def table(
         if not members or (len(members) < len(group) and FOLD in group[0].choice):
             continue
         results = [outcomes[cell.name] for cell in members]
-        after = [r["test"]["after"] for r in results]
-        recalls = [values["recall@1"] for values in after]
+        tested = [r["test"] for r in results]
+        recalls = [test["after"]["recall@1"] for test in tested]
         row = {
             **dict(axes),
-            **{m: statistics.mean(values[m] for values in after) for m in METRICS},
+            **{m: statistics.mean(test["after"][m] for test in tested) for m in METRICS},
+            **{f"{m} before": statistics.mean(t["before"][m] for t in tested) for m in METRICS},
             "recall@1 sd": statistics.stdev(recalls) if len(recalls) > 1 else math.nan,
-            "before": statistics.mean(r["test"]["before"]["recall@1"] for r in results),
             "published": (published or {}).get(tuple(name for _, name in axes), math.nan),
             "parameters": sum(results[0]["parameters"].values()),
             "images/s": statistics.mean(speeds[cell.name] for cell in members),
@@ -110,6 +113,19 @@ def _by_reason(failures: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(names[0] + more.get(why, ""), why) for why, names in groups.items()]
 
 
+def notes(
+    rows: Sequence[Row], names: Sequence[str], title: str, failures: Mapping[str, str]
+) -> list[str]:
+    """What is said below the table: which rows are better than before, and what was not run."""
+    said = [f"{_called(row, names, title)}: {row['verdict']}" for row in rows if "verdict" in row]
+    said += compare_folds.empty_intervals(rows, METRICS)
+    return said + [f"Not run: {cells}: {why}" for cells, why in _by_reason(failures)]
+
+
+def _called(row: Row, names: Sequence[str], title: str) -> str:
+    return " ".join(row[axis] for axis in names) or title
+
+
 def write(
     workdir: Path, title: str, rows: Sequence[Row], axes: Sequence[str], failures: Mapping[str, str]
 ) -> None:
@@ -126,11 +142,12 @@ def write(
     columns = _columns(rows)
     heading = [*names, *columns.values()]
     texts = [[*(r[a] for a in names), *(_cell(c, r[c]) for c in columns)] for r in rows]
+    said = notes(rows, names, title, failures)
 
     lines = ["| " + " | ".join(heading) + " |"]
     lines.append("|" + " --- |" * len(names) + " ---: |" * len(columns))
     lines += ["| " + " | ".join(row) + " |" for row in texts]
-    lines += [f"\nNot run: {cells}: {why}" for cells, why in _by_reason(failures)]
+    lines += [f"\n{one}" for one in said]
     with written(workdir / "compare.md") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -148,7 +165,17 @@ def write(
             for i, run in enumerate(row["runs"])
         ]
         linked.append([*(escape(text) for text in own), " ".join(links)])
-    warnings = [f"Not run: {cells}: {why}" for cells, why in _by_reason(failures)]
+    grid = html_table([*map(escape, heading), "reports"], linked, numbers_from=len(names))
+    text = _page(title, rows, names, grid, said)
+    with written(workdir / "index.html") as file:
+        file.write(text)
+
+
+def _page(
+    title: str, rows: Sequence[Row], names: Sequence[str], grid: str, said: Sequence[str]
+) -> str:
+    """The page of a table `grid`, with what is `said` below it."""
+    warnings = [one for one in said if one.startswith("Not run")]
     warnings += [
         f"{row['runs'][0]}: the trunk is {row['trunk used']}, which is not the one asked for"
         for row in rows
@@ -157,21 +184,19 @@ def write(
     plot = pareto_plot(
         "Accuracy against speed",
         [(row["images/s"], row["recall@1"]) for row in rows],
-        [" ".join(row[axis] for axis in names) or title for row in rows],
+        [_called(row, names, title) for row in rows],
         [row[names[0]] if names else title for row in rows],
         x="images/s",
         y="recall@1",
     )
-    grid = html_table([*map(escape, heading), "reports"], linked, numbers_from=len(names))
+    told = "".join(f"<p>{escape(one)}</p>" for one in said if one not in warnings)
     body = [
         plot,
-        section("Table", f'<div class="card">{grid}</div>'),
-        '<p class="soft">recall@1 and map@r on the test split after training, ±: half of the 95 % '
-        "interval over folds, concatenated: of all folds' embeddings side by side, before: of the "
-        "trunk's pooled features, published: the same elsewhere, as the config has it; images/s "
-        "through trunk and head on the machine that ran the comparison, reading of files not "
-        "counted; parameters of both.</p>",
+        section("Table", f'<div class="card">{grid}</div>{told}'),
+        '<p class="soft">recall@1 and map@r on the test split after training, low and high: the '
+        "95 % interval over runs of other folds, concatenated: of all folds' embeddings side by "
+        "side, before: of the trunk's pooled features, published: recall@1 of those elsewhere, as "
+        "the config has it; images/s through trunk and head on the machine that ran the "
+        "comparison, reading of files not counted; parameters of both.</p>",
     ]
-    text = page(title, body, subtitle=f"{len(rows)} combinations", warnings=warnings)
-    with written(workdir / "index.html") as file:
-        file.write(text)
+    return page(title, body, subtitle=f"{len(rows)} combinations", warnings=warnings)

@@ -17,8 +17,9 @@ import numpy as np
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder
 from siamese_jax.storage.arrays import read_arrays
+from siamese_jax.storage.json_files import read_json, write_json
 from siamese_jax.storage.run_folder import RunFolder
-from siamese_jax.tools import cli, search
+from siamese_jax.tools import cli
 from siamese_jax.tools.evaluate import fitted_warning
 
 SUFFIXES = (".json",)
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"over {next(iter(rows.values()))['queries']} {named}, resampled in pairs")
     for path in args.out:
         content = {"a": str(args.a), "b": str(args.b), "config": fields, "split": split}
-        search.write_json(path, {**content, "confidence": args.confidence, "metrics": rows})
+        write_json(path, {**content, "confidence": args.confidence, "metrics": rows})
         print(f"wrote {path}")
 
 
@@ -135,7 +136,7 @@ def _read_evaluation(path: Path) -> Measured:
                 f"{path} cannot be compared: {needed.name} is not beside it; `evaluate --out` "
                 "writes both"
             )
-    content = run_folder.read_json(facts)
+    content = read_json(facts)
     provenance = content.get("provenance") if facts == path else content
     if not isinstance(provenance, dict) or "split" not in provenance:
         raise UserError(f"{facts} does not say what it was measured on: evaluate again")

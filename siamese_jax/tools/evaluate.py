@@ -15,6 +15,7 @@ import numpy as np
 
 from siamese_jax import values
 from siamese_jax.errors import UserError
+from siamese_jax.storage.json_files import write_json
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, evaluate_landmarks, evaluate_structure, reranking, search
 
@@ -128,7 +129,7 @@ def report(
             table = [row._asdict() | {"label": str(row.label)} for row in classes]
             first, *others = blocks
             content = {"metrics": blocks[first], **{name: blocks[name] for name in others}}
-            search.write_json(path, content | {"classes": table, "provenance": pair.provenance})
+            write_json(path, content | {"classes": table, "provenance": pair.provenance})
         else:
             write_metrics_csv(path, blocks)
             search.write_provenance(path, pair.provenance)

@@ -3,35 +3,39 @@
     python -m siamese_jax fit --images=shop/ --trunk=efficientnet_lite0 --out=encoders/shop
     python -m siamese_jax fit --images=shop/ --trunk=resnet50,efficientnet_lite0 \\
         --stages=auto --image-size=160,224 --out=encoders/shop
+    python -m siamese_jax fit --images=shop/ --trunk=resnet50 --stages=stage4 \\
+        --stages=stage2,stage3,stage4 --out=encoders/shop
     python -m siamese_jax fit --encoder=runs/emoji          (on the run's own training split)
 
-A closed form (linear discriminant analysis) makes pictures of one class alike. Trunks, stages,
-image sizes, shrinkage and width are chosen by folds over whole classes: each candidate is asked for
-classes that it was not fitted to. Several stages are taken where the folds tell them from the last
-one; of shrinkages, and then of widths, that they do not tell from the best, the one nearest to .5
-and the narrowest. The winner is fitted to all pictures and saved, or the encoder as it is where no
-fit was better; from then on `--encoder=encoders/shop`, and load_encoder, take it, and
---no-whitening leaves the fit out. With --encoder, it is a whitening that lies behind that encoder;
-`whiten` is this with nothing to choose.
+Linear discriminant analysis (LDA) makes pictures of one class alike. Trunks, stages, image sizes,
+shrinkage and width are chosen by folds over whole classes: each candidate is asked for classes that
+it was not fitted to. Several stages are taken where the folds tell them from the last one; of
+shrinkages, and then of widths, that they do not tell from the best, the one nearest to .5 and the
+narrowest. The winner is fitted to all pictures and saved, or the encoder as it is where LDA was not
+better; from then on `--encoder=encoders/shop`, and load_encoder, take it, and --no-whitening leaves
+LDA out. With --encoder, LDA lies behind that encoder; `whiten` is this with nothing to choose.
 
-Pictures without labels have no classes: --method=pca whitens by their covariance alone.
+The table has, beside LDA, the bare trunk (its features as they are) and their signed roots, which
+are what LDA is fitted to. Pictures without labels have no classes: --method=pca whitens by their
+covariance alone.
 """
 
 import argparse
+import functools
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siamese_jax import values
 from siamese_jax.errors import UserError
+from siamese_jax.storage.json_files import write_json
 from siamese_jax.tools import cli, images, stored
 
 if TYPE_CHECKING:
     from siamese_jax.data.records import Records
-    from siamese_jax.train.fit import Fitted, Grid, Source
-
-SHOWN = 20
+    from siamese_jax.train.fit import Grid, Source
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,7 +56,7 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
 
     from siamese_jax.encoder.combined import Combined
     from siamese_jax.report.tables import aligned
-    from siamese_jax.storage.run_folder import write_json
+    from siamese_jax.tools import fit_table
     from siamese_jax.train.fit import fit
 
     sources = _sources(args)
@@ -61,23 +65,22 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         for width in args.width:
             values.check("--dim", width, values.whole(1, most))
     made = fit(sources, records, out, grid=_grid(args), **kept)
-    table = rows_of(made)
-    if table:
-        shown = [[*row.values()] for row in table[:SHOWN]]
-        print(aligned([[*table[0]], *shown]))
-        if len(table) > SHOWN:
-            print(f"and {len(table) - SHOWN} more, in {out}/fit.json")
-        print(verdict(made))
+    table = fit_table.rows_of(made)
     write_json(out / "fit.json", table)
-    if made.chosen is made.bare:
-        name, stages = made.bare.source.name, "+".join(made.bare.scored.candidate.stages)
+    if table:
+        print(aligned(fit_table.shown(made, table)))
+        alike = sum(row["not told apart from the best"] for row in table)
+        said = f"{alike} of {len(table)} are not told apart from the best"
+        print(f"{said}: {out}/fit.json has them all")
+        print(fit_table.verdict(made))
+    if not made.chosen.fits:
         saved = f"wrote {out}: it is" if args.trunk or args.out else "nothing is written: keep"
-        print(f"{saved} {name} {stages} as it is")
+        print(f"{saved} {fit_table.named(made.chosen)}, without a fit")
         print("to fit all the same, give one set of --stages, one --shrinkage and one --width")
         return
     assert isinstance(made.encoder, Combined)
     about, width = made.encoder.provenance["whitening"], made.encoder.parts[0].embedding_dim
-    _told("learned", width, about, where, out)
+    _told("LDA", width, about, where, out)
 
 
 def options() -> cli.Parser:
@@ -96,12 +99,20 @@ def options() -> cli.Parser:
     group.add_argument(
         "--stages",
         type=cli.TEXT,
-        default="auto",
-        help="of a trunk: auto tries its last ones together, last the last; or sets: "
-        "top,stage4+stage6+top",
+        action="append",
+        default=[],
+        metavar="SET",
+        help="of a trunk: stages that are taken together, written as for --stage of the other "
+        "tools: stage4,stage6:max,top; given several times, each is a set to try. auto: the last "
+        "ones, some together; last: the last. Default: auto",
     )
-    group = parser.add_argument_group("the closed form")
-    group.add_argument("--method", choices=("pca", "learned"), help="default: by labels")
+    group = parser.add_argument_group("LDA")
+    group.add_argument(
+        "--method",
+        type=lambda name: {"learned": "lda"}.get(name, name),  # as it was called before
+        choices=("lda", "pca"),
+        help="LDA, or the PCA whitening, which needs no labels; default: by labels",
+    )
     auto = values.choice("auto")
     group.add_argument(
         "--shrinkage",
@@ -138,15 +149,43 @@ def parse(parser: cli.Parser, argv: Sequence[str]) -> argparse.Namespace:
     if len(args.encoder) > 1:
         raise UserError("a whitening is of one encoder: give --encoder once")
     if args.trunk:
-        from siamese_jax.trunks.table import find
-
-        for name in args.trunk:
-            find(name)
+        _check_trunks(args)
     cli.check_encoders(args)
     if args.out is None and not (args.encoder and Path(args.encoder[0]).is_dir()):
         name = (args.encoder or args.trunk)[0]
         raise UserError(f"{name} has no folder to save a whitening in: give --out=DIR")
     return args
+
+
+def _check_trunks(args: argparse.Namespace) -> None:
+    """UserError for what makes no sense with --trunk; and a line for what --stages is taken as."""
+    from siamese_jax.trunks.table import find
+
+    for name in args.trunk:
+        find(name)
+    if args.method == "pca":
+        raise UserError(
+            "--method=pca knows no classes to choose a trunk by: give --encoder="
+            f"{args.trunk[0]} in place of --trunk"
+        )
+    if args.signed_sqrt:
+        raise UserError("--signed-sqrt is of an encoder as it is; fit takes the roots at any rate")
+    if "," in args.pool:
+        raise UserError(
+            f"--pool={args.pool}: sets of stages differ in number; give one pooling, and a stage "
+            "its own as in --stages=stage6:max,top"
+        )
+    for given in args.stages:
+        if "+" in given or ";" in given:
+            one = given.replace(";", "+").split("+")
+            raise UserError(
+                f"--stages={given}: stages of one set stand with commas between them, as in "
+                f"--stages={','.join(one)}, and each set has a --stages of its own, as in "
+                f"{' '.join(f'--stages={part}' for part in one)}"
+            )
+    if len(args.stages) > 1 or any("," in given for given in args.stages):
+        sets = [given.replace(" ", "").replace(",", " and ") for given in args.stages]
+        print(f"to try, of the trunk's stages: {'; or '.join(sets)}")
 
 
 def _grid(args: argparse.Namespace) -> "Grid":
@@ -168,7 +207,7 @@ def _images(args: argparse.Namespace) -> tuple[str, "Records"]:
         return f"{run} ({split})", records.where(split)
     if stored.is_stored(args.images):
         raise UserError(f"{args.images} holds embeddings: a whitening is fitted to pictures")
-    how = images.wanted(args, needed=args.method == "learned" or args.trunk is not None)
+    how = images.wanted(args, needed=args.method == "lda" or args.trunk is not None)
     return args.images, images.read_records(args.images, how, split=args.split)
 
 
@@ -179,76 +218,51 @@ def _labelled(records: "Records") -> bool:
 
 
 def _sources(args: argparse.Namespace) -> list["Source"]:
-    """Every trunk at every size; or the encoder that is there."""
-    names, sizes = args.trunk or args.encoder, args.image_size or (None,)
-    return [_source(args, name, size) for name in names for size in sizes]
+    """Every trunk at every size, bare and with roots to fit to; or the encoder that is there."""
+    from siamese_jax.train.fit import BARE, ROOTS, Source
+
+    made = []
+    for name, size in itertools.product(args.trunk or args.encoder, args.image_size or (None,)):
+        called = f"{name} {size}" if size else name
+        if not args.trunk:
+            made.append(Source(called, _loader(args, name, size), [("",)]))
+            continue
+        sets = _stage_sets(args, name)
+        # Where they are chosen, it is the trunk that other tools have by its name.
+        plain = sets[:1] if "auto" in (args.stages or ["auto"]) else sets
+        made += [
+            Source(called, _loader(args, name, size, True), sets, ROOTS),  # all stages in one pass
+            Source(called, _loader(args, name, size, False), plain, BARE, fits=False),
+        ]
+    return made
 
 
-def _source(args: argparse.Namespace, name: str, size: int | None) -> "Source":
-    from siamese_jax.train.fit import Source
+def _loader(
+    args: argparse.Namespace, name: str, size: int | None, roots: bool | None = None
+) -> Callable[[tuple[str, ...]], Any]:
+    """Stages -> an encoder; of a trunk's features, their signed roots or not."""
 
     def load(stages: tuple[str, ...]) -> Any:
         own = {**vars(args), "encoder": [name], "image_size": size}
-        if args.trunk:
-            own |= {"stage": ",".join(stages), "signed_sqrt": True}
+        if roots is not None:
+            own |= {"stage": ",".join(stages), "signed_sqrt": roots}
         return cli.open_encoder(argparse.Namespace(**own), name, whitening=False)
 
-    sets = _stage_sets(args, name) if args.trunk else [("",)]
-    return Source(f"{name} {size}" if size else name, load, sets)
+    return functools.lru_cache(maxsize=2)(load)
 
 
 def _stage_sets(args: argparse.Namespace, name: str) -> list[tuple[str, ...]]:
+    """The sets of stages to try of a trunk; those of auto begin with its last one."""
     from siamese_jax.train.fitting import stage_sets
     from siamese_jax.trunks.table import find
 
     there = find(name).stages
-    if args.stages == "auto":
-        return stage_sets(there, args.pool)
-    if args.stages == "last":
-        return [there[-1:]]
-    return [tuple(part.split("+")) for part in args.stages.split(",")]
-
-
-def rows_of(made: "Fitted") -> list[dict[str, Any]]:
-    """The table of what was tried, the best first, with 95 % intervals over classes."""
-    from siamese_jax.metrics.bootstrap import interval
-    from siamese_jax.train.fitting import METRIC
-
-    table = []
-    for row in made.rows:
-        source, (candidate, values, classes) = row
-        ends = interval(values, resamples=500, groups=classes)
-        table.append(
-            {
-                "encoder": source.name,
-                "stages": "+".join(candidate.stages) or "-",
-                "shrinkage": "none" if candidate.shrinkage is None else f"{candidate.shrinkage:g}",
-                "width": candidate.width or "all",
-                METRIC: ends.mean,
-                "low": ends.low,
-                "high": ends.high,
-                "": "chosen" if row is made.chosen else "",
-            }
-        )
-    return table
-
-
-def verdict(made: "Fitted") -> str:
-    """What the folds say of the best fit beside the best encoder without one, and how chosen."""
-    from siamese_jax.metrics.bootstrap import difference
-    from siamese_jax.train.fitting import METRIC
-
-    assert made.bare is not None
-    assert made.fitted is not None
-    scored = made.fitted.scored
-    told = difference(made.bare.scored.values, scored.values, groups=scored.classes)
-    found = "better than" if told.low > 0 else "worse than" if told.high < 0 else "not told from"
-    return (
-        f"by folds, the best fit is {found} no fit ({METRIC} {told.mean:+.4f}, 95 % interval "
-        f"{told.low:+.4f} to {told.high:+.4f} over classes). Chosen: several stages where told "
-        "from the last, and of what is not told from the best the shrinkage nearest 0.5 and the "
-        "fewest axes"
+    known = {"auto": stage_sets(there, args.pool), "last": [there[-1:]]}
+    given = (
+        known.get(one) or [tuple(stage.strip() for stage in one.split(","))]
+        for one in sorted(args.stages or ["auto"], key=lambda one: one != "auto")
     )
+    return list(dict.fromkeys(itertools.chain.from_iterable(given)))
 
 
 def _whiten(
@@ -258,7 +272,10 @@ def _whiten(
     from siamese_jax.encoder.folder import whiten
 
     if args.trunk:
-        raise UserError(f"{where} has no labels to choose by: give --encoder and --method=pca")
+        raise UserError(
+            f"{where} has no labels to choose a trunk by: give --encoder={args.trunk[0]} in place "
+            "of --trunk, to whiten by the pictures' covariance alone"
+        )
     encoder = _sources(args)[0].load(("",))
     part = 0.5 if args.shrinkage == "auto" else min(args.shrinkage[0], 0.999)
     dim = None if isinstance(args.width, str) else args.width[0]
@@ -267,12 +284,12 @@ def _whiten(
     made = whiten(
         encoder, records, out, method="pca", dim=dim, shrinkage=part / (1 - part), **options
     )
-    _told("pca", encoder.embedding_dim, made.provenance["whitening"], where, out)
+    _told("PCA whitening", encoder.embedding_dim, made.provenance["whitening"], where, out)
 
 
 def _told(method: str, width: int, about: dict[str, Any], where: str, out: Path) -> None:
     print(
-        f"{method} whitening, {width} -> {about['dim']} dimensions, shrinkage "
+        f"{method}, {width} -> {about['dim']} dimensions, shrinkage "
         f"{about['shrinkage']:g}, fitted to {about['images']} images of {where}"
     )
     print(f"wrote {out}/whitening.npz: --encoder={out} applies it, --no-whitening leaves it out")

@@ -7,7 +7,6 @@ Where labels are known on both sides, the metrics are printed too and stand in t
 """
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from siamese_jax.data.labels import label_codes, share
 from siamese_jax.errors import UserError
+from siamese_jax.storage.json_files import json_text, write_json
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, images, reranking, search
 
@@ -148,13 +148,13 @@ def _write_csv(path: str, found: Found, metrics: dict[str, Any], args: Any) -> N
 def _write_json(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
     rows = [found.as_dict(row) for row in range(len(found))]
     content = {"metrics": metrics, "queries": rows, "provenance": found.pair.provenance}
-    search.write_json(path, content)
+    write_json(path, content)
 
 
 def _write_lines(path: str, found: Found, metrics: dict[str, Any], args: Any) -> None:
     with written(path) as file:
         for row in range(len(found)):
-            file.write(json.dumps(found.as_dict(row)) + "\n")
+            file.write(json_text(found.as_dict(row)) + "\n")
     search.write_provenance(path, {**found.pair.provenance, "metrics": metrics})
 
 

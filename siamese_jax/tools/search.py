@@ -1,7 +1,6 @@
 """A search from the command line: both sides opened and embedded."""
 
 import argparse
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from siamese_jax import values
 from siamese_jax.errors import UserError
-from siamese_jax.storage.writing import written
+from siamese_jax.storage.json_files import write_json
 from siamese_jax.tools import classes, cli, images, stored
 from siamese_jax.tools.images import Side
 
@@ -162,12 +161,6 @@ def _records(
         (where, args.gallery or where),
         split,
     )
-
-
-def write_json(path: str, value: Any) -> None:
-    """Writes a value as indented JSON, and makes its folder if need be."""
-    with written(path) as file:
-        file.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 def write_provenance(path: str, facts: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from siamese_jax.errors import UserError
 from siamese_jax.storage.arrays import read_arrays
+from siamese_jax.storage.json_files import json_text
 from siamese_jax.storage.writing import written
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def is_stored(where: str) -> bool:
 def write(path: str, columns: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes vectors, paths, labels and what else there is, with where they came from."""
     with written(path, "wb") as file:
-        np.savez(file, **columns, provenance=np.array(json.dumps(facts, default=str)))
+        np.savez(file, **columns, provenance=np.array(json_text(facts)))
 
 
 def _read(path: str, names: Sequence[str]) -> dict[str, np.ndarray]:

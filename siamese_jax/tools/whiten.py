@@ -1,4 +1,4 @@
-"""`whiten`: `fit` with nothing to choose: a whitening behind an encoder, saved with it.
+"""`whiten`: `fit` with nothing to choose: LDA behind an encoder, saved with it.
 
     python -m siamese_jax whiten --encoder=runs/emoji          (on the run's own training split)
     python -m siamese_jax whiten --encoder=resnet50 --images=photos/ --out=encoders/photos

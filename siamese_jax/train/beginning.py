@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
+from siamese_jax.storage.json_files import read_json
 from siamese_jax.storage.run_folder import RunFolder, flat
 from siamese_jax.weights.load import TrunkWeights, stored_weights
 
@@ -92,7 +93,7 @@ def find_parent(workdir: Path, fork: str | Path | None, config: ConfigDict) -> P
     """
     told = workdir / "run.json"
     if fork is None and told.is_file():
-        fork = run_folder.read_json(told).get("forked_from", {}).get("run")
+        fork = read_json(told).get("forked_from", {}).get("run")
     if fork is None:
         return None
     run = run_folder.read(Path(fork))

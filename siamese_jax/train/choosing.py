@@ -1,6 +1,6 @@
-"""What a run chooses without its test data: the closed form, how many steps, what is the result.
+"""What a run chooses without its test data: its LDA, how many steps, what is the result.
 
-The stages and the shrinkage of the closed form are chosen by folds over the training classes. Where
+The stages and the shrinkage of LDA are chosen by folds over the training classes. Where
 the data have no validation split, the steps are chosen in a rehearsal: each fold of the training
 classes is held out and asked as a run goes; then the run itself has all of them, and takes as
 many steps as were best. Candidates are always the bare trunk and step 0 as well.
@@ -20,6 +20,7 @@ from siamese_jax.data.records import Records
 from siamese_jax.encoder import lda
 from siamese_jax.encoder.head import head_inputs, make_head
 from siamese_jax.encoder.model import Model, init_head
+from siamese_jax.encoder.pooling import stripped
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap, evaluation
 from siamese_jax.metrics.evaluation import Evaluated
@@ -47,7 +48,7 @@ from siamese_jax.weights.load import TrunkWeights
 log = logging.getLogger(__name__)
 
 
-# The closed form ----------------------------------------------------------------------------
+# LDA ----------------------------------------------------------------------------------------
 
 
 def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...]]:
@@ -55,7 +56,7 @@ def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...
     there = TRUNKS[trunk.trunk].stages
     if config.trunk.stage == "auto":
         return fitting.stage_sets(there, config.trunk.pool)
-    return [tuple((config.trunk.stage or there[-1]).split(","))]
+    return [tuple(stripped(config.trunk.stage or there[-1]).split(","))]
 
 
 def shares(config: ConfigDict) -> Sequence[float]:
@@ -72,7 +73,7 @@ def shares(config: ConfigDict) -> Sequence[float]:
 def choose_form(
     config: ConfigDict, model: Model, inputs: Inputs, sets: Sequence[tuple[str, ...]]
 ) -> dict[str, Any]:
-    """{"stage", "shrinkage"}: the closed form that is best over folds of the training classes.
+    """{"stage", "shrinkage"}: the LDA that is best over folds of the training classes.
 
     With "layers", where the head keeps other axes than the config says: see `layers_for`.
 
@@ -102,24 +103,32 @@ def choose_form(
         return fitting.score(rows, records, parts, candidates, seed=config.seed)
 
     try:
+        fitting.held_folds(records.label, fitting.FOLDS, config.seed, tell=True)
         middle = [fitting.MIDDLE] if len(open_shares) > 1 else open_shares
+        why = []
         if len(sets) > 1:
-            sets = [fitting.best_if_told(tried(sets, middle)).candidate.stages]
-        chosen = fitting.moderate(tried(sets, open_shares))
+            scored = tried(sets, middle)
+            sets, why = (
+                [fitting.best_if_told(scored).candidate.stages],
+                [fitting.why_stages(scored)],
+            )
+        scored = tried(sets, open_shares)
+        chosen = fitting.moderate(scored)
+        why += [fitting.why_shrinkage(scored)]
     except fitting.TooFew as error:
-        log.warning("the closed form takes the last stage and a shrinkage of 0.5: %s", error)
+        log.warning("LDA takes the last stage and a shrinkage of 0.5: %s", error)
         return chosen_as(sets[0], 0.5)
     stages, share, _ = chosen.candidate
     assert share is not None
     log.info(
-        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f)",
-        ",".join(stages), share, fitting.METRIC, chosen.mean,
+        "by folds over the training classes: stages %s, shrinkage %g (%s %.4f). Why: %s",
+        ",".join(stages), share, fitting.METRIC, chosen.mean, "; ".join(filter(None, why)),
     )  # fmt: skip
     return chosen_as(stages, share)
 
 
 def layers_for(config: ConfigDict, width: int, records: Records) -> dict[str, tuple[int, ...]]:
-    """{"layers"}: all axes of a closed form that would keep some, of too few images to tell them.
+    """{"layers"}: all axes of an LDA that would keep some, of too few images to tell them.
 
     An axis that no training image speaks for is as good as any other, and unseen classes lose what
     lies along those that are left out: of 10 classes of groceries (310 images) 512 axes of 1,280
@@ -215,8 +224,8 @@ class Curve(NamedTuple):
 def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, bytes]) -> int | None:
     """How many steps are best for folds of the training classes; None where nothing tells.
 
-    0 is the start, -1 the bare trunk. Each fold is held out once, in a run of its own in a folder
-    of the run's, which goes on where it was stopped.
+    0 is none, as the head starts, and -1 the bare trunk. Each fold is held out once, in a run of
+    its own in a folder of the run's, which goes on where it was stopped.
 
     Args:
       run: whose data have no validation split.
@@ -282,7 +291,7 @@ def choose(run: Run, curves: Sequence[Curve]) -> int:
     bare = np.concatenate([curve.bare for curve in curves])
     best, least = checkpoint.best_first(means)[0], float(np.nanmean(bare))
     log.info(
-        "validation %s: bare trunk %.4f, start %s, step %d %.4f",
+        "validation %s: bare trunk %.4f, step 0 %s, step %d %.4f",
         validation_metric(run.config).rpartition("/")[2], least,
         f"{means[0]:.4f}" if 0 in means else "-", best, means[best],
     )  # fmt: skip
@@ -290,9 +299,8 @@ def choose(run: Run, curves: Sequence[Curve]) -> int:
         classes = np.concatenate([curve.classes for curve in curves])
         gain = bootstrap.difference(values[0], values[best], groups=classes)
         log.info(
-            "step %d is %s the start (%+.4f, 95 %% interval %+.4f to %+.4f over classes)",
-            best, "better than" if gain.low > 0 else "not told apart from",
-            gain.mean, gain.low, gain.high,
+            "step %d is %s step 0 (%+.4f, 95 %% interval %+.4f to %+.4f over classes)",
+            best, bootstrap.compared(gain), gain.mean, gain.low, gain.high,
         )  # fmt: skip
         best = best if gain.low > 0 else 0
     return best if means[best] > least else -1
@@ -310,18 +318,18 @@ def held_out(records: Records, seed: int) -> list[Records]:
 # The verdict --------------------------------------------------------------------------------
 
 
-def verdict(split: str, name: str, before: Evaluated, after: Evaluated) -> str:
-    """One sentence: better than the bare trunk, not told apart from it, or worse."""
-    told = bootstrap.difference(before.values.values[name], after.values.values[name])
-    if told.low > 0:
-        said = "better than"
-    elif told.high < 0:
-        said = "worse than"
-    else:
-        said = "not told apart from"
+def verdict(split: str, name: str, before: np.ndarray, after: np.ndarray) -> str:
+    """One sentence: better than the bare trunk, not told apart from it, or worse.
+
+    Args:
+      split: what the queries are of.
+      name: of the metric.
+      before, after: float64 [q], what each query gets by the bare trunk and by the result.
+    """
+    told = bootstrap.difference(before, after)
     return (
-        f"{split}: {said} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % interval "
-        f"{told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
+        f"{split}: {bootstrap.compared(told)} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % "
+        f"interval {told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
     )
 
 

@@ -149,7 +149,7 @@ def prepare(
     facts: dict[str, Any],
     parent: Parent | None,
 ) -> tuple[Model, Inputs]:
-    """The model and its inputs; a new run's closed form is chosen, and told in `facts`."""
+    """The model and its inputs; what a new run's LDA is of is chosen, and told in `facts`."""
 
     def build(choices: Mapping[str, Any]) -> tuple[Model, Inputs]:
         moving = train_stages(config, trunk)
@@ -364,7 +364,7 @@ class Chosen(NamedTuple):
     def name(self) -> str:
         """What it is, in words."""
         step = int(self.state.step)
-        return run_folder.BARE if self.bare else f"step {step}" if step else "the start"
+        return run_folder.BARE if self.bare else f"step {step}" if step else "step 0"
 
 
 def read_back(run: Run) -> tuple[bool, tuple[int, dict[str, Any]]]:
@@ -400,8 +400,9 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     return Chosen(state, chosen < 0, "validation")
 
 
-def result_on(config: ConfigDict, folder: Path, split: str) -> Evaluated:
-    """A split as the result of a finished run does on it: a frozen trunk's features are kept.
+def measured_again(config: ConfigDict, folder: Path, split: str) -> dict[str, Evaluated]:
+    """A split before and after, as `measure` does, of a finished run: a frozen trunk's features are
+    kept.
 
     Args:
       config: of the run.
@@ -415,13 +416,15 @@ def result_on(config: ConfigDict, folder: Path, split: str) -> Evaluated:
     trunk = load_trunk(config, facts, found)
     model, inputs = prepare(config, trunk, records, keys, facts, None)
     run = Run(config, folder, inputs, facts)
+    before = choosing.before(run, model, [split])[split]
     if finished.results and finished.results["saved"] == run_folder.BARE:
-        return choosing.evaluate_bare(run, model, [split])[split]
+        return {"before": before, "after": before}
     state = {
         kind: {"trunk": trunk.variables[kind], "head": tree.nest(leaves, f"{kind}/head/")}
         for kind in ("params", "batch_stats")
     }
-    return evaluate_state(run, SimpleNamespace(**state), [split])[split]
+    after = evaluate_state(run, SimpleNamespace(**state), [split])[split]
+    return {"before": before, "after": after}
 
 
 def started(state: TrainState, trunk: TrunkWeights, head: dict[str, Any]) -> Any:
@@ -466,7 +469,7 @@ def finish(
             for name, each in measured.items()
         } | choosing.gains(before, measured["after"])
         name = validation_metric(config).rpartition("/")[2]
-        told[split] = choosing.verdict(split, name, before, measured["after"])
+        told[split] = choosing.verdict(split, name, before.values.values[name], values.values[name])
         log.info("%s", told[split])
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
         path = run_folder.per_query_path(run.folder, split)

@@ -146,7 +146,7 @@ FIELDS: dict[str, Option] = {
     "head.layers": Option(several(whole(1, 65_536)), "widths; the last is the embedding's"),
     "head.init": Option(
         choice("random", "pca", "lda"),
-        "of the first layer: the PCA of the features, or a closed form that makes classes alike",
+        "of the first layer: the PCA of the features, or LDA, which makes classes alike",
     ),
     "head.shrinkage": Option(
         optional(either(choice("auto"), number(0, 1))),

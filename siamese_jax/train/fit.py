@@ -18,20 +18,26 @@ from siamese_jax.train.fitting import Candidate, Scored
 
 log = logging.getLogger(__name__)
 WIDTHS = (128, 256, 512, 1024)
+# What a row of the table is: a fit, or features that nothing is fitted to.
+LDA, BARE, ROOTS, AS_IT_IS = "LDA", "bare trunk", "signed roots", "as it is"
 
 
 class Source(NamedTuple):
-    """Where candidates come from: a trunk at one image size, or an encoder that is there.
+    """Where candidates come from: features of a trunk at one image size, or an encoder.
 
     Attributes:
       name: in the table.
       load: stages, one or several -> the encoder of their features.
       stages: the sets of stages to try.
+      what: its features, where nothing is fitted to them: `BARE`, `ROOTS` or `AS_IT_IS`.
+      fits: whether anything is fitted to them.
     """
 
     name: str
     load: Callable[[tuple[str, ...]], Part]
     stages: Sequence[tuple[str, ...]]
+    what: str = AS_IT_IS
+    fits: bool = True
 
 
 class Grid(NamedTuple):
@@ -56,6 +62,16 @@ class Row(NamedTuple):
     source: Source
     scored: Scored
 
+    @property
+    def fits(self) -> bool:
+        """Whether it is a fit, and not features as they are."""
+        return self.scored.candidate.shrinkage is not None
+
+    @property
+    def what(self) -> str:
+        """`LDA`, or what the features are."""
+        return LDA if self.fits else self.source.what
+
 
 class Fitted(NamedTuple):
     """What was fitted.
@@ -64,15 +80,20 @@ class Fitted(NamedTuple):
       encoder: the winner, refitted on all images; as it is, where no fit was better.
       rows: all candidates, the best first; of a single candidate none is scored.
       chosen: the winner's row, which is not scored where it is the only candidate.
-      bare: the best row without a fit; None where none is scored.
-      fitted: the chosen row of those with one, the winner's or not; None where none is scored.
+      bare: the best row of a trunk's features as they are, without their roots, or of the encoder
+        that is there; None where none is scored.
+      fitted: the chosen row of the fits, the winner's or not; None where none is scored.
+      sets: of each set of stages the row whose shrinkage would be chosen.
+      why: a sentence for each choice among fits.
     """
 
     encoder: Part
     rows: list[Row]
     chosen: Row
-    bare: Row | None
-    fitted: Row | None
+    bare: Row | None = None
+    fitted: Row | None = None
+    sets: Sequence[Row] = ()
+    why: Sequence[str] = ()
 
 
 def fit(
@@ -97,68 +118,91 @@ def fit(
     """
     grid = grid or Grid()
     options["keys"] = options.get("keys") or content_keys(records)
-    tried = [_candidates(source, grid) for source in sources]
-    if sum(map(len, tried)) == 1 and grid.widths:
-        alone = Row(sources[0], Scored(tried[0][0], np.zeros(0)))
-        return Fitted(_refit(alone, records, out, options), [], alone, None, None)
-    folds = len(fitting.held_folds(records.label, grid.folds, grid.seed))  # before the work
-    if folds < grid.folds:
-        log.warning("%d folds, not %d: each needs two classes of two images", folds, grid.folds)
+    tried = [(source, _candidates(source, grid)) for source in sources]
+    if sum(len(candidates) for _, candidates in tried) == 1 and grid.widths:
+        ((source, (only,)),) = [one for one in tried if one[1]]
+        alone = Row(source, Scored(only, np.zeros(0)))
+        return Fitted(_refit(alone, records, out, options), [], alone)
+    fitting.held_folds(records.label, grid.folds, grid.seed, tell=True)  # before the work
     rows = []
-    for source, candidates in zip(sources, tried, strict=True):
+    for source, candidates in tried:
         plain = [Candidate(stages, None) for stages in source.stages]
         rows += _scored(source, [*plain, *candidates], records, grid, options)
-    top = _top(rows)
+    # Of equals the bare trunk, whose source does not fit.
+    plain_row = max(
+        (r for r in rows if not r.fits), key=lambda r: (r.scored.mean, not r.source.fits)
+    )
+    top, sets, why = _top(rows)
     if not grid.widths:
-        full = sum(_parts(top.source, top.scored.candidate.stages).values())
-        narrower = [w for w in WIDTHS if w < full and not lda.few(len(records), w, full)]
-        more = [top.scored.candidate._replace(width=width) for width in narrower]
-        found = _scored(top.source, more, records, grid, options) if more else []
-        rows += found
-        least = min(top.scored.mean, _bare(rows).scored.mean + 1e-9)
-        enough = [row for row in (*found, top) if row.scored.mean >= least]
-        narrow = fitting.untold([row.scored for row in enough])[0]  # the narrowest
-        top = next(row for row in enough if row.scored is narrow)
+        top, found, more = _narrowed(top, plain_row, records, grid, options)
+        rows, why = [*rows, *found], [*why, *more]
     rows.sort(key=lambda row: -row.scored.mean)
-    bare = _bare(rows)
-    if bare.scored.mean < top.scored.mean:
-        return Fitted(_refit(top, records, out, options), rows, top, bare, top)
-    encoder = bare.source.load(bare.scored.candidate.stages)
+    bare = max((r for r in rows if r.what in (BARE, AS_IT_IS)), key=lambda r: r.scored.mean)
+    if plain_row.scored.mean < top.scored.mean:
+        return Fitted(_refit(top, records, out, options), rows, top, bare, top, sets, why)
+    encoder = plain_row.source.load(plain_row.scored.candidate.stages)
     if out is not None:
         folder.save(out, encoder, None)
-    return Fitted(encoder, rows, bare, bare, top)
-
-
-def _bare(rows: Sequence[Row]) -> Row:
-    """The best row without a fit."""
-    return max(
-        (row for row in rows if row.scored.candidate.shrinkage is None),
-        key=lambda row: row.scored.mean,
-    )
+    return Fitted(encoder, rows, plain_row, bare, top, sets, why)
 
 
 def _candidates(source: Source, grid: Grid) -> list[Candidate]:
     made = itertools.product(source.stages, grid.shrinkages, grid.widths or (None,))
-    return [Candidate(*each) for each in made]
+    return [Candidate(*each) for each in made] if source.fits else []
 
 
-def _top(rows: Sequence[Row]) -> Row:
-    """The best source of what is fitted, with stages and a shrinkage as training chooses them.
+def _top(rows: Sequence[Row]) -> tuple[Row, list[Row], list[str]]:
+    """The best source of what is fitted, with stages and a shrinkage as training chooses them; and
+    the row that stands for each set of stages.
 
     Several stages are taken where folds tell them from the first ones, and of the shrinkages that
-    they do not tell from the best the moderate one.
+    they do not tell from the best the moderate one. Both are told in a sentence.
     """
-    fitted = [row for row in rows if row.scored.candidate.shrinkage is not None]
+    fitted = [row for row in rows if row.fits]
     of: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for row in fitted:
         of.setdefault((row.source.name, row.scored.candidate.stages), []).append(row)
     moderate = {kind: _of(alike, fitting.moderate) for kind, alike in of.items()}
-    names = dict.fromkeys(name for name, _ in moderate)
-    best = [
-        _of([row for kind, row in moderate.items() if kind[0] == name], fitting.best_if_told)
-        for name in names
+    own: dict[str, list[Row]] = {}
+    for (name, _), row in moderate.items():
+        own.setdefault(name, []).append(row)
+    top = _of([_of(some, fitting.best_if_told) for some in own.values()], fitting.best)
+    alike = of[top.source.name, top.scored.candidate.stages]
+    why = [
+        fitting.why_stages([row.scored for row in own[top.source.name]]),
+        fitting.why_shrinkage([row.scored for row in alike]),
     ]
-    return _of(best, fitting.best)
+    return top, [*moderate.values()], [one for one in why if one]
+
+
+def _narrowed(
+    top: Row, plain: Row, records: Records, grid: Grid, options: Mapping[str, Any]
+) -> tuple[Row, list[Row], list[str]]:
+    """The narrowest of a row and narrower ones, of those not told from the best; and their rows.
+
+    One that is no better than the features as they are is taken only where none is, and one that
+    folds do not tell from them only where they tell none.
+    """
+    full = sum(_parts(top.source, top.scored.candidate.stages).values())
+    narrower = [w for w in WIDTHS if w < full and not lda.few(len(records), w, full)]
+    if not narrower:
+        few = min(WIDTHS) < full
+        said = f", as {len(records)} images are too few to tell which to leave out" if few else ""
+        return top, [], [f"all {full} axes{said}"]
+    more = [top.scored.candidate._replace(width=width) for width in narrower]
+    found = _scored(top.source, more, records, grid, options)
+    least = min(top.scored.mean, plain.scored.mean + 1e-9)
+    better = fitting.told(plain.scored, top.scored)
+    enough = [
+        row
+        for row in (*found, top)
+        if row.scored.mean >= least and (not better or fitting.told(plain.scored, row.scored))
+    ]
+    row = _of(enough, lambda scored: fitting.untold(scored)[0])
+    kept = row.scored.candidate.width
+    if kept is None:
+        return row, found, [f"all {full} axes, as fewer are worse"]
+    return row, found, [f"{kept} axes, the fewest that are not told apart from the best"]
 
 
 def _of(rows: Sequence[Row], choose: Callable[[Sequence[Scored]], Scored]) -> Row:
@@ -218,7 +262,7 @@ def _refit(
         )  # fmt: skip
     mean, projection = lda.fitted(rows, kept.label, shrinkage=shrinkage, width=width)
     about = {
-        "method": "learned",
+        "method": "lda",
         "dim": width,
         "shrinkage": shrinkage,
         "images": len(kept),

@@ -1,4 +1,4 @@
-"""Which closed form: stages, shrinkage and width, chosen by folds over whole classes.
+"""Which LDA: stages, shrinkage and width, chosen by folds over whole classes.
 
 The classes of the images are dealt into folds. Of each fold, every candidate is fitted to the other
 folds' classes and asked the fold's own images, of classes that it has not seen: retrieval as it is
@@ -42,7 +42,7 @@ class TooFew(UserError):
 
 
 class Candidate(NamedTuple):
-    """One closed form.
+    """One LDA, or none.
 
     Attributes:
       stages: of the trunk, whose features are taken together.
@@ -85,28 +85,26 @@ def stage_sets(stages: Sequence[str], pool: str = "average") -> list[tuple[str, 
     Where the pooling is the average, then those of several once more with their maxima, but for the
     last stage's. The last stage comes last in every set, and the last set has the parts of all.
 
+    Raises:
+      UserError: a pooling for each of them, though their number is what is chosen.
+
     >>> stage_sets(("stem", "stage1", "top"))
     [('top',), ('stage1', 'top'), ('stage1:max', 'stage1', 'top')]
     """
+    if "," in pool:
+        raise UserError(
+            f"trunk.pool={pool!r} names one for each stage, and with trunk.stage=auto their number "
+            "is still to be chosen: give one pooling, or name the stages"
+        )
     usable = [stage for stage in stages if stage != "stem"]
     plain = list(dict.fromkeys(tuple(usable[-depth:]) for depth in DEPTHS))
     maxima = ((*(f"{stage}:max" for stage in some[:-1]), *some) for some in plain[1:])
     return [*plain, *maxima] if pool == "average" else plain
 
 
-def folds_of(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The fold of each image of one class, int [n]; -1 for no label. Whole classes are dealt.
-
-    Raises:
-      UserError: fewer than four classes of two images or more.
-    """
-    known = ~missing(labels)
-    fold = _dealt(*np.unique(labels[known], return_counts=True), count, seed)
-    pairs = zip(labels.tolist(), known, strict=True)
-    return np.array([fold[c] if k else -1 for c, k in pairs], np.int64)
-
-
-def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def held_folds(
+    labels: np.ndarray, count: int, seed: int, *, tell: bool = False
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each fold the images that are held out, and the labels that they are asked by.
 
     Whole classes are dealt. An image of several is held out with each of them, and asked by those
@@ -114,9 +112,10 @@ def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarr
 
     Args:
       labels: int [n], -1 for none, or bool [n, c].
-      count: at most so many folds; less where a fold would leave no two images of one class to fit
-        to, which is said.
+      count: at most so many folds; less where a fold would not have two classes of two images, or
+        would leave no two images of one class to fit to.
       seed: of the dealing.
+      tell: whether to say so.
 
     Returns:
       bool [n] and labels like the given ones, of each fold.
@@ -124,21 +123,33 @@ def held_folds(labels: np.ndarray, count: int, seed: int) -> list[tuple[np.ndarr
     Raises:
       UserError: fewer than four classes of two images or more, or nothing left to fit to.
     """
-    if labels.ndim == 1:
-        fold = folds_of(labels, count, seed)
-        return [(fold == number, labels) for number in range(fold.max() + 1)]
-    sizes = labels.sum(axis=0)
-    dealt = _dealt(np.flatnonzero(sizes), sizes[sizes > 0], count, seed)
-    fold = np.array([dealt.get(c, -1) for c in range(labels.shape[1])])
-    own = [labels & (fold == number) for number in range(fold.max() + 1)]
-    found = [(mine.any(axis=1), mine) for mine in own]
-    kept = [(held, mine) for held, mine in found if labels[~held].sum(axis=0).max() > 1]
+    dealt = _dealt(*class_sizes(labels), count, seed)
+    found = []
+    for number in range(max(dealt.values()) + 1):
+        own = _only(labels, [name for name, fold in dealt.items() if fold == number])
+        found.append((~missing(own), own))
+    kept = [(held, own) for held, own in found if (class_sizes(labels[~held])[1] > 1).any()]
     if not kept:
         raise TooFew("there is nothing to choose by: no fold of classes leaves images to fit to")
-    if len(kept) < len(found):
+    if tell and len(found) < count:
+        log.warning("%d folds, not %d: each needs two classes of two images", len(found), count)
+    if tell and len(kept) < len(found):
         said = "%d of %d folds over the classes leave nothing to fit to, and are left out"
         log.warning(said, len(found) - len(kept), len(found))
     return kept
+
+
+def class_sizes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes that have images, int [c], and how many each has."""
+    classes = np.nonzero(labels)[1] if labels.ndim == 2 else labels[~missing(labels)]
+    return np.unique(classes, return_counts=True)
+
+
+def _only(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """The same labels of some classes alone."""
+    if labels.ndim == 2:
+        return labels & np.isin(np.arange(labels.shape[1]), classes)
+    return np.where(np.isin(labels, classes), labels, -1)
 
 
 def _dealt(names: np.ndarray, sizes: np.ndarray, count: int, seed: int) -> dict[int, int]:
@@ -182,7 +193,7 @@ def score(
     Raises:
       UserError: too few classes, or nothing to ask.
     """
-    dealt = list(_asked(records, folds, seed))
+    dealt = list(_asked(all_asked(records, np.ones(len(records), bool)), folds, seed))
     if not dealt:
         raise TooFew(
             f"{records.root}: there is nothing to choose by: no image has another of its class to "
@@ -194,6 +205,20 @@ def score(
         for candidate, values in _scored(space, records, dealt):
             found[candidate].append(values)
     return [Scored(candidate, np.concatenate(values), of) for candidate, values in found.items()]
+
+
+def all_asked(records: Records, some: np.ndarray) -> Records:
+    """The same, with some images asked where none of them is marked so, and searched likewise.
+
+    Images to train on need no mark; they are asked when they are held out.
+
+    Args:
+      records: n of them.
+      some: bool [n].
+    """
+    marks = {"is_query": records.is_query, "is_gallery": records.is_gallery}
+    more = {name: mark | some for name, mark in marks.items() if not mark[some].any()}
+    return replace(records, **more)
 
 
 def one_class(labels: np.ndarray) -> np.ndarray:
@@ -323,18 +348,57 @@ def best_if_told(scored: Sequence[Scored]) -> Scored:
     return top if told(scored[0], top) else scored[0]
 
 
+def brief(stages: Sequence[str]) -> str:
+    """A set of stages in few words.
+
+    >>> brief(("stage6", "top")), brief(("stage4", "stage5", "stage6", "top"))
+    ('stage6,top', 'stage4,...,top (4)')
+    """
+    some = [stages[0], "...", stages[-1]] if len(stages) > 3 else stages
+    return ",".join(some) + (f" ({len(stages)})" if len(stages) > 3 else "")
+
+
+def why_stages(scored: Sequence[Scored]) -> str:
+    """What `best_if_told` goes by, of fits to several sets of stages; nothing of one."""
+    first, top = scored[0], best(scored)
+    simple, wide = (brief(one.candidate.stages) for one in (first, top))
+    if len(scored) == 1:
+        return ""
+    if top is first:
+        return f"{simple}, the best of {len(scored)} sets of stages"
+    gain = bootstrap.difference(first.values, top.values, groups=first.classes)
+    size = f"({METRIC} {gain.mean:+.4f}, 95 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    if gain.low > 0:
+        return f"{wide}, better than {simple} alone {size}"
+    return f"{simple} alone, as {wide} is not told apart from it {size}"
+
+
 def moderate(scored: Sequence[Scored]) -> Scored:
     """Of fitted ones that are not told from the best, that of the shrinkage nearest to `MIDDLE`.
 
     Folds fit to fewer images than there are, and their best shrinkage may lie at an end by chance.
     """
 
-    def apart(one: Scored) -> tuple[float, float]:
-        shrinkage = one.candidate.shrinkage
-        assert shrinkage is not None
-        return round(abs(shrinkage - MIDDLE), 6), -one.mean
+    return min(untold(scored), key=lambda one: (round(abs(_share(one) - MIDDLE), 6), -one.mean))
 
-    return min(untold(scored), key=apart)
+
+def _share(one: Scored) -> float:
+    assert one.candidate.shrinkage is not None
+    return one.candidate.shrinkage
+
+
+def why_shrinkage(scored: Sequence[Scored]) -> str:
+    """What `moderate` goes by, of several shrinkages; nothing of one."""
+    if len(scored) == 1:
+        return ""
+    alike = [f"{share:g}" for share in dict.fromkeys(_share(one) for one in untold(scored))]
+    chosen = _share(moderate(scored))
+    if len(alike) == 1:
+        return f"shrinkage {chosen:g}, better than all others"
+    near, other = f"the nearest to {MIDDLE}", f"{2 * MIDDLE - chosen:g}"
+    if other in alike and chosen != MIDDLE:
+        near = f"as near to {MIDDLE} as {other}, and better,"
+    return f"shrinkage {chosen:g}, {near} of {', '.join(alike)}, which are not told apart"
 
 
 def _columns(parts: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -384,7 +448,7 @@ def _embedded(
     widest = max((c.width for c in alike if c.width is not None), default=0)
     if widest > size:
         said = f"keeps 1 to {size} axes of {'+'.join(stages) or 'this encoder'}"
-        raise UserError(f"the closed form {said}, not {widest}")
+        raise UserError(f"LDA {said}, not {widest}")
     fit = rest.at(chosen)
     lower = lda.factor(fit, shrinkage, size)
     vectors: dict[bool, np.ndarray] = {}  # by whether all axes are kept

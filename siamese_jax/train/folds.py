@@ -10,7 +10,7 @@ import numpy as np
 
 from siamese_jax.data.records import Records
 from siamese_jax.errors import UserError
-from siamese_jax.train.fitting import held_folds
+from siamese_jax.train.fitting import all_asked, class_sizes, held_folds
 from siamese_jax.train.loop import evaluated
 
 log = logging.getLogger(__name__)
@@ -20,12 +20,7 @@ def take_fold(records: Records, named: str, seed: int) -> Records:
     """The same with a fold of the training classes, such as "1/4", as the validation split."""
     number, count = map(int, named.split("/"))
     train = records.label[np.isin(records.split, ("train", "validation"))]
-    if train.ndim == 2:
-        raise UserError(
-            f"data.fold={named}: images with several labels cannot be dealt into folds by class, "
-            "because classes share images"
-        )
-    usable = int((np.unique(train[train >= 0], return_counts=True)[1] > 1).sum())
+    usable = int((class_sizes(train)[1] > 1).sum())
     if usable < 2 * count:
         raise UserError(
             f"data.fold={named}: {usable} training classes have two images or more; each fold "
@@ -33,7 +28,13 @@ def take_fold(records: Records, named: str, seed: int) -> Records:
         )
     if (records.split == "validation").any():
         log.warning("data.fold=%s: the images for validation join the training images", named)
-    made = folds_as_validation(records, count, seed)[number - 1]
+    folds = folds_as_validation(records, count, seed)
+    if len(folds) < count:
+        raise UserError(
+            f"data.fold={named}: classes share so many images that {count - len(folds)} of the "
+            "folds leave nothing to train on; take fewer folds"
+        )
+    made = folds[number - 1]
     if "validation" not in evaluated(made):
         said = "no image of this fold has another of its class to find"
         raise UserError(f"data.fold={named}: {said}")
@@ -53,6 +54,7 @@ def folds_as_validation(records: Records, count: int, seed: int) -> list[Records
     """
     split = np.where(records.split == "validation", "train", records.split)
     train = np.flatnonzero(split == "train")
+    records = all_asked(records, split == "train")
     made = []
     for held, asked in held_folds(records.label[train], count, seed):
         label, chosen = records.label.copy(), np.isin(np.arange(len(records)), train[held])

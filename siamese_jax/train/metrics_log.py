@@ -10,6 +10,7 @@ from pathlib import Path
 
 from siamese_jax.errors import UserError
 from siamese_jax.report.page import is_number
+from siamese_jax.storage.json_files import json_text, numbers
 from siamese_jax.storage.writing import written
 
 
@@ -17,8 +18,9 @@ def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, flo
     """The curves of a run: `{"loss": [(step, value), ...], "test/recall@1": [...], ...}`.
 
     Every line is one JSON object with a "step"; the other numbers of the line are that step's
-    points. A step logged twice (a run resumed after a crash) counts once, the later line wins. A
-    last line cut short by a crash is skipped; a broken line before it is the user's to look at.
+    points, null is NaN. A step logged twice (a run resumed after a crash) counts once, the later
+    line wins. A last line cut short by a crash is skipped; a broken line before it is the user's to
+    look at.
 
     Raises:
       UserError: there is no such file, or a line other than the last is no such object.
@@ -39,7 +41,7 @@ def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, flo
                 f"{metrics_jsonl_path}, line {i + 1}: expected a JSON object with a step; "
                 "mend or remove that line"
             ) from None
-        for name, value in entry.items():
+        for name, value in numbers(entry).items():
             if is_number(value):
                 curves.setdefault(name, {})[step] = float(value)
     return {name: sorted(points.items()) for name, points in curves.items()}
@@ -94,7 +96,7 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a step's values to metrics.jsonl and to TensorBoard's events."""
         # Python writes the shortest decimal that reads back as the same float: nothing is lost.
-        line = json.dumps({"step": step, **values}).encode() + b"\n"
+        line = (json_text({"step": step, **values}) + "\n").encode()
         self._file.write(line)
         self._file.flush()
         self._mark = (self._mark[0] + len(line), zlib.crc32(line, self._mark[1]))

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siamese_jax.errors import UserError
+from siamese_jax.storage.json_files import json_text
 from siamese_jax.storage.writing import written
 from siamese_jax.weights import keras_file, torch_pickle, zip_file
 
@@ -235,7 +236,7 @@ def _read_npy(name: str, content: bytes) -> np.ndarray:
 def write_npz(path: str | Path, leaves: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Arrays and a JSON description, written whole or not at all."""
     with written(path, "wb") as file:
-        arrays: dict[str, Any] = {META: np.array(json.dumps(dict(meta))), **leaves}
+        arrays: dict[str, Any] = {META: np.array(json_text(meta)), **leaves}
         np.savez(file, **arrays)
 
 

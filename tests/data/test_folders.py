@@ -152,6 +152,18 @@ def test_names_in_two_forms_of_unicode_are_one_class(tmp_path):
     assert load_images(tmp_path / "a.csv", separator=";").class_names == (together, "x")
 
 
+def test_labels_that_look_like_several_are_said(tmp_path):
+    fill(tmp_path, "0.png", "1.png", "2.png")
+    (tmp_path / "a.csv").write_text("path,label\n0.png,cat;black\n1.png,cat\n2.png,dog;black\n")
+    note = "2 labels hold ';', and each is taken as one class: where they are several, give "
+    note += "--label-separator=';' (in a config, data.separator)"
+    records = load_images(tmp_path / "a.csv")
+    assert said(records, note) == 1
+    assert len(records.class_names) == 3
+    for options in ({"separator": ";"}, {"separator": ","}, {"labels": "none"}):
+        assert not said(load_images(tmp_path / "a.csv", **options), "labels hold")
+
+
 # What folders mean -----------------------------------------------------------------------------
 
 

@@ -236,7 +236,7 @@ def test_the_tools_apply_a_whitening_by_themselves(world, tmp_path):
     plain, _ = embedded(world, "plain", *ENCODER)
     before, out = caches(world), tmp_path / "white"
     told = run("whiten", *ENCODER, f"--images={world}/shop", "--dim=6", f"--out={out}")
-    assert "learned whitening, 512 -> 6 dimensions" in told
+    assert "LDA, 512 -> 6 dimensions" in told
     vectors, facts = embedded(world, "white", f"--encoder={out}")
     np.testing.assert_allclose(vectors, Whitening.load(out / "whitening.npz")(plain), atol=1e-6)
     assert facts["encoder"]["whitening"]["images"] == 20

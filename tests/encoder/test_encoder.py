@@ -292,6 +292,15 @@ def test_several_stages_come_of_one_pass_and_are_kept_apart(tmp_path, monkeypatc
     assert len({e.fingerprint for e in (both, rooted, *ones)}) == 5
 
 
+def test_spaces_between_stages_mean_nothing():
+    close, wide = (
+        sj.load_encoder("resnet18", "random", SIZE, stage=stage, pool=pool)
+        for stage, pool in (("stage2,stage4", "average,max"), (" stage2, stage4", "average , max"))
+    )
+    assert wide.fingerprint == close.fingerprint
+    assert wide.model.columns == {"stage2": 128, "stage4": 512}
+
+
 def test_the_fingerprint_is_of_the_weights_and_not_of_the_processors_kernels():
     encoder = sj.load_encoder("resnet18", "random", image_size=32)
     elsewhere = dataclasses.replace(encoder, kernels={})

@@ -13,11 +13,15 @@ import pytest
 import tiny
 
 import siamese_jax as sj
+from configs import common
 from siamese_jax.__main__ import main
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.tools import compare as compare_tool
+from siamese_jax.tools import compare_table
+from siamese_jax.tools.compare_grid import Cell
 from siamese_jax.train import choosing, inputs
 
 GRID = """
@@ -104,7 +108,11 @@ def test_the_best_try_is_that_of_validation(compared):
     for metric in ("recall@1", "map@r"):
         assert float(row[metric]) == pytest.approx((a[metric] + b[metric]) / 2)
         half = math.tan(0.95 * math.pi / 2) * abs(a[metric] - b[metric]) / 2  # t of one degree
-        assert float(row[f"{metric} interval"]) == pytest.approx(half)
+        middle = (a[metric] + b[metric]) / 2
+        assert float(row[f"{metric} low"]) == pytest.approx(max(0, middle - half))
+        assert float(row[f"{metric} high"]) == pytest.approx(min(1, middle + half))
+        before = [runs[name]["test"]["before"][metric] for name in names[best]]
+        assert float(row[f"{metric} before"]) == pytest.approx(statistics.mean(before))
     for name, results in runs.items():
         assert {s: p["classes"] for s, p in results["split"].items()} == {
             "train": 4, "validation": 4, "test": 8,
@@ -114,6 +122,47 @@ def test_the_best_try_is_that_of_validation(compared):
         assert config["head"]["layers"] == [8]
         assert config["head"]["signed_sqrt"]
     assert sum(seen) < 2 * CLASSES * IMAGES
+
+
+def test_a_sentence_says_whether_it_is_better_than_before(compared):
+    """The first fold's result is the bare trunk, and so what each query got before."""
+    root, _ = compared
+    row, _ = read(root)
+    files = [root / "runs" / run / "report" / "per_query_test.npz" for run in row["runs"].split()]
+    before, head = (np.load(file)["map@r"] for file in files)
+    gain = (head - before) / 2
+    told = difference(np.zeros(len(gain)), gain)
+    said = (
+        "better than" if told.low > 0 else "worse than" if told.high < 0 else "not told apart from"
+    )
+    sentence = (
+        f"near {row['rate']}: test: {said} the bare trunk (map@r {gain.mean():+.4f}, 95 % interval "
+        f"{told.low:+.4f} to {told.high:+.4f}, over {CLASSES // 2 * IMAGES} queries)"
+    )
+    for page in ("compare.md", "index.html"):
+        assert sentence in (root / "runs" / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("values", "nothing"), [((0.4, 0.6), True), ((0.5, 0.51), False)])
+def test_runs_that_tell_nothing_say_so(tmp_path, values, nothing):
+    """Of two runs, the interval reaches 6.35 times as far as they are apart."""
+    cells = [Cell({"fold": fold}, common.base()) for fold in ("1of2", "2of2")]
+    outcomes = {
+        cell.name: {
+            "test": {part: {"recall@1": v, "map@r": 0.5} for part in ("before", "after")},
+            "validation": {"after": {"map@r": 0.5}},
+            "saved": "step 0", "checkpoint_step": 0, "parameters": {"head": 1},
+            "embedding_dim": 4, "trunk": {"trunk": "t", "fallback_for": None},
+        }
+        for cell, v in zip(cells, values, strict=True)
+    }  # fmt: skip
+    rows = compare_table.table(cells, outcomes, dict.fromkeys(outcomes, 1.0))
+    compare_table.write(tmp_path, "two", rows, ["fold"], {})
+    said = (tmp_path / "compare.md").read_text()
+    assert ("2 runs tell nothing of what others would get" in said) == nothing
+    assert (rows[0]["recall@1 low"], rows[0]["recall@1 high"]) == (
+        (0, 1) if nothing else pytest.approx((0.4415, 0.5685), abs=1e-4)
+    )
 
 
 def test_concatenated_is_of_the_runs_encoders_side_by_side(compared):

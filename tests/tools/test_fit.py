@@ -15,7 +15,7 @@ from siamese_jax.data.sources import load_images
 from siamese_jax.encoder import lda
 from siamese_jax.encoder.embedding import embed_folder
 from siamese_jax.errors import UserError
-from siamese_jax.train import fitting
+from siamese_jax.train import fit, fitting
 from siamese_jax.train.fitting import Candidate
 
 FIT = ["fit", "--trunk=resnet18", "--weights=random"]
@@ -46,19 +46,20 @@ def test_one_table_one_folder_and_a_warning(world, tmp_path):
     """Two sizes, two sets of stages, two shrinkages; then measured on what it was fitted to."""
     out = tmp_path / "encoder"
     told = run(*FIT, f"--images={world}/shop", f"--out={out}", "--image-size=24,32",
-               "--stages=stage2,stage1+stage2", "--shrinkage=.2,.7")  # fmt: skip
+               "--stages=stage2", "--stages=stage1, stage2", "--shrinkage=.2,.7")  # fmt: skip
+    assert "to try, of the trunk's stages: stage2; or stage1 and stage2\n" in told
     table = json.loads((out / "fit.json").read_text())
-    tried = {(row["encoder"], row["stages"], row["shrinkage"]) for row in table}
-    assert len(tried) == 2 * 2 * 3  # and the features as they are
+    tried = {(row["encoder"], row["stages"], row["what"], row["shrinkage"]) for row in table}
+    assert len(tried) == 2 * 2 * (2 + 2)  # the bare trunk, and the roots that are fitted to
     assert all(row["low"] <= row["map@r"] <= row["high"] for row in table)
     means = [row["map@r"] for row in table]
     assert means == sorted(means, reverse=True)
-    (chosen,) = [row for row in table if row[""]]
-    wide = chosen["stages"] == "stage1+stage2"  # stage2 has 128 itself
+    (chosen,) = [row for row in table if row["chosen"]]
+    wide = chosen["stages"] == "stage1,stage2"  # stage2 has 128 itself
     assert {row["width"] for row in table} == ({128, "all"} if wide else {"all"})
     assert f"fitted to 32 images of {world}/shop" in told
     encoder = sj.load_encoder(out)
-    assert encoder.parts[0].model.stage == chosen["stages"].replace("+", ",")
+    assert encoder.parts[0].model.stage == chosen["stages"]
     assert encoder.image_size == int(chosen["encoder"].split()[1])
     assert len(encoder.fitted_to) == 32
     again = run("evaluate", f"--encoder={out}", f"--query={world}/shop", f"--out={tmp_path}/a.json")
@@ -84,12 +85,12 @@ def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path, c
     told = run(*FIT, f"--images={shop}", f"--out={out}", "--image-size=32", "--stages=stage2")
     assert "3 folds, not 4: each needs two classes" in caplog.text
     assert "is replaced" not in caplog.text
-    assert "the best fit is not told from no fit" in told
-    assert f"wrote {out}: it is resnet18 32 stage2 as it is" in told
-    (chosen,) = [row for row in json.loads((out / "fit.json").read_text()) if row[""]]
-    assert (chosen["shrinkage"], chosen["map@r"]) == ("none", 1)
+    assert "LDA is not told apart from resnet18 32 stage2 (bare trunk): map@r +0.0000" in told
+    assert f"wrote {out}: it is resnet18 32 stage2 (bare trunk), without a fit" in told
+    (chosen,) = [row for row in json.loads((out / "fit.json").read_text()) if row["chosen"]]
+    assert (chosen["what"], chosen["shrinkage"], chosen["map@r"]) == ("bare trunk", None, 1)
     rows = embed_folder(sj.load_encoder(out), shop).vectors
-    how = {"image_size": 32, "stage": "stage2", "signed_sqrt": True}
+    how = {"image_size": 32, "stage": "stage2"}
     plain = embed_folder(sj.load_encoder("resnet18", "random", **how), shop).vectors
     np.testing.assert_array_equal(rows, plain)
     assert not sj.load_encoder(out).fitted_to
@@ -106,6 +107,85 @@ def test_where_no_fit_is_better_the_encoder_is_saved_as_it_is(world, tmp_path, c
     assert sj.load_encoder(out).embedding_dim == 128
 
 
+def fold_of(labels, count, seed):
+    """int [n], the fold of each image of one class; -1 for none."""
+    held = [images for images, _ in fitting.held_folds(labels, count, seed)]
+    assert (np.sum(held, axis=0) == (labels >= 0)).all()
+    return np.where(labels >= 0, np.argmax(held, axis=0), -1)
+
+
+def map_at_r(x, labels):
+    """Of each image among the others of its fold, by cosine."""
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    found = []
+    for i, row in enumerate(x @ x.T - 9 * np.eye(len(x))):
+        many = (labels == labels[i]).sum() - 1
+        right = labels[np.argsort(-row)[:many]] == labels[i]
+        found.append((np.cumsum(right) / np.arange(1, many + 1) * right).sum() / many)
+    return found
+
+
+def test_what_is_printed_is_short_with_the_bare_trunk_and_the_reasons(world, tmp_path):
+    """auto: of its sets the best few; the bare trunk is the last stage without roots."""
+    out = tmp_path / "encoder"
+    told = run(*FIT, f"--images={world}/shop", f"--out={out}", "--image-size=32").splitlines()
+    table = json.loads((out / "fit.json").read_text())
+    heading, *lines = told[
+        : next(i for i, line in enumerate(told) if "not told apart from" in line)
+    ]
+    assert heading.split()[:5] == ["encoder", "stages", "what", "shrinkage", "width"]
+    assert 3 <= len(lines) <= 7
+    means = [float(line.removesuffix("chosen").split()[-3]) for line in lines]
+    assert means == sorted(means, reverse=True)
+    (bare,) = [row for row in table if row["what"] == "bare trunk"]
+    (line,) = [line for line in lines if "bare trunk" in line]
+    assert bare["stages"] == "stage4"
+    assert f"{bare['map@r']:.4f}" in line
+    x = embed_folder(sj.load_encoder("resnet18", "random", 32), world / "shop").vectors
+    labels = load_images(world / "shop").label
+    fold = fold_of(labels, 4, 0)
+    hits = [map_at_r(x[fold == number], labels[fold == number]) for number in range(4)]
+    assert bare["map@r"] == pytest.approx(np.mean(np.concatenate(hits)))
+    assert sum(line.endswith("chosen") for line in lines) == 1
+    alike = sum(row["not told apart from the best"] for row in table)
+    assert told[len(lines) + 1].startswith(
+        f"{alike} of {len(table)} are not told apart from the best"
+    )
+    why = told[len(lines) + 2]
+    assert "resnet18 32 stage4 (bare trunk): map@r" in why
+    assert told[len(lines) + 3].startswith("LDA of stage")
+    assert "; shrinkage 0." in told[len(lines) + 3]
+
+
+def test_the_axes_kept_are_the_fewest_that_are_as_good_and_better_than_none(rng, monkeypatch):
+    """128 are told from neither side, 256 from no fit; of what is told from nothing the fewest."""
+    base, noise = rng.random(400), rng.normal(0, 0.1, 400)
+    noise -= noise.mean()
+    source = fit.Source("some", lambda stages: None, [("a",)])
+
+    def row(width, gain, spread, shrinkage=0.5):
+        values = base + gain + spread * noise
+        return fit.Row(source, fitting.Scored(Candidate(("a",), shrinkage, width), values))
+
+    def kept(*narrower, gain):
+        monkeypatch.setattr(fit, "_scored", lambda *rest: [*narrower])
+        monkeypatch.setattr(fit, "_parts", lambda *rest: {"a": 512})
+        top, plain = row(None, gain, 0), row(None, 0, 0, None)
+        chosen, found, (why,) = fit._narrowed(top, plain, range(2000), fit.Grid(), {})
+        assert found == [*narrower]
+        return chosen.scored.candidate.width, why
+
+    few = "the fewest that are not told apart from the best"
+    assert kept(row(128, 0.005, 1), row(256, 0.011, 0.1), gain=0.011) == (256, f"256 axes, {few}")
+    assert kept(row(128, 0.005, 1), row(256, 0.011, 0.1), gain=0) == (128, f"128 axes, {few}")
+    worse = row(128, 0.001, 0), row(256, 0.002, 0)
+    assert kept(*worse, gain=0.01) == (None, "all 512 axes, as fewer are worse")
+    monkeypatch.setattr(fit, "_parts", lambda *rest: {"a": 300})
+    top, plain = row(None, 0.01, 0), row(None, 0, 0, None)
+    said = "all 300 axes, as 200 images are too few to tell which to leave out"
+    assert fit._narrowed(top, plain, range(200), fit.Grid(), {}) == (top, [], [said])
+
+
 def test_the_scores_are_those_of_fitting_anew(world):
     """Folds by subtraction against a fit to the other folds' rows; the stages' columns by hand."""
     encoder = sj.load_encoder("resnet18", "random", 32, stage="stage1,stage2", signed_sqrt=True)
@@ -119,7 +199,7 @@ def test_the_scores_are_those_of_fitting_anew(world):
     ]
     scored = fitting.score(lambda p: x[p], records, parts, candidates, folds=3, seed=1)
     assert {one.candidate for one in scored} == set(candidates)
-    fold = fitting.folds_of(records.label, 3, 1)
+    fold = fold_of(records.label, 3, 1)
     assert all(len(set(fold[records.label == c])) == 1 for c in range(8))
     columns = {"stage1": np.arange(64), "stage2": np.arange(64, 192)}
     for candidate, values, _ in scored:
@@ -178,6 +258,14 @@ def test_several_labels_and_pairs_are_fitted(world, tmp_path):
         (["--images={shop}", *FIT[1:], "--out={out}", "--shrinkage=2"], "from 0 to 1"),
         (["--images={shop}", *FIT[1:], "--out={out}", "--width=wide"], "one of auto, all"),
         (["--images={shop}", *FIT[1:], "--out={out}", "--stages=stage9"], "no stage 'stage9'"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--stages=stage2+stage3"],
+         "as in --stages=stage2,stage3, and each set has a --stages of its own"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--pool=average,max"], "give one pooling"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--signed-sqrt"], "takes the roots at any"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--method=pca"],
+         "--method=pca knows no classes to choose a trunk by: give --encoder=resnet18"),
+        (["--images={shop}/class0", *FIT[1:], "--out={out}", "--labels=none"],
+         "has no labels to choose a trunk by: give --encoder=resnet18"),
         (["--images={shop}", *FIT[1:], "--out={out}", "--width=900", "--stages=last",
           "--image-size=32"], "keeps 1 to 512 axes"),
         (["--images={one}", *FIT[1:], "--out={out}", "--image-size=32"], "nothing to choose by"),
@@ -195,7 +283,7 @@ def test_mistakes_are_one_line(world, tmp_path, options, said, capsys):
 def test_too_few_classes_are_said():
     """Of a fold of one class every answer is right, so a fold has two classes or more."""
     with pytest.raises(UserError, match="3 classes have two images"):
-        fitting.folds_of(np.array([0, 0, 1, 1, 2, 2, 3, -1]), 4, 0)
-    fold = fitting.folds_of(np.repeat(np.arange(7), 2), 4, 0)
+        fitting.held_folds(np.array([0, 0, 1, 1, 2, 2, 3, -1]), 4, 0)
+    fold = fold_of(np.repeat(np.arange(7), 2), 4, 0)
     assert [len(set(np.repeat(np.arange(7), 2)[fold == f])) for f in range(3)] == [3, 2, 2]
     assert fold.max() == 2

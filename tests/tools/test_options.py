@@ -129,7 +129,7 @@ def test_method_and_shrinkage_of_a_whitening(shop, tmp_path):
             return arrays["vectors"]
 
     one = whitened("--method=pca", "--dim=3")
-    other = whitened("--method=learned", "--dim=3")
+    other = whitened("--method=lda", "--dim=3")
     third = whitened("--method=learned", "--dim=3", "--shrinkage=0.1")
     assert one.shape == other.shape == third.shape == (12, 3)
     for a, b in ((one, other), (other, third)):

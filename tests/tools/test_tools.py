@@ -609,7 +609,7 @@ def test_grid_cells_are_every_combination():
 def outcome(recall):
     metrics = {"recall@1": recall, "map@r": recall / 2}
     return {
-        "test": {"before": {"recall@1": 0.25}, "after": metrics},
+        "test": {"before": {"recall@1": 0.25, "map@r": 0.125}, "after": metrics},
         "parameters": {"trunk": 10, "head": 5},
         "embedding_dim": 4,
         "trunk": {"trunk": "t", "fallback_for": None},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import siamese_jax as sj
 from configs import common
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.embedding import embed_records
+from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.metrics.evaluation import sides_of
 from siamese_jax.storage.cache import enable_compilation_cache
@@ -133,10 +135,10 @@ def test_steps_are_taken_where_the_folds_tell_that_they_help(rng, caplog):
     for number, curve in enumerate(few):
         few[number] = curve._replace(classes=curve.classes + 3 * number)
     assert asked_of(few) == 0
-    assert "step 50 is not told apart from the start" in caplog.text
+    assert "step 50 is not told apart from step 0" in caplog.text
     many = [fold(rng, 5, 10)._replace(classes=np.repeat(np.arange(10), 8) + i) for i in (0, 10, 20)]
     assert asked_of(many) == 50
-    assert "step 50 is better than the start" in caplog.text
+    assert "step 50 is better than step 0" in caplog.text
     # Somebody's own validation split chooses its best, whatever the size.
     assert asked_of(few[:1]) == 50
     # The bare trunk, where it is better than what is chosen.
@@ -235,6 +237,16 @@ def test_few_classes_are_said(world, tmp_path, caplog):
     assert results["checkpoint_step"] == 0
     config.train.rehearse = False
     assert run(config, tmp_path / "all")["checkpoint_step"] == 2
+
+
+def test_stages_of_a_config_may_have_spaces_and_auto_takes_one_pooling():
+    config = common.base()
+    trunk = SimpleNamespace(trunk="resnet18")
+    config.trunk.stage = "stage3:max, stage4"
+    assert choosing.stage_choice(config, trunk) == [("stage3:max", "stage4")]
+    config.trunk.update(stage="auto", pool="average,max")
+    with pytest.raises(UserError, match="give one pooling, or name the stages"):
+        choosing.stage_choice(config, trunk)
 
 
 def test_a_fraction_that_holds_nothing_out_is_said(tmp_path, caplog):

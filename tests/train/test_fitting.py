@@ -69,12 +69,30 @@ def test_the_scores_are_those_of_a_fit_to_the_others(several, narrow, monkeypatc
         np.testing.assert_allclose(values, hits, atol=1e-6)
 
 
+def test_training_images_that_nobody_asks_are_asked_when_held_out(several):
+    """A CSV may mark queries and gallery among test images alone."""
+    records, x = several
+    none = np.zeros(len(records), bool)
+    unmarked = replace(records, is_query=none, is_gallery=none)
+    candidates = [Candidate(("a",), 0.3), Candidate(("a",), None)]
+    every, same = (
+        fitting.score(lambda p: x[p], some, {"a": 9}, candidates, seed=1)
+        for some in (records, unmarked)
+    )
+    for one, other in zip(every, same, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+    # Marks that are there count.
+    marked = replace(records, is_query=np.arange(len(records)) % 2 == 0)
+    (some,) = fitting.score(lambda p: x[p], marked, {"a": 9}, candidates[:1], seed=1)
+    assert len(some.values) < len(every[0].values)
+
+
 def test_folds_that_leave_nothing_are_said(caplog):
     """A class of all images is in one fold; alone with another, nothing is left in any."""
     labels = np.random.default_rng(0).random((40, 6)) < 0.3
     labels[:, 0] = True
     with caplog.at_level(logging.WARNING):
-        assert len(fitting.held_folds(labels, 3, 0)) == 2
+        assert len(fitting.held_folds(labels, 3, 0, tell=True)) == 2
     assert "1 of 3 folds" in caplog.text
     with pytest.raises(UserError, match="no fold of classes leaves"):
         fitting.held_folds(np.ones((40, 4), bool), 2, 0)
@@ -94,6 +112,42 @@ def test_of_shrinkages_that_are_not_told_apart_the_moderate_one():
     assert fitting.moderate(scored).candidate.shrinkage == 0.6  # as near as 0.4, and better
     clear = [s._replace(values=s.values + (s.candidate.shrinkage == 0.1)) for s in scored]
     assert fitting.moderate(clear).candidate.shrinkage == 0.1
+    near = "as near to 0.5 as 0.4, and better,"
+    said = f"shrinkage 0.6, {near} of 0.1, 0.4, 0.6, which are not told apart"
+    assert fitting.why_shrinkage(scored) == said
+    few = [scored[0], scored[1]]
+    said = "shrinkage 0.4, the nearest to 0.5 of 0.1, 0.4, which are not told apart"
+    assert fitting.why_shrinkage(few) == said
+    assert fitting.why_shrinkage(clear) == "shrinkage 0.1, better than all others"
+    assert fitting.why_shrinkage(clear[:1]) == ""
+
+
+def test_several_stages_are_taken_where_they_are_told_from_the_first_and_why_is_said(rng):
+    base = rng.random(400)
+
+    def scored(*gains):
+        """Sets of one, two and three stages, by how much they are better than the first."""
+        names = [("c",), ("b", "c"), ("a", "b", "c")]
+        noise = [0 * base, *rng.normal(0, 0.1, (2, 400))]
+        return [
+            fitting.Scored(Candidate(name, 0.5), base + gain + n - n.mean())
+            for name, gain, n in zip(names, gains, noise, strict=False)
+        ]
+
+    told, untold, first = scored(0, 0.05, 0.1), scored(0, 0.001, 0.002), scored(0, -0.1, -0.1)
+    assert fitting.best_if_told(told).candidate.stages == ("a", "b", "c")
+    assert fitting.why_stages(told).startswith("a,b,c, better than c alone (map@r +0.1000, 95 %")
+    assert fitting.best_if_told(untold).candidate.stages == ("c",)
+    said = "c alone, as a,b,c is not told apart from it (map@r +0.0020"
+    assert fitting.why_stages(untold).startswith(said)
+    assert fitting.best_if_told(first).candidate.stages == ("c",)
+    assert fitting.why_stages(first) == "c, the best of 3 sets of stages"
+    assert fitting.why_stages(first[:1]) == ""
+
+
+def test_a_pooling_for_each_stage_needs_stages():
+    with pytest.raises(UserError, match=r"trunk\.stage=auto their number is still to be chosen"):
+        fitting.stage_sets(("stage1", "top"), "average,max")
 
 
 def test_fewer_images_than_features_are_scored_in_their_span(several):

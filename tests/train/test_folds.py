@@ -1,5 +1,7 @@
 """One fold of the training classes as validation: whole classes, dealt once for all folds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -40,9 +42,44 @@ def test_validation_of_its_own_joins_the_training_classes(tmp_path, caplog):
     assert "the images for validation join the training images" in caplog.text
 
 
-def test_labels_that_classes_share_are_refused(records):
-    from dataclasses import replace
+def test_training_images_without_marks_are_asked(records):
+    train = records.split == "train"
+    flags = dict.fromkeys(("is_query", "is_gallery"), ~train)
+    made = take_fold(replace(records, **flags), "1/3", seed=5)
+    held = made.split == "validation"
+    assert made.is_query[held].all()
+    assert made.is_gallery[held].all()
+    marked = replace(records, is_query=np.arange(len(records)) % 2 == 0)
+    assert (take_fold(marked, "1/3", seed=5).is_query == marked.is_query).all()
 
+
+def test_images_of_several_classes_are_held_out_with_each(records):
+    """One class an image as before; of two, no class is in training and in validation."""
     hot = np.eye(14, dtype=bool)[records.label]
-    with pytest.raises(UserError, match="several labels cannot be dealt into folds"):
+    for i in (1, 2, 3):
+        one, same = (take_fold(r, f"{i}/3", 5) for r in (records, replace(records, label=hot)))
+        np.testing.assert_array_equal(same.split, one.split)
+        held = same.split == "validation"
+        np.testing.assert_array_equal(same.label[held].argmax(axis=1), one.label[held])
+    train = np.flatnonzero(records.split == "train")
+    more = hot.copy()
+    more[train[0]] |= hot[train[-1]]  # of the first class, and of the last
+    both = replace(records, label=more)
+    asked = []
+    for i in (1, 2, 3):
+        made = take_fold(both, f"{i}/3", seed=5)
+        of = {part: made.label[made.split == part].any(axis=0) for part in ("train", "validation")}
+        assert not (of["train"] & of["validation"]).any()
+        asked.append(of["validation"])
+        held = made.split[train[0]] == "validation"
+        assert held == more[train[0]][of["validation"]].any()
+        assert made.label[train[0]].sum() == (1 if held else 2)
+    np.testing.assert_array_equal(np.sum(asked, axis=0), more[train].any(axis=0))
+
+
+def test_classes_that_share_too_many_images_are_said(records):
+    """One class of all images is in one fold, of which nothing is left to train on."""
+    hot = np.eye(14, dtype=bool)[records.label]
+    hot[:, records.label[records.split == "train"][0]] = True
+    with pytest.raises(UserError, match="1 of the folds leave nothing to train on"):
         take_fold(replace(records, label=hot), "1/3", seed=0)
