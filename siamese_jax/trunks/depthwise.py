@@ -7,7 +7,8 @@ products of contiguous rows of channels, as the forward pass is.
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +30,14 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Pads) -> Array:
     return _sum(map(jnp.multiply, shifted(x, k, stride, padding), taps))
 
 
-def shifted(x: Array, k: int, stride: int, padding: Pads) -> list[Array]:
-    """The k x k views of x [n,h,w,c] whose pixel i, j is x[:, i*stride+a, j*stride+b]."""
+def shifted(x: Array, k: int, stride: int, padding: Pads, empty: float = 0) -> list[Array]:
+    """The k x k views of x [n,h,w,c] whose pixel i, j is x[:, i*stride+a, j*stride+b].
+
+    Around x is what `empty` says.
+    """
     # The barrier has the padded array made once; XLA would work its borders out k x k times.
-    x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=empty)
+    x = lax.optimization_barrier(x)
     rows, columns = ((size - k) // stride + 1 for size in x.shape[1:3])
     return [_view(x, a, b, rows, columns, stride) for a in range(k) for b in range(k)]
 
@@ -56,28 +61,50 @@ convolve.defvjp(_forward, _backward)
 def _input_gradient(
     dy: Array, kernel: Array, stride: int, padding: Pads, shape: tuple[int, ...]
 ) -> Array:
-    """dx[u*stride+r, v*stride+q] = sum over a,b of dy[u-a, v-b] * kernel[a*stride+r, b*stride+q].
+    """dx = for each pixel the sum over a,b of dy * kernel[a,b], where the tap a, b reads it."""
 
-    One sum for each of the stride x stride phases (r, q), in coordinates of the padded x.
+    def term(a: int, b: int, dy: Array) -> Array:
+        return dy * kernel[None, None, a, b]
+
+    return back_to_pixels(term, (dy,), Taps(kernel.shape[0], stride, padding), shape)
+
+
+class Taps(NamedTuple):
+    """Windows of k x k pixels, every `stride` pixels, on a map with zeros around it."""
+
+    k: int
+    stride: int
+    padding: Pads
+
+
+def back_to_pixels(
+    term: Callable[..., Array], maps: tuple[Array, ...], taps: Taps, shape: tuple[int, ...]
+) -> Array:
+    """dx[u*stride+r, v*stride+q] = sum over a,b of term(a*stride+r, b*stride+q, maps[u-a, v-b]).
+
+    The transpose of `shifted`: maps [n,h',w',c], zero beyond their border, to dx [n,h,w,c] of that
+    shape. One sum for each of the stride x stride phases (r, q), in coordinates of the padded x.
     """
-    k = kernel.shape[0]
+    k, stride, ((top, _), (left, _)) = taps
     most = -(-k // stride)
-    (top, _), (left, _) = padding
-    _, height, width, _ = shape
+    n, height, width, channels = shape
     rows, columns = -(-(height + top) // stride), -(-(width + left) // stride)
-    grow = [(most - 1, max(0, m - n)) for m, n in zip((rows, columns), dy.shape[1:3], strict=True)]
-    dy = lax.optimization_barrier(jnp.pad(dy, ((0, 0), *grow, (0, 0))))
+    size = maps[0].shape[1:3]
+    grow = [(most - 1, max(0, m - had)) for m, had in zip((rows, columns), size, strict=True)]
+    maps = lax.optimization_barrier([jnp.pad(m, ((0, 0), *grow, (0, 0))) for m in maps])
 
     def phase(r: int, q: int) -> Array:
-        taps = [(a, b) for a in range(r, k, stride) for b in range(q, k, stride)]
-        if not taps:  # the stride is longer than the kernel
-            return jnp.zeros((len(dy), rows, columns, dy.shape[-1]), dy.dtype)
-        last = most - 1
-        views = (_view(dy, last - a // stride, last - b // stride, rows, columns) for a, b in taps)
-        return _sum(v * kernel[None, None, a, b] for v, (a, b) in zip(views, taps, strict=True))
+        terms = [
+            term(a, b, *(_view(m, last - a // stride, last - b // stride, *out) for m in maps))
+            for a in range(r, k, stride)
+            for b in range(q, k, stride)
+        ]
+        # There are none where the stride is longer than the kernel.
+        return _sum(terms) if terms else jnp.zeros((n, *out, channels), maps[0].dtype)
 
+    last, out = most - 1, (rows, columns)
     phases = [jnp.stack([phase(r, q) for q in range(stride)], 3) for r in range(stride)]
-    dx = jnp.stack(phases, 2).reshape(len(dy), rows * stride, columns * stride, dy.shape[-1])
+    dx = jnp.stack(phases, 2).reshape(n, rows * stride, columns * stride, channels)
     return dx[:, top : top + height, left : left + width]
 
 

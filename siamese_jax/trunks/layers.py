@@ -1,5 +1,6 @@
 """The one layer all trunks are made of: convolution, batch normalisation, activation."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax import Array, lax
 from siamese_jax.trunks import winograd
 from siamese_jax.trunks.activations import Activation
 from siamese_jax.trunks.convolution import convolve, fewer_products, images_at_once, pads
+from siamese_jax.trunks.depthwise import Taps, back_to_pixels, shifted
 
 
 class Norm(NamedTuple):
@@ -77,7 +79,9 @@ def _standardise_forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
 def _standardise_backward(kept: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
     x, scale, mean, rate = kept
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    values, dvalues = x.astype(jnp.float32), lax.optimization_barrier(dy).astype(jnp.float32)
+    if jax.default_backend() == "cpu":  # whose three passes would each work dy out
+        dy = lax.optimization_barrier(dy)
+    values, dvalues = x.astype(jnp.float32), dy.astype(jnp.float32)
     dbias = jnp.sum(dvalues, axes)
     dscale = rate * (jnp.sum(dvalues * values, axes) - mean * dbias)
     gain = scale * rate
@@ -217,5 +221,44 @@ def run_stages(
 
 
 def max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
-    """The largest value of each size x size window: [n,h,w,c] -> [n,h',w',c]."""
+    """The largest value of each size x size window: [n,h,w,c] -> [n,h',w',c].
+
+    Its derivative goes to the first of equal values.
+    """
+    return (_max_pool if jax.default_backend() == "cpu" else _plain_max_pool)(
+        x, size, stride, padding
+    )
+
+
+def _plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
     return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
+    """A CPU has no selection and scattering of its own: XLA's carries four maps of indices."""
+    return _plain_max_pool(x, size, stride, padding)
+
+
+def _max_pool_forward(x: Array, *window: int) -> tuple[Array, tuple[Array, Array]]:
+    y = _plain_max_pool(x, *window)
+    return y, (x, y)
+
+
+def _max_pool_backward(
+    size: int, stride: int, padding: int, kept: tuple[Array, Array], dy: Array
+) -> tuple[Array]:
+    x, y = kept
+    taps = Taps(size, stride, ((padding, padding),) * 2)
+    winner = jnp.zeros(y.shape, jnp.int32)
+    views = list(enumerate(shifted(x, *taps, empty=-jnp.inf)))
+    for t, view in reversed(views):
+        winner = jnp.where(view == y, t, winner)
+
+    def term(a: int, b: int, dy: Array, winner: Array) -> Array:
+        return jnp.where(winner == a * size + b, dy, jnp.zeros_like(dy))
+
+    return (back_to_pixels(term, (dy, winner), taps, x.shape),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

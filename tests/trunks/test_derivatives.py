@@ -10,7 +10,7 @@ import pytest
 
 from siamese_jax.trunks import activations
 from siamese_jax.trunks.convolution import convolve
-from siamese_jax.trunks.layers import BatchNorm, Norm
+from siamese_jax.trunks.layers import BatchNorm, Norm, max_pool
 
 # height, width, kernel, stride, padding
 SHAPES = [
@@ -110,6 +110,28 @@ def test_gradients_of_a_product_of_pixels(stride):
     wanted[:, ::stride, ::stride] = dy @ kernel[0, 0].T
     close(dx, wanted)
     close(dkernel[0, 0], np.einsum("nhwi,nhwo->io", x[:, ::stride, ::stride], dy))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)]
+)
+def test_gradient_of_a_maximum_goes_to_the_first_of_the_largest(size, stride, padding):
+    x = np.random.default_rng(0).integers(-3, 3, (2, 9, 8, 3)).astype(float)  # many are equal
+    pool = lambda x: max_pool(x, size, stride, padding)  # noqa: E731
+    y, pull = jax.vjp(pool, jnp.float32(x))
+    dy = normal(1, *y.shape)
+    padded = np.pad(x, ((0, 0), *((padding,) * 2,) * 2, (0, 0)), constant_values=-np.inf)
+    dx = np.zeros_like(padded)
+    for n, i, j, c in np.ndindex(y.shape):
+        rows, columns = (slice(p * stride, p * stride + size) for p in (i, j))
+        window = padded[n, rows, columns, c]
+        assert y[n, i, j, c] == window.max()
+        a, b = np.unravel_index(window.argmax(), window.shape)
+        dx[n, i * stride + a, j * stride + b, c] += dy[n, i, j, c]
+    close(
+        pull(jnp.float32(dy))[0],
+        dx[:, padding : padding + x.shape[1], padding : padding + x.shape[2]],
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])
