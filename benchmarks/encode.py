@@ -66,14 +66,12 @@ def ours(found: weights.TrunkWeights, size: int, dtype: Any = jnp.float32) -> Ru
     return encoder.make_encoder(model, params, stats, image_size=size)
 
 
-def keras_peer(found: weights.TrunkWeights, size: int) -> Run | None:
-    """keras.applications as a traced TensorFlow function."""
+def keras_model(found: weights.TrunkWeights, size: int) -> tuple[Any, Callable[[Any], Any]]:
+    """keras.applications with these weights, and what scales uint8 images for it."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    try:
-        import keras
-        import tensorflow as tf
-    except ImportError:
-        return None
+    import keras
+    import tensorflow as tf
+
     applications = {
         "resnet50": "ResNet50",
         "vgg16": "VGG16",
@@ -89,25 +87,32 @@ def keras_peer(found: weights.TrunkWeights, size: int) -> Run | None:
         held[variable].assign(value)
     efficientnet = "efficientnet" in found.trunk
 
-    @tf.function
-    def run(images: Any) -> Any:
-        x = tf.cast(images, tf.float32)
+    def scale(images: Any) -> Any:
+        x, scaling = tf.cast(images, tf.float32), found.preprocessing
         if efficientnet:  # this model scales by 1/255 itself, and its norm layer is an identity
-            scaling = found.preprocessing
-            x = 255.0 * (x - tf.constant(scaling.mean)) / tf.constant(scaling.std)
-            return model(x, training=False)
-        return model(x[..., ::-1] - tf.constant(found.preprocessing.mean), training=False)
+            return 255.0 * (x - tf.constant(scaling.mean)) / tf.constant(scaling.std)
+        return x[..., ::-1] - tf.constant(scaling.mean)
 
+    return model, scale
+
+
+def keras_peer(found: weights.TrunkWeights, size: int) -> Run | None:
+    """keras.applications as a traced TensorFlow function."""
+    try:
+        import tensorflow as tf
+
+        model, scale = keras_model(found, size)
+    except ImportError:
+        return None
+    run = tf.function(lambda images: model(scale(images), training=False))
     return lambda images: run(tf.constant(images)).numpy()
 
 
-def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
-    """The same layers in torch.nn: eager on the CPU, compiled in bfloat16 on a GPU."""
-    try:
-        import torch
-        import torch_trunks
-    except ImportError:
-        return None
+def torch_model(found: weights.TrunkWeights, device: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The same layers in torch.nn with these weights, and what scales uint8 images for them."""
+    import torch
+    import torch_trunks
+
     scheme = schemes(found.trunk)
     naming = scheme.get("torch") or scheme["torchvision"]
     theirs = names(found.trunk, "torch", naming)
@@ -117,8 +122,6 @@ def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
         leaf = leaf.transpose(order[leaf.ndim]) if leaf.ndim in order else leaf
         return torch.from_numpy(np.array(leaf, order="C")).reshape(shape)
 
-    gpu = jax.default_backend() == "gpu"
-    device = torch.device("cuda" if gpu else "cpu")
     model = torch_trunks.build(found.trunk)
     inner = model.model if isinstance(model, torch_trunks.Timm) else model
     shapes = {name: leaf.shape for name, leaf in inner.state_dict().items()}
@@ -129,13 +132,31 @@ def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
     missing = inner.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
     assert all("num_batches" in key for key in missing.missing_keys)
-    model = model.eval().to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)
     mean = torch.tensor(found.preprocessing.mean, device=device)[:, None, None]
     std = torch.tensor(found.preprocessing.std, device=device)[:, None, None]
 
-    def forward(images: Any) -> Any:
+    def scale(images: Any) -> Any:
         x = (images.permute(0, 3, 1, 2).float() - mean) / std
-        return model(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+        return x.contiguous(memory_format=torch.channels_last)
+
+    return model, scale
+
+
+def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
+    """torch.nn: eager on the CPU, compiled in bfloat16 on a GPU."""
+    gpu = jax.default_backend() == "gpu"
+    try:
+        import torch
+
+        device = torch.device("cuda" if gpu else "cpu")
+        model, scale = torch_model(found, device)
+    except ImportError:
+        return None
+    model.eval()
+
+    def forward(images: Any) -> Any:
+        return model(scale(images)).mean((2, 3))
 
     if gpu:
         forward = torch.compile(forward)

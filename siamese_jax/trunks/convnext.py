@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Conv, LayerNorm, Patches, gelu, run_stages
+from siamese_jax.trunks.activations import gelu
+from siamese_jax.trunks.layers import Conv, LayerNorm, Patches, run_stages
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "top")
 _norm = partial(LayerNorm, 1e-6)

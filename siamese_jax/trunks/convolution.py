@@ -6,7 +6,6 @@ convolution of three colours slower than one product with its gathered patches. 
 convolutions. All forms compute the same sum; `tests/test_trunks.py` compares them.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -14,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from siamese_jax.trunks import depthwise as in_depth
 from siamese_jax.trunks import winograd
+from siamese_jax.trunks.depthwise import Pads, shifted
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Patches of at most so many numbers are gathered: 3x3 of three colours, not 7x7.
 _PATCH = 32
@@ -48,11 +48,11 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Pads, depthwise: boo
     if jax.default_backend() != "cpu":
         return _convolution(x, kernel, stride, padding, depthwise)
     if depthwise:
-        return _shifted_multiply_adds(x, kernel, stride, padding)
+        return in_depth.convolve(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1):
         return _product(x[:, ::stride, ::stride, :], kernel)
     if math.prod(kernel.shape[:3]) <= _PATCH:
-        return _product(jnp.concatenate(_shifted(x, kernel.shape[0], stride, padding), -1), kernel)
+        return _product(jnp.concatenate(shifted(x, kernel.shape[0], stride, padding), -1), kernel)
     return _convolution(x, kernel, stride, padding, False)
 
 
@@ -82,27 +82,24 @@ def _convolution(x: Array, kernel: Array, stride: int, padding: Pads, depthwise:
     )
 
 
+@jax.custom_vjp
 def _product(patches: Array, kernel: Array) -> Array:
     kernel = kernel.reshape(-1, kernel.shape[-1])
     return lax.dot_general(patches, kernel, (((3,), (0,)), ((), ())))
 
 
-def _shifted_multiply_adds(x: Array, kernel: Array, stride: int, padding: Pads) -> Array:
-    k, channels = kernel.shape[0], kernel.shape[-1]
-    taps = kernel.reshape(k * k, 1, 1, 1, channels)
-    terms = map(jnp.multiply, _shifted(x, k, stride, padding), taps)
-    return functools.reduce(jnp.add, terms)
+def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    """dx = dy kernel' and dkernel = x' dy, with all pixels as rows."""
+    patches, kernel = kept
+    # Without the barrier XLA writes dy a second time, transposed, which takes longer than the sum.
+    dy = lax.optimization_barrier(dy)
+    dx = lax.dot_general(dy, kernel.reshape(-1, kernel.shape[-1]), (((3,), (1,)), ((), ())))
+    x, rows = (a.reshape(-1, a.shape[-1]) for a in (patches, dy))
+    return dx, lax.dot_general(x, rows, (((0,), (0,)), ((), ()))).reshape(kernel.shape)
 
 
-def _shifted(x: Array, k: int, stride: int, padding: Pads) -> list[Array]:
-    """The k x k views of x [n,h,w,c] whose pixel i, j is x[:, i*stride+a, j*stride+b]."""
-    # The barrier has the padded array made once; XLA would work its borders out k x k times.
-    x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
-    n, height, width, channels = x.shape
-    rows, columns = ((size - k) // stride + 1 for size in (height, width))
+def _product_forward(patches: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(patches, kernel), (patches, kernel)
 
-    def view(a: int, b: int) -> Array:
-        last = (n, a + (rows - 1) * stride + 1, b + (columns - 1) * stride + 1, channels)
-        return lax.slice(x, (0, a, b, 0), last, (1, stride, stride, 1))
 
-    return [view(a, b) for a in range(k) for b in range(k)]
+_product.defvjp(_product_forward, _product_backward)

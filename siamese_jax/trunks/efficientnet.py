@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Activation, Conv, Norm, run_stages
+from siamese_jax.trunks.activations import Activation, relu6, silu
+from siamese_jax.trunks.layers import Conv, Norm, run_stages
 
 STAGES = ("stem", *(f"stage{i}" for i in range(1, 8)), "top")
 _NORMS = {"keras": Norm(1e-3, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -58,11 +59,6 @@ def plan(width: float, depth: float, lite: bool) -> tuple[StagePlan, ...]:
         stage._replace(features=round_width(width * stage.features), depth=blocks(i, stage))
         for i, stage in enumerate(_B0)
     )
-
-
-def relu6(x: Array) -> Array:
-    """x cut to 0 .. 6."""
-    return jnp.clip(x, 0, 6)
 
 
 class Squeeze(NamedTuple):
@@ -164,7 +160,7 @@ class EfficientNet(nn.Module):
             "frozen": self.folded,
             "dtype": self.dtype,
         }
-        act: Activation = relu6 if self.lite else nn.silu
+        act: Activation = relu6 if self.lite else silu
         stem, top = stem_and_top(self.width, self.lite)
         stages = plan(self.width, self.depth, self.lite)
 

@@ -1,6 +1,6 @@
 """The one layer all trunks are made of: convolution, batch normalisation, activation."""
 
-import math
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,18 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from siamese_jax.trunks import winograd
+from siamese_jax.trunks.activations import Activation
 from siamese_jax.trunks.convolution import convolve, fewer_products, images_at_once, pads
-
-Activation = Callable[[Array], Array]
-
-
-def gelu(x: Array) -> Array:
-    """x (1 + erf(x / sqrt 2)) / 2, in float32 inside (Hendrycks and Gimpel, arXiv:1606.08415).
-
-    As PyTorch writes it. Flax's own takes erfc, which a CPU is twice as long about.
-    """
-    values = x.astype(jnp.float32)
-    return (0.5 * values * (1 + lax.erf(values * math.sqrt(0.5)))).astype(x.dtype)
+from siamese_jax.trunks.depthwise import Taps, back_to_pixels, shifted
 
 
 class Norm(NamedTuple):
@@ -46,19 +37,62 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        values = x.astype(jnp.float32)
-        m, v = mean.value, var.value
         if train:
             axes = tuple(range(x.ndim - 1))
+            values = lax.stop_gradient(x).astype(jnp.float32)
             m, v = jnp.mean(values, axes), jnp.var(values, axes)
             if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
                 keep = self.norm.momentum
                 mean.value = keep * mean.value + (1 - keep) * m
                 var.value = keep * var.value + (1 - keep) * v
-        gain = scale * lax.rsqrt(v + self.norm.epsilon)
-        shift = bias - m * gain
-        lift = (1,) * (x.ndim - 1) + shape
-        return (values * gain.reshape(lift) + shift.reshape(lift)).astype(x.dtype)
+            return _standardise(x, scale, bias, m, lax.rsqrt(v + self.norm.epsilon))
+        gain = scale * lax.rsqrt(var.value + self.norm.epsilon)
+        return _affine(x, gain, bias - mean.value * gain)
+
+
+def _affine(x: Array, gain: Array, shift: Array) -> Array:
+    """gain x + shift, with a number for each channel, in float32 inside."""
+    lift = (1,) * (x.ndim - 1) + gain.shape
+    return (x.astype(jnp.float32) * gain.reshape(lift) + shift.reshape(lift)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _standardise(x: Array, scale: Array, bias: Array, mean: Array, rate: Array) -> Array:
+    """y = scale (x - mean) rate + bias, where mean and rate = 1 / std are those of x itself.
+
+    Its derivative counts that x moves them, so it gives them none: with N values to a channel,
+
+        dbias = sum dy    dscale = rate (sum dy x - mean dbias)
+        dx = scale rate (dy - dbias / N - (x - mean) rate dscale / N)
+
+    which reads dy and x twice; XLA's own derivatives of mean and variance take more passes.
+    """
+    gain = scale * rate
+    return _affine(x, gain, bias - mean * gain)
+
+
+def _standardise_forward(*arguments: Array) -> tuple[Array, tuple[Array, ...]]:
+    x, scale, _, mean, rate = arguments
+    return _standardise(*arguments), (x, scale, mean, rate)
+
+
+def _standardise_backward(kept: tuple[Array, ...], dy: Array) -> tuple[Array, ...]:
+    x, scale, mean, rate = kept
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    if jax.default_backend() == "cpu":  # whose three passes would each work dy out
+        dy = lax.optimization_barrier(dy)
+    values, dvalues = x.astype(jnp.float32), dy.astype(jnp.float32)
+    dbias = jnp.sum(dvalues, axes)
+    dscale = rate * (jnp.sum(dvalues * values, axes) - mean * dbias)
+    gain = scale * rate
+    slope = -gain * rate * dscale / count
+    lift = (1,) * (x.ndim - 1) + gain.shape
+    shift = (-gain * dbias / count - slope * mean).reshape(lift)
+    dx = gain.reshape(lift) * dvalues + slope.reshape(lift) * values + shift
+    return dx.astype(x.dtype), dscale, dbias, jnp.zeros_like(mean), jnp.zeros_like(rate)
+
+
+_standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
 class LayerNorm(nn.Module):
@@ -187,5 +221,44 @@ def run_stages(
 
 
 def max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
-    """The largest value of each size x size window: [n,h,w,c] -> [n,h',w',c]."""
+    """The largest value of each size x size window: [n,h,w,c] -> [n,h',w',c].
+
+    Its derivative goes to the first of equal values.
+    """
+    return (_max_pool if jax.default_backend() == "cpu" else _plain_max_pool)(
+        x, size, stride, padding
+    )
+
+
+def _plain_max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
     return nn.max_pool(x, (size, size), (stride, stride), ((padding, padding),) * 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: Array, size: int, stride: int, padding: int) -> Array:
+    """A CPU has no selection and scattering of its own: XLA's carries four maps of indices."""
+    return _plain_max_pool(x, size, stride, padding)
+
+
+def _max_pool_forward(x: Array, *window: int) -> tuple[Array, tuple[Array, Array]]:
+    y = _plain_max_pool(x, *window)
+    return y, (x, y)
+
+
+def _max_pool_backward(
+    size: int, stride: int, padding: int, kept: tuple[Array, Array], dy: Array
+) -> tuple[Array]:
+    x, y = kept
+    taps = Taps(size, stride, ((padding, padding),) * 2)
+    winner = jnp.zeros(y.shape, jnp.int32)
+    views = list(enumerate(shifted(x, *taps, empty=-jnp.inf)))
+    for t, view in reversed(views):
+        winner = jnp.where(view == y, t, winner)
+
+    def term(a: int, b: int, dy: Array, winner: Array) -> Array:
+        return jnp.where(winner == a * size + b, dy, jnp.zeros_like(dy))
+
+    return (back_to_pixels(term, (dy, winner), taps, x.shape),)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from siamese_jax.trunks.activations import relu
 from siamese_jax.trunks.efficientnet import Block, Single, Squeeze, round_width
 from siamese_jax.trunks.layers import Conv, Norm, run_stages
 
@@ -57,10 +58,10 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        act = nn.hard_swish if self.plan.hard else nn.relu
+        act = nn.hard_swish if self.plan.hard else relu
         for i, ratio in enumerate(self.plan.ratios):
             wide = round_width(ratio * x.shape[-1]) if ratio > 1 else x.shape[-1]
-            narrow = Squeeze(round_width(wide / 4), nn.relu, nn.hard_sigmoid)
+            narrow = Squeeze(round_width(wide / 4), relu, nn.hard_sigmoid)
             shape = (self.plan.size, 1 if i else self.plan.stride, wide, self.plan.features)
             squeeze = narrow if self.plan.squeeze else None
             x = Block(*shape, squeeze, act, self.conv, name=f"block{i + 1}")(x, train)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from siamese_jax.trunks.activations import relu
 from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
@@ -35,12 +36,12 @@ class Block(nn.Module):
             plan = [(1, 3, self.stride), (1, 3, 1)]
         y = x
         for i, (widen, size, stride) in enumerate(plan, 1):
-            act = nn.relu if i < len(plan) else None
+            act = relu if i < len(plan) else None
             layer = Conv(widen * self.features, size, stride, act=act, name=f"conv{i}", **self.conv)
             y = layer(y, train)
         if self.project:
             x = Conv(y.shape[-1], 1, self.stride, name="shortcut", **self.conv)(x, train)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class Stem(nn.Module):
@@ -50,7 +51,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Conv(64, 7, 2, act=nn.relu, name="conv", **self.conv)(x, train)
+        x = Conv(64, 7, 2, act=relu, name="conv", **self.conv)(x, train)
         return max_pool(x, 3, 2, 1)
 
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from siamese_jax.trunks.activations import relu
 from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
 
 STAGES = tuple(f"stage{i}" for i in range(1, 6))
@@ -27,7 +28,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         for i in range(self.depth):
-            x = Conv(self.features, 3, act=nn.relu, name=f"conv{i + 1}", **self.conv)(x, train)
+            x = Conv(self.features, 3, act=relu, name=f"conv{i + 1}", **self.conv)(x, train)
         return max_pool(x, 2, 2, 0)
 
 

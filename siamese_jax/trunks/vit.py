@@ -20,7 +20,8 @@ from jax import Array
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
-from siamese_jax.trunks.layers import Activation, Conv, LayerNorm, Norm, Patches, gelu
+from siamese_jax.trunks.activations import Activation, gelu
+from siamese_jax.trunks.layers import Conv, LayerNorm, Norm, Patches
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
