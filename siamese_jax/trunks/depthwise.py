@@ -92,6 +92,7 @@ def back_to_pixels(
     size = maps[0].shape[1:3]
     grow = [(most - 1, max(0, m - had)) for m, had in zip((rows, columns), size, strict=True)]
     maps = lax.optimization_barrier([jnp.pad(m, ((0, 0), *grow, (0, 0))) for m in maps])
+    last, out = most - 1, (rows, columns)
 
     def phase(r: int, q: int) -> Array:
         terms = [
@@ -102,7 +103,6 @@ def back_to_pixels(
         # There are none where the stride is longer than the kernel.
         return _sum(terms) if terms else jnp.zeros((n, *out, channels), maps[0].dtype)
 
-    last, out = most - 1, (rows, columns)
     phases = [jnp.stack([phase(r, q) for q in range(stride)], 3) for r in range(stride)]
     dx = jnp.stack(phases, 2).reshape(n, rows * stride, columns * stride, channels)
     return dx[:, top : top + height, left : left + width]
