@@ -112,8 +112,9 @@ class Trunk:
     `build(form=..., dtype=..., folded=...)` gives a Linen module; its
     `apply({"params", "batch_stats"}, x [n,h,w,3], train_stages=())` gives {stage: [n,h',w',c]}, the
     parameters of a stage lie under its name, and only the stages in `train_stages` use (and update)
-    the statistics of the batch. `widths` are the channels of each stage. `preprocessing` is what
-    most of its weights are trained with.
+    the statistics of the batch. `apply(..., x, after=stage)` goes on from `carried(outputs, stage)`
+    of an earlier call: the outputs from that stage on. `widths` are the channels of each stage.
+    `preprocessing` is what most of its weights are trained with.
     """
 
     build: Callable[..., nn.Module]
@@ -132,6 +133,11 @@ class Trunk:
     def width(self) -> int:
         """The last stage's channels."""
         return self.widths[self.stages[-1]]
+
+
+def carried(outputs: Mapping[str, Array], stage: str) -> Array:
+    """What a stage hands to the next one: its map, but of a transformer all of its tokens."""
+    return outputs.get(f"{stage}:tokens", outputs[stage])
 
 
 _BOTH = ("keras", "torch")
