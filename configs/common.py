@@ -20,8 +20,12 @@ def base() -> ConfigDict:
             "trunk": trunk(),
             "head": head(),
             "cache": {
-                "enabled": True,  # run a wholly frozen trunk once, and train the head on that
+                # run what is frozen once, a whole trunk or its first stages, and train on that
+                "enabled": True,
                 "views": 0,  # augmented views of each training image, beside the plain one
+                # disk for the output of frozen first stages; where it is more, none is kept
+                "limit": FieldReference("20GB", field_type=object),
+                "dtype": placeholder(str),  # float32, bfloat16; default: trunk.dtype
             },
             "loss": {"name": "triplet"},
             "miner": {"name": "none"},

@@ -154,6 +154,48 @@ def flag() -> Kind:
     return Kind("True or False", lambda value: isinstance(value, bool), _flag)
 
 
+def size() -> Kind:
+    """Bytes, as a number or as text.
+
+    >>> size().holds("1.5 TB"), size().holds("20 pounds"), size().holds(2**30)
+    (True, False, True)
+    """
+    return Kind("a number of bytes, such as 500MB or 20GB", lambda v: _bytes(v) is not None, str)
+
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([kMGT]?B?)")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def in_bytes(value: Any) -> int:
+    """The bytes of a value of `size`.
+
+    >>> in_bytes("20GB"), in_bytes(1e6)
+    (20000000000, 1000000)
+    """
+    count = _bytes(value)
+    assert count is not None
+    return count
+
+
+def _bytes(value: Any) -> int | None:
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value)):
+        return round(float(found[1]) * _UNITS[found[2].removesuffix("B")])
+    return round(value) if number(0).holds(value) else None
+
+
+def said_bytes(count: int) -> str:
+    """Bytes in words that `size` reads; never less.
+
+    >>> said_bytes(20_101_000_000), said_bytes(1_500), said_bytes(0)
+    ('20.11GB', '1.5kB', '0B')
+    """
+    for unit in "TGMk":
+        if count >= _UNITS[unit]:
+            return f"{math.ceil(100 * count / _UNITS[unit]) / 100:g}{unit}B"
+    return f"{count}B"
+
+
 def fold() -> Kind:
     """Text: one of some folds, counted from 1.
 

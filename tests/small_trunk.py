@@ -31,13 +31,13 @@ class Small(nn.Module):
     norm_epsilon = 1e-5
 
     @nn.compact
-    def __call__(self, x, train_stages=()):
+    def __call__(self, x, train_stages=(), after=""):
         def layers(name):
             norm = None if self.folded else Norm(self.norm_epsilon, 0.9)
             options = {"bias": self.folded, "norm": norm, "frozen": self.folded}
             return Conv(WIDTH, 3, 2, act=nn.relu, dtype=self.dtype, name=name, **options)
 
-        return run_stages(self, x, layers, STAGES[:1], STAGES[1:], train_stages)
+        return run_stages(self, x, layers, STAGES[:1], STAGES[1:], train_stages, after=after)
 
 
 @contextmanager

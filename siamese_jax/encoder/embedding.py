@@ -33,7 +33,7 @@ class Kept(NamedTuple):
     """What is kept of n records: parts that lie side by side.
 
     Attributes:
-      vectors: float32 [rows, ...] of each part, memory maps.
+      vectors: float [rows, ...] of each part, memory maps.
       rows: int64 [parts, n], the row of each record; -1 for one that cannot be read.
     """
 
@@ -56,7 +56,7 @@ class Kept(NamedTuple):
         return Kept(self.vectors, rows)
 
     def take(self, chosen: np.ndarray) -> np.ndarray:
-        """float32 [m, ...] of the records of these places, int [m], all of them there."""
+        """float [m, ...] of the records of these places, int [m], all of them there."""
         parts = [part[rows[chosen]] for part, rows in zip(self.vectors, self.rows, strict=True)]
         return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
@@ -152,7 +152,8 @@ def feature_batches(
     while True:
         chosen = sample(step)
         drawn = np.random.default_rng((seed, step)).integers(0, len(views), len(chosen))
-        feature = np.zeros((len(chosen), *views[0].take(chosen[:0]).shape[1:]), np.float32)
+        none = views[0].take(chosen[:0])
+        feature = np.zeros((len(chosen), *none.shape[1:]), none.dtype)
         mask = np.zeros(len(chosen), bool)
         for view, kept in enumerate(views):
             here = (drawn == view) & kept.there[chosen]

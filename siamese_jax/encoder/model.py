@@ -20,7 +20,7 @@ from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts, strip
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
-from siamese_jax.trunks.table import TRUNKS, Preprocessing, normalise
+from siamese_jax.trunks.table import TRUNKS, Preprocessing, carried, normalise
 from siamese_jax.weights.load import TrunkWeights
 
 Array = jax.Array
@@ -31,7 +31,8 @@ class Model(NamedTuple):
     """What is computed; static under jit. The parameters travel beside it.
 
     `name` is the trunk's in TRUNKS, `trunk` its module. `stage` and `pool` say which of its outputs
-    are pooled, and how: see `siamese_jax.encoder.pooling.pooled_parts`.
+    are pooled, and how: see `siamese_jax.encoder.pooling.pooled_parts`. Inputs that are no
+    images are what the stage `after` hands to the next, where it is named: the trunk goes on there.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Model(NamedTuple):
     stage: str
     pool: str
     train_stages: tuple[str, ...] = ()
+    after: str = ""
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
@@ -132,7 +134,7 @@ def features(
     model: Model,
     params: Any,
     batch_stats: Any,
-    images: Array,
+    inputs: Array,
     *,
     train: bool = False,
     kernels: Any = None,
@@ -142,7 +144,7 @@ def features(
     Args:
       model: static.
       params, batch_stats: the trunk's; a folded trunk has no statistics.
-      images: uint8 [n, h, w, 3].
+      inputs: uint8 [n, h, w, 3], or float [n, ...], what the stage `model.after` gives.
       train: whether `model.train_stages` use batch statistics.
       kernels: of a folded trunk, those transformed in advance (see `inference_trunk`).
 
@@ -150,18 +152,19 @@ def features(
       float32 [n, c], the stages side by side (or [n, h', w', c] for the GeM of one), and the
       trunk's new batch_stats.
     """
-    x = normalise(images, model.preprocessing, model.trunk.dtype)
+    dtype, after = model.trunk.dtype, "" if inputs.dtype == jnp.uint8 else model.after
+    x = inputs.astype(dtype) if after else normalise(inputs, model.preprocessing, dtype)
     variables = {"params": params, "batch_stats": batch_stats, "tiles": kernels or {}}
     if train and model.train_stages:
         outputs, new = model.trunk.apply(
-            variables, x, train_stages=model.train_stages, mutable=["batch_stats"]
+            variables, x, train_stages=model.train_stages, after=after, mutable=["batch_stats"]
         )
         batch_stats = new["batch_stats"]
     else:
-        outputs = model.trunk.apply(variables, x)
+        outputs = model.trunk.apply(variables, x, after=after)
     for stage, _ in model.parts:
         if 0 in outputs[stage].shape[1:3]:
-            side, (rows, columns) = images.shape[1], outputs[stage].shape[1:3]
+            side, (rows, columns) = inputs.shape[1], outputs[stage].shape[1:3]
             raise UserError(
                 f"image_size={side} is too small: {stage} of the trunk gives a map of {rows} x "
                 f"{columns} places"
@@ -188,7 +191,8 @@ def embed(
     Args:
       model: static.
       params, batch_stats: {"trunk": ..., "head": ...}.
-      inputs: uint8 [n, h, w, 3], or float [n, ...] as `features` returns them.
+      inputs: uint8 [n, h, w, 3], or float [n, ...]: as `features` returns them, or where
+        `model.after` names a stage as `features` takes them.
       train: dropout and batch statistics on.
       mask: bool [n], the rows that count in batch statistics.
       key: for dropout; needed in training.
@@ -198,7 +202,7 @@ def embed(
       float32 [n, d] and the new batch_stats.
     """
     batch_stats = dict(batch_stats)
-    if inputs.dtype == jnp.uint8:
+    if inputs.dtype == jnp.uint8 or model.after:
         inputs, batch_stats["trunk"] = features(
             model, params["trunk"], batch_stats["trunk"], inputs, train=train, kernels=kernels
         )
@@ -307,6 +311,14 @@ def run_features(model: Model, trunk_variables: Any, images: Array) -> Array:
         trunk_variables.get(k, {}) for k in ("params", "batch_stats", "tiles")
     )
     return features(model, params, stats, images, kernels=kernels)[0]
+
+
+@_compiled
+def run_stage(model: Model, trunk_variables: Any, images: Array) -> Array:
+    """What the stage `model.after` hands to the next: uint8 [n, h, w, 3] -> [n, ...]. Compiled."""
+    x = normalise(images, model.preprocessing, model.trunk.dtype)
+    outputs: Any = model.trunk.apply(trunk_variables, x)
+    return carried(outputs, model.after)
 
 
 @_compiled

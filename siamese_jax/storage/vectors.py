@@ -1,7 +1,7 @@
 """An append-only store of vectors on disk, keyed by content: the cache of embeddings.
 
     <folder>/keys.bin      16 bytes a row
-    <folder>/vectors.bin   the row's float32 values
+    <folder>/vectors.bin   the row's values, float32 or bfloat16
     <folder>/sums.bin      8 bytes a row, a checksum of both
 
 Vectors are written and flushed before their sums, and these before their keys; a row counts only
@@ -16,10 +16,12 @@ missing: it is said, and computed again.
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from siamese_jax.storage.lock import lock
@@ -35,14 +37,16 @@ class VectorStore:
     Args:
       folder: created if needed.
       shape: of one row, e.g. (1280,).
+      dtype: "float32", or "bfloat16" for rows of an even number of values.
     """
 
-    def __init__(self, folder: str | Path, shape: tuple[int, ...]):
+    def __init__(self, folder: str | Path, shape: tuple[int, ...], dtype: str = "float32"):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.shape = tuple(shape)
-        self.row_bytes = 4 * int(np.prod(shape))
-        words = KEY_BYTES // 4 + int(np.prod(shape))
+        self.dtype = jnp.dtype(dtype)
+        self.row_bytes = self.dtype.itemsize * math.prod(shape)
+        words = (KEY_BYTES + self.row_bytes) // 4
         self._weights = np.random.PCG64(0).random_raw(words + 1) | np.uint64(1)
         self._rows: dict[bytes, int] = {}
         self._count, self._sound = 0, np.zeros(0, bool)  # of rows; which were checked
@@ -71,32 +75,32 @@ class VectorStore:
         return np.where(np.isin(found, list(damaged)), -1, found)
 
     def vectors(self) -> np.ndarray:
-        """float32 [rows, *shape]: a read-only memory map."""
+        """[rows, *shape] of the store's type: a read-only memory map."""
         if not self._count:
-            return np.zeros((0, *self.shape), np.float32)
-        return np.memmap(self._path("vectors"), np.float32, "r", shape=(self._count, *self.shape))
+            return np.zeros((0, *self.shape), self.dtype)
+        return np.memmap(self._path("vectors"), self.dtype, "r", shape=(self._count, *self.shape))
 
     def append(self, keys: list[bytes], vectors: np.ndarray) -> None:
         """Adds rows; a key that is there already is skipped.
 
         Args:
           keys: n keys of 16 bytes.
-          vectors: float32 [n, *shape].
+          vectors: float [n, *shape], rounded to the store's type.
         """
         with self._locked():
             self._repair()  # Another process may have written, or died, meanwhile.
             self._read_keys()
             fresh = {key: i for i, key in enumerate(keys) if key not in self._rows}
-            rows = np.ascontiguousarray(vectors[list(fresh.values())], np.float32)
+            rows = np.ascontiguousarray(vectors[list(fresh.values())], self.dtype)
             self._write("vectors", rows.tobytes())
             self._write("sums", self._sums([*fresh], rows).tobytes())
             self._write("keys", b"".join(fresh))
         self._read_keys()
 
     def _sums(self, keys: list[bytes], vectors: np.ndarray) -> np.ndarray:
-        """uint64 [n], the checksums of n keys and their vectors float32 [n, *shape]."""
+        """uint64 [n], the checksums of n keys and their vectors [n, *shape]."""
         key = np.frombuffer(b"".join(keys), "<u4").reshape(len(keys), KEY_BYTES // 4)
-        row = np.ascontiguousarray(vectors).reshape(len(keys), self.row_bytes // 4).view("<u4")
+        row = np.ascontiguousarray(vectors).reshape(len(keys), math.prod(self.shape)).view("<u4")
         c, of_key, of_row = np.split(self._weights, [1, 1 + key.shape[1]])
         return c + np.einsum("nd,d->n", key, of_key) + np.einsum("nd,d->n", row, of_row)
 

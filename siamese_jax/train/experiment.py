@@ -37,11 +37,10 @@ from siamese_jax.train.folds import take_fold
 from siamese_jax.train.from_config import (
     embedding_width,
     idle_options,
-    is_cached,
-    is_frozen,
     make_inputs,
     make_sampler,
 )
+from siamese_jax.train.frozen import at_boundary, is_cached, is_frozen
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.loop import (
     Run,
@@ -151,12 +150,13 @@ def prepare(
 ) -> tuple[Model, Inputs]:
     """The model and its inputs; what a new run's LDA is of is chosen, and told in `facts`."""
 
-    def build(choices: Mapping[str, Any]) -> tuple[Model, Inputs]:
+    def build(choices: Mapping[str, Any], *, final: bool = True) -> tuple[Model, Inputs]:
         moving = train_stages(config, trunk)
         stage, layers = choices.get("stage"), choices.get("layers")
         model = encoder_model.model_of_config(
             config.to_dict(), trunk, moving, stage=stage, layers=layers
         )
+        model = at_boundary(config, model, trunk, records) if final else model
         return model, make_inputs(config, model, trunk, records, keys)
 
     if "trunk" in facts:  # a run that goes on
@@ -169,10 +169,12 @@ def prepare(
         facts["choices"] = choices
         return build(choices)
     sets = choosing.stage_choice(config, trunk)
-    model, inputs = build({"stage": ",".join(sets[-1])})
+    final = len(sets) == 1  # or what is kept would be that before the first stage of all sets
+    model, inputs = build({"stage": ",".join(sets[-1])}, final=final)
     choices = choosing.choose_form(config, model, inputs, sets)
     facts["choices"] = choices
-    same = choices["stage"] == model.stage and "layers" not in choices
+    kept = final or is_frozen(config, trunk)
+    same = kept and choices["stage"] == model.stage and "layers" not in choices
     return (model, inputs) if same else build(choices)
 
 

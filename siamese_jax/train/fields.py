@@ -41,6 +41,7 @@ from siamese_jax.values import (
     optional,
     rising,
     several,
+    size,
     text,
     whole,
 )
@@ -159,9 +160,19 @@ FIELDS: dict[str, Option] = {
     "head.unit": Option(optional(flag()), "give each stage's features length 1"),
     "head.centre": Option(flag(), "take off the training features' mean"),
     "head.normalize": Option(flag(), "give the embedding length 1"),
-    "cache.enabled": Option(flag(), "run a wholly frozen trunk once, and train the head on that"),
+    "cache.enabled": Option(
+        flag(),
+        "run what is frozen once, the whole trunk or its first stages, and train on its output",
+    ),
     "cache.views": Option(
         whole(0, 1000), "augmented views of each training image, beside the plain one"
+    ),
+    "cache.limit": Option(
+        optional(size()),
+        "disk for the output of frozen first stages; where it is more, none is kept",
+    ),
+    "cache.dtype": Option(
+        optional(choice("float32", "bfloat16")), "that output is kept in; default: trunk.dtype"
     ),
     "loss.name": Option(choice(*LOSSES), "the loss; its options stand beside it"),
     "miner.name": Option(choice("none", *MINERS), "which pairs or triplets the loss sees"),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,6 +20,7 @@ from siamese_jax.losses.hyperbolic import CLIP_RADIUS
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.storage.cache import cache_root
 from siamese_jax.train import optim
+from siamese_jax.train.frozen import is_cached, kept_once
 from siamese_jax.train.inputs import Inputs, cached_inputs, image_inputs
 from siamese_jax.weights.load import TrunkWeights
 
@@ -47,21 +47,10 @@ def _from_table(
     return factory(**arguments)
 
 
-def is_frozen(config: ConfigDict, trunk: TrunkWeights) -> bool:
-    """Whether no parameter of the trunk moves."""
-    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
-    return not any(jax.tree.leaves(moving))
-
-
-def is_cached(config: ConfigDict, trunk: TrunkWeights) -> bool:
-    """Whether the whole trunk is frozen and its features are kept."""
-    return bool(config.cache.enabled) and is_frozen(config, trunk)
-
-
 def make_inputs(
     config: ConfigDict, model: Model, trunk: TrunkWeights, records: Records, keys: list[bytes]
 ) -> Inputs:
-    """Cached features where the whole trunk is frozen and the cache is on; images otherwise."""
+    """Images; or what is kept of a trunk that is frozen whole, or up to `model.after`."""
     reading = Reading(
         image_size=config.trunk.image_size,
         fit=config.data.fit,
@@ -71,11 +60,19 @@ def make_inputs(
         strict=config.data.strict,
         keys=dict(zip(records.id.tolist(), keys, strict=True)),
     )
-    if not is_cached(config, trunk):
+    if not (model.after or is_cached(config, trunk)):
         return image_inputs(model, trunk.variables, records, reading)
     folder = Path(config.data.cache_dir or cache_root()) / "features"
+    once = kept_once(config, model, trunk)
     return cached_inputs(
-        model, trunk.variables, records, keys, reading, views=config.cache.views, folder=folder
+        model,
+        trunk.variables,
+        records,
+        keys,
+        reading,
+        once,
+        views=config.cache.views,
+        folder=folder,
     )
 
 

@@ -1,4 +1,7 @@
-"""Where training and evaluation get their inputs: images, or a frozen trunk's cached features."""
+"""Where training and evaluation get their inputs: images, or what is kept of them.
+
+Kept are a frozen trunk's features, or where only its first stages are frozen their last map.
+"""
 
 import functools
 import hashlib
@@ -13,21 +16,12 @@ from siamese_jax import stopping
 from siamese_jax.data.labels import label_codes
 from siamese_jax.data.pipeline import Batches, Reading, eval_batches, train_batches
 from siamese_jax.data.records import Records
-from siamese_jax.encoder.embedding import Batch, CachedVectors, feature_batches
-from siamese_jax.encoder.head import Head
-from siamese_jax.encoder.model import (
-    Model,
-    block_size,
-    feature_shape,
-    in_blocks,
-    inference_trunk,
-    model_fingerprint,
-    run_embed,
-    run_features,
-)
+from siamese_jax.encoder.embedding import Batch, CachedVectors, Kept, feature_batches
+from siamese_jax.encoder.model import Model, in_blocks, run_embed, run_features
 from siamese_jax.errors import UserError
 from siamese_jax.storage.tree import fingerprint
 from siamese_jax.storage.vectors import VectorStore
+from siamese_jax.train.frozen import Once
 
 Sampler = Callable[[int], np.ndarray]
 
@@ -84,25 +78,71 @@ def cached_inputs(
     records: Records,
     keys: list[bytes],
     reading: Reading,
+    once: Once,
     *,
     views: int,
     folder: Path,
 ) -> Inputs:
-    """Features of a frozen trunk: one pass over the images and their augmented views, kept on disk.
+    """What stays of a trunk: one pass over the images and their augmented views, kept on disk.
 
     An augmented view depends on the seed, the view's number, the image's id and its content, and
-    all four are in its key.
+    all four are in its key. Where only the first stages stay (`model.after` names the last one),
+    the others run in every step, and the maps are read batch by batch.
     """
     skipped: dict[str, str] = {}
-    shapes, compute = _frozen(model, trunk_variables, reading)
+    records, plain, sources = _views(
+        once, records, keys, reading, views=views, folder=folder, skipped=skipped
+    )
+    train = records.where("train")
+
+    def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
+        labels, seed = train_labels(records)[train.id], reading.seed
+        return feature_batches(sources, labels, train.id, sample, seed=seed, start_step=start_step)
+
+    def by_batch(compute: Callable[[Any], jax.Array], ids: np.ndarray) -> np.ndarray:
+        size = reading.batch_size
+        parts = (plain.take(ids[at : at + size]) for at in range(0, len(ids), size))
+        return np.concatenate([in_blocks(compute, part, size) for part in parts])
+
+    def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
+        chosen = chosen.select(plain.there[chosen.id])
+        if not model.after:
+            return plain.take(chosen.id), chosen
+        return by_batch(functools.partial(run_features, model, trunk_variables), chosen.id), chosen
+
+    def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
+        embed = functools.partial(run_embed, model, params, batch_stats)
+        if model.after:
+            chosen = chosen.select(plain.there[chosen.id])
+            return by_batch(embed, chosen.id), chosen
+        vectors, chosen = features_of(chosen)
+        return in_blocks(embed, vectors, 512), chosen
+
+    return Inputs(records, batches, features_of, embed_all, skipped)
+
+
+def _views(
+    once: Once,
+    records: Records,
+    keys: list[bytes],
+    reading: Reading,
+    *,
+    views: int,
+    folder: Path,
+    skipped: dict[str, str],
+) -> tuple[Records, Kept, list[Kept]]:
+    """The records that can be read, what is kept of each id, and each view of the training's."""
     assert isinstance(reading.augment, Mapping)
     drawn = {"augment": dict(reading.augment), "seed": reading.seed}
+
+    def stores(**more: Any) -> list[VectorStore]:
+        names = {n: fingerprint(plain=n, **more) if more else n for n in once.shapes}
+        return [VectorStore(folder / names[n], s, once.dtype) for n, s in once.shapes.items()]
+
     cached = CachedVectors(
-        [VectorStore(folder / plain, shape) for plain, shape in shapes.items()],
-        lambda rows: _noting(_plain(records.select(rows), reading), skipped),
-        compute,
+        stores(), lambda rows: _noting(_plain(records.select(rows), reading), skipped), once.compute
     )
-    plain = cached.kept(records.id, keys, describe="trunk on plain images")
+    plain = cached.kept(records.id, keys, describe=f"{once.title} on plain images")
     if not plain.there.any():
         raise UserError(f"{records.root}: none of the {len(records)} images can be read")
     plain = plain.by_id(records.id)
@@ -110,62 +150,17 @@ def cached_inputs(
     records = records.select(plain.there[records.id])
 
     train = records.where("train")
-    view_stores = [
-        VectorStore(folder / fingerprint(plain=name, **drawn), shape)
-        for name, shape in shapes.items()
-    ]
-    sources = [plain.select(train.id)]
+    sources, view_stores = [plain.select(train.id)], stores(**drawn)
     for view in range(1, views + 1):
 
         def read(rows: np.ndarray, view: int = view) -> Iterable[Batch]:
             return _noting(eval_batches(train.select(rows), reading, view=view), skipped)
 
         view_keys = [_view_key(key_of[i], i, view) for i in train.id.tolist()]
-        said = f"trunk on augmented view {view} of {views}"
-        augmented_views = CachedVectors(view_stores, read, compute)
+        said = f"{once.title} on augmented view {view} of {views}"
+        augmented_views = CachedVectors(view_stores, read, once.compute)
         sources.append(augmented_views.kept(train.id, view_keys, describe=said))
-
-    def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
-        labels, seed = train_labels(records)[train.id], reading.seed
-        return feature_batches(sources, labels, train.id, sample, seed=seed, start_step=start_step)
-
-    def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
-        chosen = chosen.select(plain.there[chosen.id])
-        return plain.take(chosen.id), chosen
-
-    def embed_all(params: Any, batch_stats: Any, chosen: Records) -> tuple[np.ndarray, Records]:
-        vectors, chosen = features_of(chosen)
-        embed_block = functools.partial(run_embed, model, params, batch_stats)
-        return in_blocks(embed_block, vectors, 512), chosen
-
-    return Inputs(records, batches, features_of, embed_all, skipped)
-
-
-def _frozen(
-    model: Model, trunk_variables: Any, reading: Reading
-) -> tuple[dict[str, tuple[int, ...]], Callable[[np.ndarray], np.ndarray]]:
-    """A trunk that never changes: each stage's fingerprint and shape, and what makes them all.
-
-    The head has no part in it.
-    """
-    size, headless = reading.image_size, model._replace(head=Head())
-    assert isinstance(size, int)
-
-    @functools.cache
-    def folded() -> tuple[Model, Any]:  # where all features are kept, there is nothing to compute
-        return inference_trunk(model, trunk_variables, size)
-
-    def compute(images: np.ndarray) -> np.ndarray:
-        run = functools.partial(run_features, *folded())
-        return in_blocks(run, images, block_size(images.shape))
-
-    shapes = {}
-    for (stage, pool), width in zip(model.parts, model.widths, strict=True):
-        one = headless._replace(stage=stage, pool=pool)
-        name = model_fingerprint(one, trunk_variables, size, reading.fit)
-        whole = model.head.gem
-        shapes[name] = feature_shape(model, trunk_variables, size) if whole else (width,)
-    return shapes, compute
+    return records, plain, sources
 
 
 def _plain(records: Records, reading: Reading) -> Batches:

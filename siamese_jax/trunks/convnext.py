@@ -109,20 +109,25 @@ class ConvNeXt(nn.Module):
     folded: bool = dataclasses.field(default=False, repr=False)
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+    ) -> dict[str, Array]:
         def layers(name: str) -> Callable[[Array, bool], Array]:
-            layer = self._stage(name)
+            layer = _stage(self, name)
             return lambda x, train: layer(x)
 
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after)
 
-    def _stage(self, name: str) -> nn.Module:
-        if name == "stem":
-            return Stem(self.features[0], self.dtype, name=name)
-        if name == "top":
-            return Top(name=name)
-        i = STAGES.index(name) - 1
-        return Stage(self.depths[i], self.features[i], i == 0, self.v2, self.dtype, name=name)
+
+# No method: within a scan over images, Flax would take it to be of the trunk outside.
+def _stage(trunk: ConvNeXt, name: str) -> nn.Module:
+    shared = {"dtype": trunk.dtype, "name": name}
+    if name == "stem":
+        return Stem(trunk.features[0], **shared)
+    if name == "top":
+        return Top(name=name)
+    i = STAGES.index(name) - 1
+    return Stage(trunk.depths[i], trunk.features[i], i == 0, trunk.v2, **shared)
 
 
 def widths(features: tuple[int, ...]) -> dict[str, int]:

@@ -152,7 +152,9 @@ class EfficientNet(nn.Module):
         return _NORMS[self.form].epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+    ) -> dict[str, Array]:
         conv = {
             "bias": self.folded,
             "norm": None if self.folded else _NORMS[self.form],
@@ -172,7 +174,7 @@ class EfficientNet(nn.Module):
             stage = stages[STAGES.index(name) - 1]
             return Stage(stage, not self.lite, act, conv, name=name)
 
-        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages)
+        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages, after=after)
 
 
 def stem_and_top(width: float, lite: bool) -> tuple[int, int]:

@@ -191,10 +191,13 @@ def run_stages(
     early: Sequence[str],
     late: Sequence[str],
     train_stages: Sequence[str],
+    *,
+    after: str = "",
 ) -> dict[str, Array]:
     """Every stage's output by its name; `layers(name)` makes the module that is stage `name`.
 
-    In a folded trunk the `early` stages may take a few of the images at a time.
+    In a folded trunk the `early` stages may take a few of the images at a time. Where `after` names
+    a stage, x is what that gave, and only the stages behind it run.
     """
 
     def run(names: Sequence[str], x: Array) -> dict[str, Array]:
@@ -213,6 +216,9 @@ def run_stages(
         outputs = step(trunk, (), parts)[1]
         return jax.tree.map(lambda y: y.reshape(len(x), *y.shape[2:]), outputs)
 
+    if after:
+        names = [*early, *late]
+        return {after: x} | run(names[names.index(after) + 1 :], x)
     # Variables are only read where a frozen trunk runs; a scan could not write them.
     frozen = trunk.folded and not trunk.is_mutable_collection("tiles")
     images = images_at_once(x.shape) if frozen else len(x)

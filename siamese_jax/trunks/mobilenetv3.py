@@ -99,7 +99,9 @@ class MobileNetV3(nn.Module):
         return NORMS[self.form].epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+    ) -> dict[str, Array]:
         conv = {
             "bias": self.folded,
             "norm": None if self.folded else NORMS[self.form],
@@ -119,7 +121,7 @@ class MobileNetV3(nn.Module):
             return Stage(stages[names.index(name)], conv, name=name)
 
         early, late = [stem, *names[:3]], [*names[3:], last, top]
-        return run_stages(self, x, layers, early, late, train_stages)
+        return run_stages(self, x, layers, early, late, train_stages, after=after)
 
 
 def plan(size: str, width: float) -> tuple[StagePlan, ...]:

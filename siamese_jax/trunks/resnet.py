@@ -94,7 +94,9 @@ class ResNet(nn.Module):
         return _NORMS[self.form].epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+    ) -> dict[str, Array]:
         conv = {
             "bias": self.folded or self.form == "keras",
             "norm": None if self.folded else _NORMS[self.form],
@@ -109,7 +111,7 @@ class ResNet(nn.Module):
             depth, features, stride = self.depths[i], 64 * 2**i, 1 if i == 0 else 2
             return Stage(depth, features, stride, self.bottleneck, self.form, conv, name=name)
 
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after)
 
 
 def widths(bottleneck: bool) -> dict[str, int]:

@@ -116,9 +116,11 @@ class Trunk:
     `build(form=..., dtype=..., folded=...)` gives a Linen module; its
     `apply({"params", "batch_stats"}, x [n,h,w,3], train_stages=())` gives {stage: [n,h',w',c]}, the
     parameters of a stage lie under its name, and only the stages in `train_stages` use (and update)
-    the statistics of the batch. `widths` are the channels of each stage. `preprocessing` is what
-    most of its weights are trained with. `projection`: channels of "proj", a stage that only some
-    weights have: CLIP's class token in the space that it shares with texts. 0 of other trunks.
+    the statistics of the batch. `apply(..., x, after=stage)` goes on from `carried(outputs, stage)`
+    of an earlier call: the outputs from that stage on. `widths` are the channels of each stage.
+    `preprocessing` is what most of its weights are trained with. `projection`: channels of "proj",
+    a stage that only some weights have: CLIP's class token in the space that it shares with texts.
+    0 of other trunks.
     """
 
     build: Callable[..., nn.Module]
@@ -143,6 +145,11 @@ class Trunk:
     def channels(self) -> dict[str, int]:
         """Of each stage, and of the one that only some weights have."""
         return {**self.widths, **({"proj": self.projection} if self.projection else {})}
+
+
+def carried(outputs: Mapping[str, Array], stage: str) -> Array:
+    """What a stage hands to the next one: its map, but of a transformer all of its tokens."""
+    return outputs.get(f"{stage}:tokens", outputs[stage])
 
 
 _BOTH = ("keras", "torch")

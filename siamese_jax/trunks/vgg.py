@@ -47,7 +47,9 @@ class VGG(nn.Module):
         return _NORM.epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+    ) -> dict[str, Array]:
         norm = _NORM if self.normalised and not self.folded else None
         conv = {"bias": True, "norm": norm, "frozen": self.folded, "dtype": self.dtype}
 
@@ -55,4 +57,4 @@ class VGG(nn.Module):
             i = STAGES.index(name)
             return Stage(self.depths[i], WIDTHS[i], conv, name=name)
 
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after)

@@ -244,9 +244,10 @@ class ViT(nn.Module):
     A stage's map has the tokens of the patches; "top" is the last one's after the norm. Its class
     token, "cls", its attention pooling, "attention", or Unicom's "feature" is a map of one place:
     [n,1,1,c]. "block8:cls" is the class token of a block behind the last norm, as DINO's own linear
-    evaluation takes those of the last four. Nothing but "feature" depends on the batch.
-    "proj" is CLIP's embedding, cls W, where the parameters hold W as "proj": of weights asked for
-    it, see `weights.load.with_stage`.
+    evaluation takes those of the last four. "block8:tokens" are all of its tokens [n,t,c], which x
+    is where the trunk goes on `after` it (of a square image). Nothing but "feature" depends on the
+    batch. "proj" is CLIP's embedding, cls W, where the parameters hold W as "proj": of weights
+    asked for it, see `weights.load.with_stage`.
 
     Raises:
       UserError: sides that are no multiples of the patch, or not those of a "feature".
@@ -257,27 +258,27 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+    ) -> dict[str, Array]:
         plan, shared = self.plan, (self.plan, self.dtype)
-        _check_size(x.shape[1], x.shape[2], plan)
-        rows, columns = x.shape[1] // plan.patch, x.shape[2] // plan.patch
-        outputs = {}
-
-        def keep(name: str, x: Array) -> Array:
-            outputs[name] = x[:, -rows * columns :].reshape(-1, rows, columns, plan.width)
-            return x
-
-        x = keep("stem", Stem(*shared, self.form, name="stem")(x))
+        rows, columns = _grid(x.shape, plan, after)
         turns: tuple[Array, ...] = ()
         if plan.turned:
             turns = positions.turns((rows, columns), plan.width // plan.heads, self.form)
         block = nn.jit(Block)  # the first one's trace serves them all
-        top = Top(*shared, name="top")
-        for name in (f"block{i + 1}" for i in range(plan.depth)):
-            x = keep(name, block(*shared, name=name)(x, turns))
-            if plan.class_token:
+        top, outputs = Top(*shared, name="top"), {}
+        blocks = [f"block{i + 1}" for i in range(plan.depth)]
+        names = ["stem", *blocks, "top"]
+        for name in names[names.index(after) :] if after else names:
+            if name == "stem" != after:
+                x = Stem(*shared, self.form, name=name)(x)
+            elif name != after:
+                x = top(x) if name == "top" else block(*shared, name=name)(x, turns)
+            outputs[f"{name}:tokens"] = x
+            outputs[name] = x[:, -rows * columns :].reshape(-1, rows, columns, plan.width)
+            if plan.class_token and name in blocks:
                 outputs[f"{name}:cls"] = top(x[:, :1])[:, :, None]
-        x = keep("top", top(x))
         if plan.flat:
             feature = Feature(*shared, name="feature")
             outputs["feature"] = feature(outputs["top"], "feature" in train_stages)
@@ -290,6 +291,15 @@ class ViT(nn.Module):
         elif plan.attention_pool:
             outputs["attention"] = AttentionPool(*shared, name="attention")(x)[:, :, None]
         return outputs
+
+
+def _grid(shape: tuple[int, ...], plan: Plan, after: str) -> tuple[int, int]:
+    """Rows and columns of patches: of images [n,h,w,3], or of a square one's tokens [n,t,c]."""
+    if after:
+        side = math.isqrt(shape[1] - plan.registers - int(plan.class_token))
+        return side, side
+    _check_size(shape[1], shape[2], plan)
+    return shape[1] // plan.patch, shape[2] // plan.patch
 
 
 def _check_size(height: int, width: int, plan: Plan) -> None:

@@ -44,6 +44,22 @@ def test_a_store_gives_back_what_was_put_in(tmp_path, rng):
     np.testing.assert_array_equal(again.vectors()[rows], np.concatenate([first, second[[1, 3]]]))
 
 
+def test_a_store_of_bfloat16_rounds_and_notices_damage(tmp_path, rng):
+    values = rng.normal(size=(4, 3, 2)).astype(np.float32)
+    VectorStore(tmp_path / "s", (3, 2), "bfloat16").append(keys_of(range(4)), values)
+    assert (tmp_path / "s" / "vectors.bin").stat().st_size == values.nbytes // 2
+    found = VectorStore(tmp_path / "s", (3, 2), "bfloat16")
+    np.testing.assert_array_equal(found.rows(keys_of([3, 0, 9])), [3, 0, -1])
+    kept = np.asarray(found.vectors(), np.float32)
+    np.testing.assert_allclose(kept, values, rtol=2**-8)  # half a unit of its 8 bits
+    assert (kept != values).any()
+    data = bytearray((tmp_path / "s" / "vectors.bin").read_bytes())
+    data[2 * 12 + 5] ^= 1
+    (tmp_path / "s" / "vectors.bin").write_bytes(data)
+    again = VectorStore(tmp_path / "s", (3, 2), "bfloat16")
+    np.testing.assert_array_equal(again.rows(keys_of(range(4))), [0, 1, -1, 3])
+
+
 @settings(max_examples=25, deadline=None)
 @given(keep_keys=st.integers(0, 64), keep_values=st.integers(0, 4 * 12))
 def test_a_store_cut_off_anywhere_keeps_its_whole_rows(tmp_path_factory, keep_keys, keep_values):

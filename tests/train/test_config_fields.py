@@ -51,6 +51,8 @@ CHANGED = {
     "head.normalize": False,
     "cache.enabled": False,
     "cache.views": 0,
+    "cache.limit": {"cache.limit": 0, "trunk.freeze": ("stem", "stage[123]")},
+    "cache.dtype": {"cache.dtype": "bfloat16", "trunk.freeze": ("stem", "stage[123]")},
     "loss.name": "contrastive",
     "miner.name": {"miner.name": "multi_similarity", "loss.name": "multi_similarity"},
     "memory.size": {"memory.size": 24, "loss.name": "contrastive"},

@@ -233,17 +233,19 @@ def kill_when(process, reached):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_exactly(cache, folder, tmp_path):
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_killed_run_goes_on_exactly(kept, cache, folder, tmp_path):
     """40 steps, against 17 or more, kill -9, and the rest: equal bit for bit.
 
     The last stage of the trunk, the real one, moves, with batch statistics, dropout and
-    augmentation.
+    augmentation; what the stages before it give is kept, or not.
     """
     options = [
         *tiny.TINY,
         f"--config.data.root={folder}",
         "--config.trunk.freeze=('stem','stage[123]')",
         "--config.trunk.batch_norm=train",
+        f"--config.cache.enabled={kept}",
         "--config.train.steps=40",
         "--config.train.checkpoint_every=5",
         "--config.train.eval_every=20",
@@ -251,6 +253,7 @@ def test_a_killed_run_goes_on_exactly(cache, folder, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = tiny.run(cache, *options, f"--workdir={whole}")
     assert done.returncode == 0, done.stderr
+    assert ("is computed once and kept" in done.stderr) == kept
     process = subprocess.Popen(
         tiny.command(*options, f"--workdir={cut}"),
         cwd=tiny.ROOT,

@@ -118,6 +118,17 @@ def test_every_stage_is_that_of_the_definition(v2, as_convolutions, tmp_path, rn
         np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
 
 
+def test_a_frozen_trunk_takes_a_few_images_at_a_time_and_gives_the_same(rng):
+    build = partial(convnext.ConvNeXt, DEPTHS, WIDTHS, True)
+    x = jnp.asarray(rng.normal(size=(4, 64, 64, 3)), jnp.float32)
+    variables = jax.jit(build().init)(jax.random.key(0), x)
+    found, expected = (
+        jax.jit(build(folded=folded).apply)(variables, x) for folded in (True, False)
+    )
+    for stage, values in expected.items():
+        np.testing.assert_allclose(found[stage], values, atol=1e-5)
+
+
 def test_a_channel_without_signal_has_a_finite_gradient():
     module, x = convnext.ResponseNorm(), jnp.zeros((1, 2, 2, 3)).at[..., 0].set(1.0)
     variables = module.init(jax.random.key(0), x)

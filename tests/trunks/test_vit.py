@@ -190,7 +190,7 @@ def oracle(state, x, plan, rule="torch"):
     if plan.pre_norm:
         x = norm(s, "norm_pre", x, plan.epsilon)
     patches = lambda x: x[:, x.shape[1] - rows * columns :].reshape(n, rows, columns, c)  # noqa: E731
-    outputs = {"stem": patches(x)}
+    outputs = {"stem": patches(x), "stem:tokens": x}
     for i in range(plan.depth):
         name = f"blocks.{i}"
         qkv = dense(s, f"{name}.attn.qkv", norm(s, f"{name}.norm1", x, plan.epsilon))
@@ -204,11 +204,11 @@ def oracle(state, x, plan, rule="torch"):
         x = x + first * dense(s, f"{name}.attn.proj", y)
         y = mlp(s, f"{name}.mlp", norm(s, f"{name}.norm2", x, plan.epsilon), plan.act)
         x = x + second * y
-        outputs[f"block{i + 1}"] = patches(x)
+        outputs |= {f"block{i + 1}": patches(x), f"block{i + 1}:tokens": x}
         if plan.class_token:
             outputs[f"block{i + 1}:cls"] = norm(s, "norm", x, plan.epsilon)[:, :1, None]
     x = norm(s, "norm", x, plan.epsilon)
-    outputs["top"] = patches(x)
+    outputs |= {"top": patches(x), "top:tokens": x}
     if plan.class_token:
         return outputs | {"cls": x[:, :1, None]}
     if plan.flat:
@@ -256,6 +256,12 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
         for stage, output in outputs.items():
             scale = np.abs(expected[stage]).max()
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
+        if size == (own, own):
+            go_on = jax.jit(partial(module.apply, after="block1"))
+            rest = go_on(found.variables, outputs["block1:tokens"])
+            assert rest.keys() == {stage for stage in outputs if not stage.startswith("stem")}
+            for stage, output in rest.items():
+                np.testing.assert_allclose(output, outputs[stage], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
