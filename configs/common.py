@@ -185,6 +185,8 @@ def optim() -> ConfigDict:
             "weight_decay": 1e-4,
             "clip_norm": 0.0,  # of the trainable leaves' gradient; 0 for no limit
             "loss_lr_scale": 1.0,  # factor on the learning rate of the loss's own parameters
+            "trunk_lr_scale": 1.0,  # likewise of the trunk's
+            "layer_decay": 1.0,  # and that of each stage or block before the next one's
         }
     )
 

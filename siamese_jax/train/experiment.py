@@ -32,7 +32,7 @@ from siamese_jax.train.beginning import (
     set_aside,
     warn_of_other_data,
 )
-from siamese_jax.train.fields import check_config, completed
+from siamese_jax.train.fields import EARLIER, check_config, completed
 from siamese_jax.train.folds import take_fold
 from siamese_jax.train.from_config import (
     embedding_width,
@@ -87,7 +87,7 @@ def train(
 
 def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[str, Any]:
     began = time.monotonic()
-    before = run_folder.begun(workdir, config.to_dict(), may_differ=["train.steps"])
+    before = run_folder.begun(workdir, config.to_dict(), ["train.steps"], EARLIER)
     before = before and extended(before, config)
     if before and before.results is not None:
         if checkpoint.is_sound(workdir / "checkpoints", before.results["checkpoint_step"]):
@@ -104,6 +104,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
     log_summary(records, trunk)
+    warn_of_idle_options(config, trunk)
     sampler = make_sampler(config, records)  # what cannot be is said before the trunk runs
     model, inputs = prepare(config, trunk, records, keys, facts, parent)
     if len(inputs.records) < len(records):
@@ -288,6 +289,18 @@ def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
     moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
     whole = [stage for stage, leaves in moving.items() if all(jax.tree.leaves(leaves))]
     return tuple(whole) if config.trunk.batch_norm == "train" else ()
+
+
+# What only a trunk that moves is trained by, with the value that changes nothing.
+OF_A_MOVING_TRUNK = {"optim.trunk_lr_scale": 1.0, "optim.layer_decay": 1.0}
+
+
+def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
+    """Says which options change nothing, as the trunk is frozen."""
+    given = dict(run_folder.flat(config.to_dict()))
+    idle = [name for name, usual in OF_A_MOVING_TRUNK.items() if given[name] != usual]
+    if idle and is_frozen(config, trunk):
+        log.warning("trunk.freeze leaves nothing of the trunk to move: no effect of %s", idle)
 
 
 def class_count(records: Records) -> int:

@@ -164,6 +164,14 @@ FIELDS: dict[str, Option] = {
     "optim.loss_lr_scale": Option(
         number(0), "factor on the learning rate of the loss's own parameters"
     ),
+    "optim.trunk_lr_scale": Option(
+        number(0), "factor on the learning rate of the trunk's moving parameters"
+    ),
+    "optim.layer_decay": Option(
+        number(above=0, high=1),
+        "layer-wise decay: the learning rate of each stage, or block of a transformer, is this "
+        "times that of the next one; the last that the head sees has it whole",
+    ),
     "train.steps": Option(STEPS, "how many batches are trained on"),
     "train.log_every": Option(STEPS, "steps between two lines of metrics.jsonl"),
     "train.eval_every": Option(STEPS, "steps between two evaluations"),
@@ -243,14 +251,25 @@ def needed(section: str, called: str) -> list[str]:
     ]
 
 
+# Fields that came later, with what was done before there was a choice.
+EARLIER: dict[str, Any] = {
+    "optim.trunk_lr_scale": 1.0,
+    "optim.layer_decay": 1.0,
+}
+
+
 def completed(config: ConfigDict) -> ConfigDict:
-    """A copy of a config, as version 0.1.0 may have written it: fields that came later are None,
-    and so are those where it wrote the text "None"."""
+    """A copy of a config, as an earlier version may have written it: fields that came later are as
+    `EARLIER` has them, or None, and so are those where version 0.1.0 wrote the text "None"."""
     made = ConfigDict(config.to_dict())
     for name, option in FIELDS.items():
         section, _, last = name.rpartition(".")
         holder = made.get(section) if section else made
-        if isinstance(holder, ConfigDict) and option.kind.holds(None):
+        if not isinstance(holder, ConfigDict):
+            continue
+        if name in EARLIER and last not in holder:
+            holder[last] = EARLIER[name]
+        elif option.kind.holds(None):
             with holder.ignore_type():
                 holder[last] = None if holder.get(last) == "None" else holder.get(last)
     return made

@@ -1,7 +1,7 @@
 """The optimiser: which parameters move, how fast, and when."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +80,54 @@ def warmup_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+def lr_scales(params: Tree, groups: Sequence[tuple[str, float]]) -> Tree:
+    """A tree of floats: the product of the factors of all patterns that match the leaf's path.
+
+    Raises as `matches` does.
+    """
+    scales = jax.tree.map(lambda _: 1.0, params)
+    for pattern, factor in groups:
+        group = matches(params, [pattern])
+        scales = jax.tree.map(lambda s, inside, f=factor: s * f if inside else s, scales, group)
+    return scales
+
+
+def _scale_leaves(scales: Tree) -> optax.GradientTransformation:
+    """Each update times its own factor; what is masked stays so."""
+
+    def scaled(updates: Tree, params: Tree) -> Tree:
+        return jax.tree.map(
+            lambda scale, update: update if _masked(update) else scale * update, scales, updates
+        )
+
+    return optax.stateless(scaled)
+
+
+def _masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def stage_scales(
+    stages: Sequence[str], params: Tree, used: Collection[str], decay: float
+) -> dict[str, float]:
+    """{stage: decay^(stages between it and the head)}, for each that has parameters.
+
+    The last stage that the head sees counts 0, the one before it 1, and so on, as in BEiT (Bao et
+    al. 2022, arXiv:2106.08254), whose last norm goes with the head; after ELECTRA (Clark et al.
+    2020, arXiv:2003.10555).
+
+    Args:
+      stages: all of the trunk's, in the order of their depth.
+      params: of the trunk, by stage.
+      used: the stages that the head sees; one without parameters ("cls") stands behind all.
+      decay: above 0.
+    """
+    order = [stage for stage in stages if stage in params]
+    end = len(order) - 1
+    last = max((order.index(s) if s in order else end for s in used), default=end)
+    return {stage: decay ** max(0, last - i) for i, stage in enumerate(order)}
+
+
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adamw": optax.scale_by_adam,
     "sgd": lambda: optax.trace(decay=0.9),
@@ -111,7 +159,7 @@ def make_optimizer(
       weight_decay: times the learning rate.
       clip_norm: largest global norm of the gradient of the trainable leaves; None for no limit.
       freeze: patterns of frozen leaves, see `matches`.
-      lr_scale: (pattern, factor) pairs: factors on the learning rate of the matching leaves.
+      lr_scale: (pattern, factor) pairs, see `lr_scales`.
 
     Raises:
       UserError: unknown optimiser, or a pattern that matches nothing.
@@ -125,8 +173,7 @@ def make_optimizer(
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if weight_decay:
         steps.append(optax.add_decayed_weights(weight_decay, select(decayed, mask)))
-    for pattern, factor in lr_scale:
-        group = select(matches(params, [pattern]), mask)
-        steps.append(optax.masked(optax.scale(factor), group))
+    if lr_scale:
+        steps.append(_scale_leaves(lr_scales(params, lr_scale)))
     steps.append(optax.scale_by_learning_rate(learning_rate))
     return optax.masked(optax.chain(*steps), mask)

@@ -62,7 +62,7 @@ def start(
     params, batch_stats = initial_parameters(config, trunk, run.inputs, loss, head, width)
     params, batch_stats = inherit(parent, params, batch_stats, run.facts)
     freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
-    tx = make_optimizer(config, params, freeze)
+    tx = make_optimizer(config, params, freeze, model)
     memory = make_memory(config, run.inputs, width)
     state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
     if found:
