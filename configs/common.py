@@ -183,6 +183,7 @@ def optim() -> ConfigDict:
             "schedule": "cosine",  # constant, cosine, linear
             "warmup_steps": 20,
             "weight_decay": 1e-4,
+            "decay_on": "kernels",  # or matrices: positions and tokens too; or all: biases too
             "clip_norm": 0.0,  # of the trainable leaves' gradient; 0 for no limit
             "loss_lr_scale": 1.0,  # factor on the learning rate of the loss's own parameters
             "trunk_lr_scale": 1.0,  # likewise of the trunk's

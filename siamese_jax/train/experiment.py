@@ -120,6 +120,8 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
     head = start_head(run, model, trunk)
     state, step, moving = start(run, model, trunk, head, found, parent)
+    if config.optim.weight_decay:
+        log.info("%s", optim.decay_told(state.params, moving, config.optim.decay_on))
     stopping.check("no step was taken")
     # From here on the folder is this run's.
     set_aside(before)

@@ -21,7 +21,7 @@ from siamese_jax.losses import LOSSES
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.losses.options import LOSS_OPTIONS, MINER_OPTIONS
 from siamese_jax.storage.run_folder import flat
-from siamese_jax.train.optim import OPTIMIZERS, SCHEDULES
+from siamese_jax.train.optim import DECAY_ON, OPTIMIZERS, SCHEDULES
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.values import (
     BATCH,
@@ -160,6 +160,11 @@ FIELDS: dict[str, Option] = {
     "optim.weight_decay": Option(
         number(0), "share of a matrix taken off each step, times the learning rate"
     ),
+    "optim.decay_on": Option(
+        choice(*DECAY_ON),
+        "what it is on: kernels, or matrices: positions, class tokens and registers too, or all: "
+        "norms, biases and gains too",
+    ),
     "optim.clip_norm": Option(number(0), "of the trainable leaves' gradient; 0 for no limit"),
     "optim.loss_lr_scale": Option(
         number(0), "factor on the learning rate of the loss's own parameters"
@@ -253,6 +258,7 @@ def needed(section: str, called: str) -> list[str]:
 
 # Fields that came later, with what was done before there was a choice.
 EARLIER: dict[str, Any] = {
+    "optim.decay_on": "matrices",
     "optim.trunk_lr_scale": 1.0,
     "optim.layer_decay": 1.0,
 }

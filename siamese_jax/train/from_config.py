@@ -188,6 +188,7 @@ def make_optimizer(config: ConfigDict, params: Any, freeze: list[str], model: Mo
         name=options.name,
         learning_rate=schedule,
         weight_decay=options.weight_decay,
+        decay_on=options.decay_on,
         clip_norm=options.clip_norm or None,
         freeze=freeze,
         lr_scale=lr_scale(options, params, model),

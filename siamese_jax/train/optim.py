@@ -1,6 +1,7 @@
 """The optimiser: which parameters move, how fast, and when."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -128,6 +129,43 @@ def stage_scales(
     return {stage: decay ** max(0, last - i) for i, stage in enumerate(order)}
 
 
+# Tables and tokens that are learnt as they stand: they multiply nothing.
+TOKENS = ("positions", "cls", "registers", "latent")
+
+# What weight decay is on: (the leaf's own name, its axes) -> whether it is.
+DECAY_ON: dict[str, Callable[[str, int], bool]] = {
+    "kernels": lambda name, axes: axes > 1 and name not in TOKENS,
+    "matrices": lambda name, axes: axes > 1,
+    "all": lambda name, axes: True,
+}
+
+
+def decayed(params: Tree, decay_on: str) -> Tree:
+    """A tree of bools: the leaves that weight decay is on.
+
+    "kernels" are matrices, kernels and proxies, but no norms, biases or gains, nor the tables of
+    positions, class tokens, registers and learnt queries of a transformer; "matrices" has these
+    too, as all that has two axes or more; "all" is every leaf, as PyTorch's optimisers take them.
+    """
+    if decay_on not in DECAY_ON:
+        raise UserError(f"optim.decay_on={decay_on!r}; choose one of {', '.join(DECAY_ON)}")
+    rule = DECAY_ON[decay_on]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: rule(path_name(path[-1:]), np.ndim(leaf)), params
+    )
+
+
+def decay_told(params: Tree, moving: Tree, decay_on: str) -> str:
+    """One line: on how many moving leaves weight decay is, and what is left out, by name."""
+    names = jax.tree_util.tree_map_with_path(lambda path, _: path_name(path[-1:]), params)
+    rows = [jax.tree.leaves(tree) for tree in (names, moving, decayed(params, decay_on))]
+    out = Counter(name for name, moves, on in zip(*rows, strict=True) if moves and not on)
+    count = sum(moves and on for _, moves, on in zip(*rows, strict=True))
+    left = ", ".join(f"{number} {name}" for name, number in sorted(out.items()))
+    whole = count + out.total()
+    return f"weight decay ({decay_on}) on {count} of {whole} moving leaves; left out: {left or 0}"
+
+
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adamw": optax.scale_by_adam,
     "sgd": lambda: optax.trace(decay=0.9),
@@ -143,6 +181,7 @@ def make_optimizer(
     name: str = "adamw",
     learning_rate: float | Schedule,
     weight_decay: float = 0.0,
+    decay_on: str = "kernels",
     clip_norm: float | None = None,
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
@@ -150,13 +189,14 @@ def make_optimizer(
     """Clip, direction, decoupled weight decay, per-group scale, learning rate; masked.
 
     Frozen leaves have no state, take no part in the clipping norm and are not updated. Weight
-    decay is on matrices and kernels only (Loshchilov & Hutter, 2019, arXiv:1711.05101, decoupled).
+    decay is decoupled (Loshchilov & Hutter, 2019, arXiv:1711.05101).
 
     Args:
       params: the whole tree {"trunk", "head", "loss"}; only shapes and paths are read.
       name: one of OPTIMIZERS.
       learning_rate: a number or an optax schedule of the step.
       weight_decay: times the learning rate.
+      decay_on: one of DECAY_ON, see `decayed`.
       clip_norm: largest global norm of the gradient of the trainable leaves; None for no limit.
       freeze: patterns of frozen leaves, see `matches`.
       lr_scale: (pattern, factor) pairs, see `lr_scales`.
@@ -167,12 +207,13 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise UserError(f"optim.name={name!r}; choose one of {', '.join(OPTIMIZERS)}")
     mask = trainable(params, freeze)
-    decayed = jax.tree.map(lambda leaf: np.ndim(leaf) > 1, params)
     steps = [OPTIMIZERS[name]()]
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if weight_decay:
-        steps.append(optax.add_decayed_weights(weight_decay, select(decayed, mask)))
+        steps.append(
+            optax.add_decayed_weights(weight_decay, select(decayed(params, decay_on), mask))
+        )
     if lr_scale:
         steps.append(_scale_leaves(lr_scales(params, lr_scale)))
     steps.append(optax.scale_by_learning_rate(learning_rate))

@@ -1,4 +1,4 @@
-"""What a trunk that moves is trained by: its learning rates, stage by stage, against formulas."""
+"""What a trunk that moves is trained by: its learning rates, stage by stage, and its decay."""
 
 import json
 
@@ -145,9 +145,75 @@ def test_the_defaults_add_nothing(rng):
         np.testing.assert_array_equal(results[1][name], leaf, err_msg=name)
 
 
+# Names of the leaves that are decayed and that are not, of one trunk of each architecture.
+DECAYED = {
+    "resnet50": ("kernel", "bias scale"),
+    "vgg16": ("kernel", "bias"),
+    "efficientnet_b0": ("kernel", "bias scale"),
+    "mobilenetv3_small_100": ("kernel", "bias scale"),
+    "convnext_tiny": ("kernel", "bias gain scale"),
+    "convnextv2_nano": ("kernel", "bias scale"),
+    "vit_tiny_patch16_224": ("kernel", "bias cls positions scale"),
+    "vit_small_patch14_reg4_dinov2": (
+        "kernel",
+        "bias cls gain1 gain2 positions registers scale",
+    ),
+    "vit_tiny_patch16_dinov3_qkvb": (
+        "kernel",
+        "bias cls gain1 gain2 q_bias registers scale v_bias",
+    ),
+    "vit_base_patch16_siglip_224": ("kernel", "bias latent positions scale"),
+    "vit_base_patch32_unicom_224": ("kernel", "bias positions scale"),
+}
+
+
+def test_no_architecture_is_missing():
+    modules = {type(TRUNKS[name].build(form=TRUNKS[name].forms[0])) for name in DECAYED}
+    assert modules == {type(trunk.build(form=trunk.forms[0])) for trunk in TRUNKS.values()}
+
+
+@pytest.mark.parametrize("name", DECAYED)
+def test_decay_is_on_these_leaves_and_no_others(name):
+    """By the update of a zero gradient, which is the decay's alone; `matrices` has tokens too."""
+    trunk = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes_of(name))
+    ones = {"trunk": trunk, "head": {}, "loss": {"proxies": jnp.ones((2, 2))}}
+    found = {}
+    for rule in optim.DECAY_ON:
+        config = config_with(name="sgd", learning_rate=0.5, decay_on=rule)
+        config.optim.weight_decay = 0.1
+        tx = make_optimizer(config, ones, [], Named(name))
+        updates = tx.update(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)[0]
+        taken = {path for path, leaf in flatten(updates).items() if np.allclose(leaf, -0.05)}
+        assert all(np.all(np.asarray(leaf) == 0) for p, leaf in flatten(updates).items()
+                   if p not in taken)  # fmt: skip
+        found[rule] = taken
+    last = {rule: {path.split("/")[-1] for path in taken} for rule, taken in found.items()}
+    on, off = (set(names.split()) for names in DECAYED[name])
+    assert last["kernels"] == {*on, "proxies"}
+    assert last["all"] - last["kernels"] == off
+    assert last["matrices"] - last["kernels"] == off & {"positions", "cls", "registers", "latent"}
+    assert found["all"] == {*flatten(ones)}
+    kernels = {path for path in found["all"] if path.split("/")[-1] in {*on, "proxies"}}
+    assert found["kernels"] == kernels
+
+
+def test_what_is_decayed_is_told():
+    params = {"trunk": {"stem": dict.fromkeys(("cls", "positions"), np.ones((2, 3)))}}
+    params |= {"head": {"dense1": {"kernel": np.ones((3, 3)), "bias": np.ones(3)}}}
+    told = optim.decay_told(params, jax.tree.map(lambda _: True, params), "kernels")
+    assert (
+        told
+        == "weight decay (kernels) on 1 of 4 moving leaves; left out: 1 bias, 1 cls, 1 positions"
+    )
+    moving = optim.trainable(params, ["trunk"])
+    told = optim.decay_told(params, moving, "all")
+    assert told == "weight decay (all) on 2 of 2 moving leaves; left out: 0"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("optim.decay_on", "biases"),
         ("optim.trunk_lr_scale", -1.0),
         ("optim.trunk_lr_scale", float("nan")),
         ("optim.layer_decay", 0.0),
@@ -187,18 +253,24 @@ def test_options_of_a_frozen_trunk_are_told_to_be_idle(caplog):
 
 
 @pytest.mark.usefixtures("small_trunk")
-def test_a_run_of_before_goes_on_under_the_defaults(tmp_path):
-    """Its config.json lacks the fields; the same command goes on, other values are refused."""
+def test_a_run_of_before_goes_on_as_it_was(tmp_path):
+    """Its config.json lacks the fields: what was done then goes on, other values are refused."""
     folder, run = tiny.make_folder(tmp_path / "shop"), tmp_path / "run"
     options = [*tiny.TINY, f"--config.data.root={folder}", f"--workdir={run}"]
     options += ["--config.train.steps=2", "--config.data.cache_dir=" + str(tmp_path / "cache")]
     done = tiny.run(tmp_path, *options, script=tiny.SMALL)
     assert done.returncode == 0, done.stderr
+    told = "weight decay (kernels) on 1 of 2 moving leaves; left out: 1 bias"
+    assert done.stderr.count(told) == done.stderr.count("weight decay") == 1
     config = json.loads((run / "config.json").read_text())
     for name in EARLIER:
         section, _, last = name.partition(".")
         del config[section][last]
     (run / "config.json").write_text(json.dumps(config))
+    refused = tiny.run(tmp_path, *options, script=tiny.SMALL)
+    assert refused.returncode == 2
+    assert "optim.decay_on ('matrices' there, 'kernels' now)" in refused.stderr
+    options.append("--config.optim.decay_on=matrices")
     again = tiny.run(tmp_path, *options, script=tiny.SMALL)
     assert again.returncode == 0, again.stderr
     assert "its results stand" in again.stderr
