@@ -187,6 +187,7 @@ def optim() -> ConfigDict:
             "clip_norm": 0.0,  # of the trainable leaves' gradient; 0 for no limit
             "loss_lr_scale": 1.0,  # factor on the learning rate of the loss's own parameters
             "trunk_lr_scale": 1.0,  # likewise of the trunk's
+            "ema": 0.0,  # decay of an average of the weights, measured in their place; 0: none
             "layer_decay": 1.0,  # and that of each stage or block before the next one's
         }
     )

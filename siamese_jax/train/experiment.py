@@ -53,7 +53,7 @@ from siamese_jax.train.loop import (
 )
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
 from siamese_jax.train.start import is_fitted, start, start_head
-from siamese_jax.train.step import TrainState
+from siamese_jax.train.step import TrainState, averaged
 from siamese_jax.weights.load import TrunkWeights, stored_weights
 
 log = logging.getLogger(__name__)
@@ -403,6 +403,7 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     if leaves and step != int(state.step):
         log.info("step %d is the best on validation, and the result", step)
         state = tree.unflatten(leaves, state)
+    state = averaged(state)
     steps = run.facts["choices"].get("steps")
     if steps is not None:
         return Chosen(state, steps < 0, "validation, in a rehearsal")

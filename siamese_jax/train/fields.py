@@ -177,6 +177,11 @@ FIELDS: dict[str, Option] = {
         "layer-wise decay: the learning rate of each stage, or block of a transformer, is this "
         "times that of the next one; the last that the head sees has it whole",
     ),
+    "optim.ema": Option(
+        _PART,
+        "decay of an average of the moving weights, such as .999, which is measured, chosen and "
+        "saved in their place; debiased: the start has no weight in it; 0 for none",
+    ),
     "train.steps": Option(STEPS, "how many batches are trained on"),
     "train.log_every": Option(STEPS, "steps between two lines of metrics.jsonl"),
     "train.eval_every": Option(STEPS, "steps between two evaluations"),
@@ -258,6 +263,7 @@ def needed(section: str, called: str) -> list[str]:
 
 # Fields that came later, with what was done before there was a choice.
 EARLIER: dict[str, Any] = {
+    "optim.ema": 0.0,
     "optim.decay_on": "matrices",
     "optim.trunk_lr_scale": 1.0,
     "optim.layer_decay": 1.0,

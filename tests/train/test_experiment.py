@@ -236,14 +236,15 @@ def kill_when(process, reached):
 def test_a_killed_run_goes_on_exactly(cache, folder, tmp_path):
     """40 steps, against 17 or more, kill -9, and the rest: equal bit for bit.
 
-    The last stage of the trunk, the real one, moves, with batch statistics, dropout and
-    augmentation.
+    The last stage of the trunk, the real one, moves, with batch statistics, dropout, augmentation
+    and an average of the weights.
     """
     options = [
         *tiny.TINY,
         f"--config.data.root={folder}",
         "--config.trunk.freeze=('stem','stage[123]')",
         "--config.trunk.batch_norm=train",
+        "--config.optim.ema=0.9",
         "--config.train.steps=40",
         "--config.train.checkpoint_every=5",
         "--config.train.eval_every=20",
@@ -270,6 +271,7 @@ def test_a_killed_run_goes_on_exactly(cache, folder, tmp_path):
     assert step == 40
     assert expected.keys() == found.keys()
     assert any("opt_state" in name and "stage4" in name for name in expected)
+    assert any("ema/params" in name and "stage4" in name for name in expected)
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
