@@ -100,6 +100,7 @@ def trunk() -> ConfigDict:
             "pool": "average",  # average, max, rmac, gem3, gem, cls; or one for each: average,max
             "dtype": "float32",  # or bfloat16
             "freeze": (".*",),  # patterns of parameter paths inside the trunk, e.g. ("stage[123]",)
+            "drop_path": 0.0,  # stochastic depth: how often the last block is passed by in training
             "batch_norm": "frozen",  # or "train": batch statistics in stages that are not frozen
         }
     )

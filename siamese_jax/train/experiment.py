@@ -54,6 +54,9 @@ from siamese_jax.train.loop import (
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
 from siamese_jax.train.start import is_fitted, start, start_head
 from siamese_jax.train.step import TrainState, averaged
+from siamese_jax.trunks import stochastic_depth
+from siamese_jax.trunks.stochastic_depth import Rates
+from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.load import TrunkWeights, stored_weights
 
 log = logging.getLogger(__name__)
@@ -157,7 +160,7 @@ def prepare(
         stage, layers = choices.get("stage"), choices.get("layers")
         model = encoder_model.model_of_config(
             config.to_dict(), trunk, moving, stage=stage, layers=layers
-        )
+        )._replace(drop_rates=drop_rates(config, trunk))
         return model, make_inputs(config, model, trunk, records, keys)
 
     if "trunk" in facts:  # a run that goes on
@@ -294,7 +297,11 @@ def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
 
 
 # What only a trunk that moves is trained by, with the value that changes nothing.
-OF_A_MOVING_TRUNK = {"optim.trunk_lr_scale": 1.0, "optim.layer_decay": 1.0}
+OF_A_MOVING_TRUNK = {
+    "optim.trunk_lr_scale": 1.0,
+    "optim.layer_decay": 1.0,
+    "trunk.drop_path": 0.0,
+}
 
 
 def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
@@ -303,6 +310,24 @@ def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
     idle = [name for name, usual in OF_A_MOVING_TRUNK.items() if given[name] != usual]
     if idle and is_frozen(config, trunk):
         log.warning("trunk.freeze leaves nothing of the trunk to move: no effect of %s", idle)
+
+
+def drop_rates(config: ConfigDict, trunk: TrunkWeights) -> Rates:
+    """How often blocks are passed by, of the stages where anything moves.
+
+    UserError where a trunk has no blocks that can be.
+    """
+    blocks = TRUNKS[trunk.trunk].blocks
+    if not config.trunk.drop_path:
+        return ()
+    if not blocks:
+        raise UserError(
+            f"trunk.drop_path={config.trunk.drop_path:g}: {trunk.trunk} has no blocks that add to "
+            "their input, so none can be passed by; set it to 0"
+        )
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    stages = [stage for stage, leaves in moving.items() if any(jax.tree.leaves(leaves))]
+    return stochastic_depth.drop_rates(blocks, config.trunk.drop_path, stages)
 
 
 def class_count(records: Records) -> int:

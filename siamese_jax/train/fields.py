@@ -129,6 +129,11 @@ FIELDS: dict[str, Option] = {
     "trunk.batch_norm": Option(
         choice("frozen", "train"), "train: batch statistics in stages that are not frozen"
     ),
+    "trunk.drop_path": Option(
+        _PART,
+        "stochastic depth: how often an image passes the last block by in training; of the blocks "
+        "before it, in a line down to 0 at the first; in stages where anything moves",
+    ),
     "head.layers": Option(several(whole(1, 65_536)), "widths; the last is the embedding's"),
     "head.init": Option(
         choice("random", "pca", "lda"),
@@ -263,6 +268,7 @@ def needed(section: str, called: str) -> list[str]:
 
 # Fields that came later, with what was done before there was a choice.
 EARLIER: dict[str, Any] = {
+    "trunk.drop_path": 0.0,
     "optim.ema": 0.0,
     "optim.decay_on": "matrices",
     "optim.trunk_lr_scale": 1.0,

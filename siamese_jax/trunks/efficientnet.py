@@ -7,6 +7,7 @@ the first and last stage.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from siamese_jax.trunks.layers import Activation, Conv, Norm, run_stages
+from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", *(f"stage{i}" for i in range(1, 8)), "top")
 _NORMS = {"keras": Norm(1e-3, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -88,7 +90,7 @@ class Block(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drop: Array | None = None) -> Array:
         wide, y = self.wide, x
         if wide != x.shape[-1]:
             y = Conv(wide, act=self.act, name="expand", **self.conv)(y, train)
@@ -97,7 +99,8 @@ class Block(nn.Module):
         if self.squeeze:
             y = y * self._excitement(y, self.squeeze)
         y = Conv(self.features, name="project", **self.conv)(y, train)
-        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+        whole = self.stride == 1 and x.shape[-1] == self.features
+        return x + dropped(y, drop) if whole else y
 
     def _excitement(self, y: Array, squeeze: Squeeze) -> Array:
         dense = {"bias": True, "dtype": self.conv["dtype"]}
@@ -115,13 +118,14 @@ class Stage(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
         size, stride, expand, features, depth = self.stage
         for i in range(depth):
             narrow = x.shape[-1]
             squeeze = Squeeze(max(1, narrow // 4), self.act, nn.sigmoid) if self.squeeze else None
             shape = (size, 1 if i else stride, narrow * expand, features)
-            x = Block(*shape, squeeze, self.act, self.conv, name=f"block{i + 1}")(x, train)
+            block = Block(*shape, squeeze, self.act, self.conv, name=f"block{i + 1}")
+            x = block(x, train, of_block(drops, i))
         return x
 
 
@@ -156,7 +160,12 @@ class EfficientNet(nn.Module):
         return _NORMS[self.form].epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        drops: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         conv = {
             "bias": self.folded,
             "norm": None if self.folded else _NORMS[self.form],
@@ -176,7 +185,7 @@ class EfficientNet(nn.Module):
             stage = stages[STAGES.index(name) - 1]
             return Stage(stage, not self.lite, act, conv, name=name)
 
-        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages)
+        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages, drops=drops)
 
 
 def stem_and_top(width: float, lite: bool) -> tuple[int, int]:

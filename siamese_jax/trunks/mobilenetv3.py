@@ -5,6 +5,7 @@ torchvision: the same with epsilon 1e-3.
 keras: TensorFlow's SAME padding (the odd pixel after), epsilon 1e-3.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jax import Array
 
 from siamese_jax.trunks.efficientnet import Block, Single, Squeeze, round_width
 from siamese_jax.trunks.layers import Conv, Norm, run_stages
+from siamese_jax.trunks.stochastic_depth import of_block
 
 NORMS = {"torch": Norm(1e-5, 0.9), "torchvision": Norm(1e-3, 0.99), "keras": Norm(1e-3, 0.999)}
 _STEM = 16
@@ -56,14 +58,15 @@ class Stage(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
         act = nn.hard_swish if self.plan.hard else nn.relu
         for i, ratio in enumerate(self.plan.ratios):
             wide = round_width(ratio * x.shape[-1]) if ratio > 1 else x.shape[-1]
             narrow = Squeeze(round_width(wide / 4), nn.relu, nn.hard_sigmoid)
             shape = (self.plan.size, 1 if i else self.plan.stride, wide, self.plan.features)
             squeeze = narrow if self.plan.squeeze else None
-            x = Block(*shape, squeeze, act, self.conv, name=f"block{i + 1}")(x, train)
+            block = Block(*shape, squeeze, act, self.conv, name=f"block{i + 1}")
+            x = block(x, train, of_block(drops, i))
         return x
 
 
@@ -98,7 +101,12 @@ class MobileNetV3(nn.Module):
         return NORMS[self.form].epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        drops: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         conv = {
             "bias": self.folded,
             "norm": None if self.folded else NORMS[self.form],
@@ -118,7 +126,7 @@ class MobileNetV3(nn.Module):
             return Stage(stages[names.index(name)], conv, name=name)
 
         early, late = [stem, *names[:3]], [*names[3:], last, top]
-        return run_stages(self, x, layers, early, late, train_stages)
+        return run_stages(self, x, layers, early, late, train_stages, drops=drops)
 
 
 def plan(size: str, width: float) -> tuple[StagePlan, ...]:

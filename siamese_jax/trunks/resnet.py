@@ -4,6 +4,7 @@ keras: the stride sits in a bottleneck's first 1x1, every convolution has a bias
 torch: the stride sits in the 3x3 ("v1.5"), no biases, epsilon 1e-5.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
+from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 _NORMS = {"keras": Norm(1.001e-5, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -27,7 +29,7 @@ class Block(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drop: Array | None = None) -> Array:
         first, second = (self.stride, 1) if self.form == "keras" else (1, self.stride)
         if self.bottleneck:
             plan = [(1, 1, first), (1, 3, second), (4, 1, 1)]
@@ -40,7 +42,7 @@ class Block(nn.Module):
             y = layer(y, train)
         if self.project:
             x = Conv(y.shape[-1], 1, self.stride, name="shortcut", **self.conv)(x, train)
-        return nn.relu(x + y)
+        return nn.relu(x + dropped(y, drop))
 
 
 class Stem(nn.Module):
@@ -65,7 +67,7 @@ class Stage(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
         width = self.features * (4 if self.bottleneck else 1)
         for i in range(self.depth):
             stride = self.stride if i == 0 else 1
@@ -74,7 +76,7 @@ class Stage(nn.Module):
             block = Block(
                 self.features, stride, self.bottleneck, project, self.form, self.conv, name=name
             )
-            x = block(x, train)
+            x = block(x, train, of_block(drops, i))
         return x
 
 
@@ -93,7 +95,12 @@ class ResNet(nn.Module):
         return _NORMS[self.form].epsilon
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        drops: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         conv = {
             "bias": self.folded or self.form == "keras",
             "norm": None if self.folded else _NORMS[self.form],
@@ -108,7 +115,7 @@ class ResNet(nn.Module):
             depth, features, stride = self.depths[i], 64 * 2**i, 1 if i == 0 else 2
             return Stage(depth, features, stride, self.bottleneck, self.form, conv, name=name)
 
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages)
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, drops=drops)
 
 
 def widths(bottleneck: bool) -> dict[str, int]:

@@ -10,6 +10,7 @@ torch, dino: how position embeddings are resized, or angles rounded; see `positi
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from jax import Array
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
 from siamese_jax.trunks.layers import Activation, Conv, LayerNorm, Norm, Patches, gelu
+from siamese_jax.trunks.stochastic_depth import dropped
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
@@ -149,14 +151,14 @@ class Block(Part):
     """x [n,t,c] -> y = x + attention(norm(x)) -> y + mlp(norm(y))."""
 
     @nn.compact
-    def __call__(self, x: Array, turns: tuple[Array, ...] = ()) -> Array:
+    def __call__(self, x: Array, turns: tuple[Array, ...] = (), drop: Array | None = None) -> Array:
         plan = self.plan
         project = self.dense(3 * plan.width, "qkv", not plan.turned and plan.biased is not False)
         q, k, v = jnp.split(project(self.norm("norm1")(x)), 3, axis=-1)
         if plan.turned and plan.biased:
             q, v = (y + self.offset(name)[None, None] for name, y in (("q_bias", q), ("v_bias", v)))
-        x = x + self.gained(self.attend(q, k, v, turns), "gain1")
-        return x + self.gained(self.mlp(self.norm("norm2")(x)), "gain2")
+        x = x + dropped(self.gained(self.attend(q, k, v, turns), "gain1"), drop, 0)
+        return x + dropped(self.gained(self.mlp(self.norm("norm2")(x)), "gain2"), drop, 1)
 
 
 class AttentionPool(Part):
@@ -252,7 +254,12 @@ class ViT(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train_stages: tuple[str, ...] = ()) -> dict[str, Array]:
+    def __call__(
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        drops: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
         plan, shared = self.plan, (self.plan, self.dtype)
         _check_size(x.shape[1], x.shape[2], plan)
         rows, columns = x.shape[1] // plan.patch, x.shape[2] // plan.patch
@@ -269,7 +276,8 @@ class ViT(nn.Module):
         block = nn.jit(Block)  # the first one's trace serves them all
         top = Top(*shared, name="top")
         for name in (f"block{i + 1}" for i in range(plan.depth)):
-            x = keep(name, block(*shared, name=name)(x, turns))
+            drop = drops[name][0] if drops and name in drops else None
+            x = keep(name, block(*shared, name=name)(x, turns, drop))
             if plan.class_token:
                 outputs[f"{name}:cls"] = top(x[:, :1])[:, :, None]
         x = keep("top", top(x))
