@@ -101,6 +101,7 @@ def trunk() -> ConfigDict:
             "dtype": "float32",  # or bfloat16
             "freeze": (".*",),  # patterns of parameter paths inside the trunk, e.g. ("stage[123]",)
             "drop_path": 0.0,  # stochastic depth: how often the last block is passed by in training
+            "remat": False,  # compute blocks again in the backward pass: less memory on a GPU
             "batch_norm": "frozen",  # or "train": batch statistics in stages that are not frozen
         }
     )

@@ -161,6 +161,8 @@ def prepare(
         model = encoder_model.model_of_config(
             config.to_dict(), trunk, moving, stage=stage, layers=layers
         )._replace(drop_rates=drop_rates(config, trunk))
+        if config.trunk.remat:
+            model = model._replace(trunk=with_remat(model))
         return model, make_inputs(config, model, trunk, records, keys)
 
     if "trunk" in facts:  # a run that goes on
@@ -301,6 +303,7 @@ OF_A_MOVING_TRUNK = {
     "optim.trunk_lr_scale": 1.0,
     "optim.layer_decay": 1.0,
     "trunk.drop_path": 0.0,
+    "trunk.remat": False,
 }
 
 
@@ -310,6 +313,13 @@ def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
     idle = [name for name, usual in OF_A_MOVING_TRUNK.items() if given[name] != usual]
     if idle and is_frozen(config, trunk):
         log.warning("trunk.freeze leaves nothing of the trunk to move: no effect of %s", idle)
+
+
+def with_remat(model: Model) -> Any:
+    """The model's trunk, its blocks computed again in the backward pass; UserError without any."""
+    if not TRUNKS[model.name].blocks:
+        raise UserError(f"trunk.remat=True: {model.name} has no blocks to compute again")
+    return model.trunk.clone(remat=True)
 
 
 def drop_rates(config: ConfigDict, trunk: TrunkWeights) -> Rates:

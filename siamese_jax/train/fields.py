@@ -134,6 +134,11 @@ FIELDS: dict[str, Option] = {
         "stochastic depth: how often an image passes the last block by in training; of the blocks "
         "before it, in a line down to 0 at the first; in stages where anything moves",
     ),
+    "trunk.remat": Option(
+        flag(),
+        "compute blocks again in the backward pass in place of keeping their insides: less memory "
+        "and more time on an accelerator; XLA's compiler for CPUs undoes it",
+    ),
     "head.layers": Option(several(whole(1, 65_536)), "widths; the last is the embedding's"),
     "head.init": Option(
         choice("random", "pca", "lda"),
@@ -268,6 +273,7 @@ def needed(section: str, called: str) -> list[str]:
 
 # Fields that came later, with what was done before there was a choice.
 EARLIER: dict[str, Any] = {
+    "trunk.remat": False,
     "trunk.drop_path": 0.0,
     "optim.ema": 0.0,
     "optim.decay_on": "matrices",

@@ -61,13 +61,15 @@ class Stage(nn.Module):
     first: bool
     v2: bool
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, drops: Array | None = None) -> Array:
         if not self.first:
             x = _norm(name="norm1")(x)
             x = Patches(self.features, 2, dtype=self.dtype, name="patches")(x)
-        block = nn.jit(Block)  # the first one's trace serves them all
+        kind = nn.remat(Block) if self.remat else Block
+        block = nn.jit(kind)  # the first one's trace serves them all
         for i in range(self.depth):
             x = block(self.v2, self.dtype, name=f"block{i + 1}")(x, of_block(drops, i))
         return x
@@ -107,6 +109,7 @@ class ConvNeXt(nn.Module):
     dtype: Any = jnp.float32
     # Nothing is folded into another layer here: the name says that the trunk is frozen.
     folded: bool = dataclasses.field(default=False, repr=False)
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @nn.compact
     def __call__(
@@ -127,7 +130,8 @@ class ConvNeXt(nn.Module):
         if name == "top":
             return Top(name=name)
         i = STAGES.index(name) - 1
-        return Stage(self.depths[i], self.features[i], i == 0, self.v2, self.dtype, name=name)
+        shape = (self.depths[i], self.features[i], i == 0, self.v2)
+        return Stage(*shape, self.dtype, self.remat, name=name)
 
 
 def widths(features: tuple[int, ...]) -> dict[str, int]:

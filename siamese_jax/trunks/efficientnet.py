@@ -6,6 +6,7 @@ Lite leaves out squeeze-and-excite, uses relu6, and never scales the stem, the h
 the first and last stage.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Activation, Conv, Norm, run_stages
+from siamese_jax.trunks.layers import Activation, Conv, Norm, recomputed, run_stages
 from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", *(f"stage{i}" for i in range(1, 8)), "top")
@@ -116,6 +117,7 @@ class Stage(nn.Module):
     squeeze: bool
     act: Activation
     conv: dict[str, Any]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
@@ -124,7 +126,9 @@ class Stage(nn.Module):
             narrow = x.shape[-1]
             squeeze = Squeeze(max(1, narrow // 4), self.act, nn.sigmoid) if self.squeeze else None
             shape = (size, 1 if i else stride, narrow * expand, features)
-            block = Block(*shape, squeeze, self.act, self.conv, name=f"block{i + 1}")
+            block = recomputed(Block, self.remat)(
+                *shape, squeeze, self.act, self.conv, name=f"block{i + 1}"
+            )
             x = block(x, train, of_block(drops, i))
         return x
 
@@ -153,6 +157,7 @@ class EfficientNet(nn.Module):
     form: str = "keras"
     dtype: Any = jnp.float32
     folded: bool = False
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @property
     def norm_epsilon(self) -> float:
@@ -183,7 +188,7 @@ class EfficientNet(nn.Module):
             if name == "top":
                 return Single(top, 1, 1, act, conv, name=name)
             stage = stages[STAGES.index(name) - 1]
-            return Stage(stage, not self.lite, act, conv, name=name)
+            return Stage(stage, not self.lite, act, conv, self.remat, name=name)
 
         return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages, drops=drops)
 

@@ -150,6 +150,14 @@ class Patches(nn.Module):
         return y + bias.astype(self.dtype)[None, None, None]
 
 
+def recomputed(block: type[nn.Module], remat: bool) -> Any:
+    """The module; with `remat`, one whose backward pass computes its insides again.
+
+    Chen et al. 2016, arXiv:1604.06174: of each block only what goes into it is kept.
+    """
+    return nn.remat(block, static_argnums=(2,)) if remat else block
+
+
 def run_stages(
     trunk: nn.Module,
     x: Array,

@@ -5,6 +5,7 @@ torchvision: the same with epsilon 1e-3.
 keras: TensorFlow's SAME padding (the odd pixel after), epsilon 1e-3.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from siamese_jax.trunks.efficientnet import Block, Single, Squeeze, round_width
-from siamese_jax.trunks.layers import Conv, Norm, run_stages
+from siamese_jax.trunks.layers import Conv, Norm, recomputed, run_stages
 from siamese_jax.trunks.stochastic_depth import of_block
 
 NORMS = {"torch": Norm(1e-5, 0.9), "torchvision": Norm(1e-3, 0.99), "keras": Norm(1e-3, 0.999)}
@@ -56,6 +57,7 @@ class Stage(nn.Module):
 
     plan: StagePlan
     conv: dict[str, Any]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
@@ -65,7 +67,9 @@ class Stage(nn.Module):
             narrow = Squeeze(round_width(wide / 4), nn.relu, nn.hard_sigmoid)
             shape = (self.plan.size, 1 if i else self.plan.stride, wide, self.plan.features)
             squeeze = narrow if self.plan.squeeze else None
-            block = Block(*shape, squeeze, act, self.conv, name=f"block{i + 1}")
+            block = recomputed(Block, self.remat)(
+                *shape, squeeze, act, self.conv, name=f"block{i + 1}"
+            )
             x = block(x, train, of_block(drops, i))
         return x
 
@@ -94,6 +98,7 @@ class MobileNetV3(nn.Module):
     form: str = "torch"
     dtype: Any = jnp.float32
     folded: bool = False
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @property
     def norm_epsilon(self) -> float:
@@ -123,7 +128,7 @@ class MobileNetV3(nn.Module):
             if name in (stem, last):
                 shape = (3, 2) if name == stem else (1, 1)
                 return Single(channels[name], *shape, nn.hard_swish, conv, name=name)
-            return Stage(stages[names.index(name)], conv, name=name)
+            return Stage(stages[names.index(name)], conv, self.remat, name=name)
 
         early, late = [stem, *names[:3]], [*names[3:], last, top]
         return run_stages(self, x, layers, early, late, train_stages, drops=drops)

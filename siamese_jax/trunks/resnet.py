@@ -4,6 +4,7 @@ keras: the stride sits in a bottleneck's first 1x1, every convolution has a bias
 torch: the stride sits in the 3x3 ("v1.5"), no biases, epsilon 1e-5.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
+from siamese_jax.trunks.layers import Conv, Norm, max_pool, recomputed, run_stages
 from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
@@ -65,6 +66,7 @@ class Stage(nn.Module):
     bottleneck: bool
     form: str
     conv: dict[str, Any]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
@@ -73,7 +75,7 @@ class Stage(nn.Module):
             stride = self.stride if i == 0 else 1
             project = i == 0 and (stride != 1 or x.shape[-1] != width)
             name = f"block{i + 1}"
-            block = Block(
+            block = recomputed(Block, self.remat)(
                 self.features, stride, self.bottleneck, project, self.form, self.conv, name=name
             )
             x = block(x, train, of_block(drops, i))
@@ -88,6 +90,7 @@ class ResNet(nn.Module):
     form: str = "torch"
     dtype: Any = jnp.float32
     folded: bool = False
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @property
     def norm_epsilon(self) -> float:
@@ -113,7 +116,8 @@ class ResNet(nn.Module):
                 return Stem(conv, name=name)
             i = STAGES.index(name) - 1
             depth, features, stride = self.depths[i], 64 * 2**i, 1 if i == 0 else 2
-            return Stage(depth, features, stride, self.bottleneck, self.form, conv, name=name)
+            shape = (depth, features, stride, self.bottleneck)
+            return Stage(*shape, self.form, conv, self.remat, name=name)
 
         return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, drops=drops)
 

@@ -9,6 +9,7 @@ layers on all patches side by side (Unicom, arXiv:2304.05884).
 torch, dino: how position embeddings are resized, or angles rounded; see `positions`.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -252,6 +253,7 @@ class ViT(nn.Module):
     plan: Plan
     form: str = "torch"
     dtype: Any = jnp.float32
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @nn.compact
     def __call__(
@@ -273,7 +275,8 @@ class ViT(nn.Module):
         turns: tuple[Array, ...] = ()
         if plan.turned:
             turns = positions.turns((rows, columns), plan.width // plan.heads, self.form)
-        block = nn.jit(Block)  # the first one's trace serves them all
+        kind = nn.remat(Block) if self.remat else Block
+        block = nn.jit(kind)  # the first one's trace serves them all
         top = Top(*shared, name="top")
         for name in (f"block{i + 1}" for i in range(plan.depth)):
             drop = drops[name][0] if drops and name in drops else None
