@@ -104,6 +104,8 @@ def trunk() -> ConfigDict:
             "pool": "average",  # average, max, rmac, gem3, gem, cls; or one for each: average,max
             "dtype": "float32",  # or bfloat16
             "freeze": (".*",),  # patterns of parameter paths inside the trunk, e.g. ("stage[123]",)
+            "drop_path": 0.0,  # stochastic depth: how often the last block is passed by in training
+            "remat": False,  # compute blocks again in the backward pass: less memory on a GPU
             "batch_norm": "frozen",  # or "train": batch statistics in stages that are not frozen
         }
     )
@@ -187,8 +189,12 @@ def optim() -> ConfigDict:
             "schedule": "cosine",  # constant, cosine, linear
             "warmup_steps": 20,
             "weight_decay": 1e-4,
+            "decay_on": "kernels",  # or matrices: positions and tokens too; or all: biases too
             "clip_norm": 0.0,  # of the trainable leaves' gradient; 0 for no limit
             "loss_lr_scale": 1.0,  # factor on the learning rate of the loss's own parameters
+            "trunk_lr_scale": 1.0,  # likewise of the trunk's
+            "ema": 0.0,  # decay of an average of the weights, measured in their place; 0: none
+            "layer_decay": 1.0,  # and that of each stage or block before the next one's
         }
     )
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import siamese_jax as sj
 from siamese_jax.errors import UserError
 from siamese_jax.storage import run_folder
-from siamese_jax.train.fields import check_config, completed
+from siamese_jax.train.fields import EARLIER, check_config, completed
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,8 @@ def test_a_config_of_it_is_completed(old):
     config = completed(ConfigDict(stored))
     check_config(config)
     assert config.trunk.offline_fallback is config.data.layout is None
-    assert run_folder.begun(old / "runs" / "finished", config.to_dict()) is not None
+    found = run_folder.begun(old / "runs" / "finished", config.to_dict(), earlier=EARLIER)
+    assert found is not None
 
 
 def test_a_finished_run_ranks(old):

@@ -19,7 +19,9 @@ from siamese_jax.encoder.head import Head, make_head
 from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts, stripped
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
+from siamese_jax.trunks import stochastic_depth
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
+from siamese_jax.trunks.stochastic_depth import Rates
 from siamese_jax.trunks.table import TRUNKS, Preprocessing, carried, normalise
 from siamese_jax.weights.load import TrunkWeights
 
@@ -31,8 +33,9 @@ class Model(NamedTuple):
     """What is computed; static under jit. The parameters travel beside it.
 
     `name` is the trunk's in TRUNKS, `trunk` its module. `stage` and `pool` say which of its outputs
-    are pooled, and how: see `siamese_jax.encoder.pooling.pooled_parts`. Inputs that are no
-    images are what the stage `after` hands to the next, where it is named: the trunk goes on there.
+    are pooled, and how: see `siamese_jax.encoder.pooling.pooled_parts`. `train_stages` use batch
+    statistics in training, and blocks are passed by at `drop_rates`. Inputs that are no images are
+    what the stage `after` hands to the next, where it is named: the trunk goes on there.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Model(NamedTuple):
     pool: str
     train_stages: tuple[str, ...] = ()
     after: str = ""
+    drop_rates: Rates = ()
 
     @property
     def parts(self) -> tuple[tuple[str, str], ...]:
@@ -137,6 +141,7 @@ def features(
     inputs: Array,
     *,
     train: bool = False,
+    key: Array | None = None,
     kernels: Any = None,
 ) -> tuple[Array, Any]:
     """The head's input: pooled features, or the feature map where the head pools by itself.
@@ -145,7 +150,8 @@ def features(
       model: static.
       params, batch_stats: the trunk's; a folded trunk has no statistics.
       inputs: uint8 [n, h, w, 3], or float [n, ...], what the stage `model.after` gives.
-      train: whether `model.train_stages` use batch statistics.
+      train: whether `model.train_stages` use batch statistics, and `model.drop_rates` hold.
+      key: for these; needed in training where there are any.
       kernels: of a folded trunk, those transformed in advance (see `inference_trunk`).
 
     Returns:
@@ -155,13 +161,17 @@ def features(
     dtype, after = model.trunk.dtype, "" if inputs.dtype == jnp.uint8 else model.after
     x = inputs.astype(dtype) if after else normalise(inputs, model.preprocessing, dtype)
     variables = {"params": params, "batch_stats": batch_stats, "tiles": kernels or {}}
+    options: dict[str, Any] = {"after": after}
+    if train and model.drop_rates:
+        assert key is not None, "stochastic depth needs a key"
+        options["drops"] = stochastic_depth.draw(key, model.drop_rates, len(x))
     if train and model.train_stages:
         outputs, new = model.trunk.apply(
-            variables, x, train_stages=model.train_stages, after=after, mutable=["batch_stats"]
+            variables, x, train_stages=model.train_stages, mutable=["batch_stats"], **options
         )
         batch_stats = new["batch_stats"]
     else:
-        outputs = model.trunk.apply(variables, x, after=after)
+        outputs = model.trunk.apply(variables, x, **options)
     for stage, _ in model.parts:
         if 0 in outputs[stage].shape[1:3]:
             side, (rows, columns) = inputs.shape[1], outputs[stage].shape[1:3]
@@ -193,9 +203,9 @@ def embed(
       params, batch_stats: {"trunk": ..., "head": ...}.
       inputs: uint8 [n, h, w, 3], or float [n, ...]: as `features` returns them, or where
         `model.after` names a stage as `features` takes them.
-      train: dropout and batch statistics on.
+      train: dropout, stochastic depth and batch statistics on.
       mask: bool [n], the rows that count in batch statistics.
-      key: for dropout; needed in training.
+      key: for dropout and stochastic depth; needed in training.
       kernels: as `features` takes them.
 
     Returns:
@@ -203,9 +213,13 @@ def embed(
     """
     batch_stats = dict(batch_stats)
     if inputs.dtype == jnp.uint8 or model.after:
-        inputs, batch_stats["trunk"] = features(
-            model, params["trunk"], batch_stats["trunk"], inputs, train=train, kernels=kernels
-        )
+        depth_key = None
+        if train and model.drop_rates and key is not None:
+            # Without them dropout draws as it always did.
+            key, depth_key = jax.random.split(key)
+        options: Any = {"train": train, "key": depth_key, "kernels": kernels}
+        trunk = (params["trunk"], batch_stats["trunk"])
+        inputs, batch_stats["trunk"] = features(model, *trunk, inputs, **options)
     embeddings, new = model.head.apply(
         {"params": params["head"], "batch_stats": batch_stats["head"]},
         inputs,

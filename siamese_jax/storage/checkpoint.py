@@ -243,6 +243,8 @@ def load_newest(folder: str | Path, step: int | None = None) -> tuple[int, Leave
 def load_chosen(run: RunFolder) -> tuple[int, Leaves]:
     """The checkpoint that a run's results were measured on; the newest of an unfinished run.
 
+    Where it keeps averages of the weights, these stand in their place, as they were measured.
+
     Raises:
       UserError: there is none, or it cannot be read.
     """
@@ -251,7 +253,8 @@ def load_chosen(run: RunFolder) -> tuple[int, Leaves]:
         raise UserError(f"{run.folder} has no checkpoint yet: train it first")
     if run.step is None:
         log.warning("%s is not finished: its checkpoint of step %d is used", run.folder, found[0])
-    return found
+    means = {n.removeprefix("ema/"): leaf for n, leaf in found[1].items() if n.startswith("ema/")}
+    return found[0], found[1] | means
 
 
 def load_first(folder: str | Path, candidates: Iterable[int]) -> tuple[int, Leaves] | None:

@@ -232,9 +232,18 @@ def _holds(tree: Any, field: str) -> bool:
 
 
 def begun(
-    workdir: Path, config: Mapping[str, Any], may_differ: Collection[str] = ()
+    workdir: Path,
+    config: Mapping[str, Any],
+    may_differ: Collection[str] = (),
+    earlier: Mapping[str, Any] | None = None,
 ) -> RunFolder | None:
     """The run that has checkpoints or results in a folder; None where there is none.
+
+    Args:
+      workdir: the folder.
+      config: of the run that would go on there.
+      may_differ: names of fields.
+      earlier: values of fields that a run's config may lack, because they came later.
 
     Raises:
       UserError: it is a run of another config, but for fields that may differ, and the message
@@ -247,7 +256,8 @@ def begun(
     if not any((workdir / name).exists() for name in ("results.json", "checkpoints")):
         return None
     found = read(workdir)
-    before, now = _plainly(found.config), _plainly(strict(config))
+    before = {**(earlier or {}), **_plainly(found.config)}
+    now = _plainly(strict(config))
     changed = [
         f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted(before.keys() | now.keys())

@@ -29,6 +29,7 @@ from siamese_jax.storage import checkpoint, run_folder
 from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
 from siamese_jax.train import fitting
+from siamese_jax.train.fields import EARLIER
 from siamese_jax.train.fitting import Candidate
 from siamese_jax.train.folds import folds_as_validation
 from siamese_jax.train.from_config import make_inputs, make_sampler
@@ -259,7 +260,7 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
 def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:
     """Runs a fold's rehearsal, or the rest of it."""
     config = trial.config
-    begun = run_folder.begun(trial.folder, config.to_dict())
+    begun = run_folder.begun(trial.folder, config.to_dict(), earlier=EARLIER)
     known = (trial.folder / "validation").exists()  # earlier versions kept means alone
     if begun and not (known and begun.facts["data"] == trial.facts["data"]):
         shutil.rmtree(trial.folder)

@@ -32,7 +32,7 @@ from siamese_jax.train.beginning import (
     set_aside,
     warn_of_other_data,
 )
-from siamese_jax.train.fields import check_config, completed
+from siamese_jax.train.fields import EARLIER, check_config, completed
 from siamese_jax.train.folds import take_fold
 from siamese_jax.train.from_config import (
     embedding_width,
@@ -53,7 +53,10 @@ from siamese_jax.train.loop import (
 )
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
 from siamese_jax.train.start import is_fitted, start, start_head
-from siamese_jax.train.step import TrainState
+from siamese_jax.train.step import TrainState, averaged
+from siamese_jax.trunks import stochastic_depth
+from siamese_jax.trunks.stochastic_depth import Rates
+from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.load import TrunkWeights, stored_weights
 
 log = logging.getLogger(__name__)
@@ -87,7 +90,7 @@ def train(
 
 def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[str, Any]:
     began = time.monotonic()
-    before = run_folder.begun(workdir, config.to_dict(), may_differ=["train.steps"])
+    before = run_folder.begun(workdir, config.to_dict(), ["train.steps"], EARLIER)
     before = before and extended(before, config)
     if before and before.results is not None:
         if checkpoint.is_sound(workdir / "checkpoints", before.results["checkpoint_step"]):
@@ -105,6 +108,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
     log_summary(records, trunk)
+    warn_of_idle_options(config, trunk)
     sampler = make_sampler(config, records)  # what cannot be is said before the trunk runs
     model, inputs = prepare(config, trunk, records, keys, facts, parent)
     if len(inputs.records) < len(records):
@@ -120,6 +124,8 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
     head = start_head(run, model, trunk)
     state, step, moving = start(run, model, trunk, head, found, parent)
+    if config.optim.weight_decay:
+        log.info("%s", optim.decay_told(state.params, moving, config.optim.decay_on))
     stopping.check("no step was taken")
     # From here on the folder is this run's.
     set_aside(before)
@@ -155,7 +161,9 @@ def prepare(
         stage, layers = choices.get("stage"), choices.get("layers")
         model = encoder_model.model_of_config(
             config.to_dict(), trunk, moving, stage=stage, layers=layers
-        )
+        )._replace(drop_rates=drop_rates(config, trunk))
+        if config.trunk.remat:
+            model = model._replace(trunk=with_remat(model))
         model = at_boundary(config, model, trunk, records) if final else model
         return model, make_inputs(config, model, trunk, records, keys)
 
@@ -294,6 +302,48 @@ def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
     return tuple(whole) if config.trunk.batch_norm == "train" else ()
 
 
+# What only a trunk that moves is trained by, with the value that changes nothing.
+OF_A_MOVING_TRUNK = {
+    "optim.trunk_lr_scale": 1.0,
+    "optim.layer_decay": 1.0,
+    "trunk.drop_path": 0.0,
+    "trunk.remat": False,
+}
+
+
+def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
+    """Says which options change nothing, as the trunk is frozen."""
+    given = dict(run_folder.flat(config.to_dict()))
+    idle = [name for name, usual in OF_A_MOVING_TRUNK.items() if given[name] != usual]
+    if idle and is_frozen(config, trunk):
+        log.warning("trunk.freeze leaves nothing of the trunk to move: no effect of %s", idle)
+
+
+def with_remat(model: Model) -> Any:
+    """The model's trunk, its blocks computed again in the backward pass; UserError without any."""
+    if not TRUNKS[model.name].blocks:
+        raise UserError(f"trunk.remat=True: {model.name} has no blocks to compute again")
+    return model.trunk.clone(remat=True)
+
+
+def drop_rates(config: ConfigDict, trunk: TrunkWeights) -> Rates:
+    """How often blocks are passed by, of the stages where anything moves.
+
+    UserError where a trunk has no blocks that can be.
+    """
+    blocks = TRUNKS[trunk.trunk].blocks
+    if not config.trunk.drop_path:
+        return ()
+    if not blocks:
+        raise UserError(
+            f"trunk.drop_path={config.trunk.drop_path:g}: {trunk.trunk} has no blocks that add to "
+            "their input, so none can be passed by; set it to 0"
+        )
+    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    stages = [stage for stage, leaves in moving.items() if any(jax.tree.leaves(leaves))]
+    return stochastic_depth.drop_rates(blocks, config.trunk.drop_path, stages)
+
+
 def class_count(records: Records) -> int:
     """How many classes have an image here."""
     if records.label.ndim == 2:
@@ -392,6 +442,7 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     if leaves and step != int(state.step):
         log.info("step %d is the best on validation, and the result", step)
         state = tree.unflatten(leaves, state)
+    state = averaged(state)
     steps = run.facts["choices"].get("steps")
     if steps is not None:
         return Chosen(state, steps < 0, "validation, in a rehearsal")

@@ -21,7 +21,7 @@ from siamese_jax.losses import LOSSES
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.losses.options import LOSS_OPTIONS, MINER_OPTIONS
 from siamese_jax.storage.run_folder import flat
-from siamese_jax.train.optim import OPTIMIZERS, SCHEDULES
+from siamese_jax.train.optim import DECAY_ON, OPTIMIZERS, SCHEDULES
 from siamese_jax.trunks.names import advice
 from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.values import (
@@ -144,6 +144,16 @@ FIELDS: dict[str, Option] = {
     "trunk.batch_norm": Option(
         choice("frozen", "train"), "train: batch statistics in stages that are not frozen"
     ),
+    "trunk.drop_path": Option(
+        _PART,
+        "stochastic depth: how often an image passes the last block by in training; of the blocks "
+        "before it, in a line down to 0 at the first; in stages where anything moves",
+    ),
+    "trunk.remat": Option(
+        flag(),
+        "compute blocks again in the backward pass in place of keeping their insides: less memory "
+        "and more time on an accelerator; XLA's compiler for CPUs undoes it",
+    ),
     "head.layers": Option(several(whole(1, 65_536)), "widths; the last is the embedding's"),
     "head.init": Option(
         choice("random", "pca", "lda"),
@@ -185,9 +195,27 @@ FIELDS: dict[str, Option] = {
     "optim.weight_decay": Option(
         number(0), "share of a matrix taken off each step, times the learning rate"
     ),
+    "optim.decay_on": Option(
+        choice(*DECAY_ON),
+        "what it is on: kernels, or matrices: positions, class tokens and registers too, or all: "
+        "norms, biases and gains too",
+    ),
     "optim.clip_norm": Option(number(0), "of the trainable leaves' gradient; 0 for no limit"),
     "optim.loss_lr_scale": Option(
         number(0), "factor on the learning rate of the loss's own parameters"
+    ),
+    "optim.trunk_lr_scale": Option(
+        number(0), "factor on the learning rate of the trunk's moving parameters"
+    ),
+    "optim.layer_decay": Option(
+        number(above=0, high=1),
+        "layer-wise decay: the learning rate of each stage, or block of a transformer, is this "
+        "times that of the next one; the last that the head sees has it whole",
+    ),
+    "optim.ema": Option(
+        _PART,
+        "decay of an average of the moving weights, such as .999, which is measured, chosen and "
+        "saved in their place; debiased: the start has no weight in it; 0 for none",
     ),
     "train.steps": Option(STEPS, "how many batches are trained on"),
     "train.log_every": Option(STEPS, "steps between two lines of metrics.jsonl"),
@@ -268,14 +296,29 @@ def needed(section: str, called: str) -> list[str]:
     ]
 
 
+# Fields that came later, with what was done before there was a choice.
+EARLIER: dict[str, Any] = {
+    "trunk.remat": False,
+    "trunk.drop_path": 0.0,
+    "optim.ema": 0.0,
+    "optim.decay_on": "matrices",
+    "optim.trunk_lr_scale": 1.0,
+    "optim.layer_decay": 1.0,
+}
+
+
 def completed(config: ConfigDict) -> ConfigDict:
-    """A copy of a config, as version 0.1.0 may have written it: fields that came later are None,
-    and so are those where it wrote the text "None"."""
+    """A copy of a config, as an earlier version may have written it: fields that came later are as
+    `EARLIER` has them, or None, and so are those where version 0.1.0 wrote the text "None"."""
     made = ConfigDict(config.to_dict())
     for name, option in FIELDS.items():
         section, _, last = name.rpartition(".")
         holder = made.get(section) if section else made
-        if isinstance(holder, ConfigDict) and option.kind.holds(None):
+        if not isinstance(holder, ConfigDict):
+            continue
+        if name in EARLIER and last not in holder:
+            holder[last] = EARLIER[name]
+        elif option.kind.holds(None):
             with holder.ignore_type():
                 holder[last] = None if holder.get(last) == "None" else holder.get(last)
     return made

@@ -22,6 +22,7 @@ from siamese_jax.storage.cache import cache_root
 from siamese_jax.train import optim
 from siamese_jax.train.frozen import is_cached, kept_once
 from siamese_jax.train.inputs import Inputs, cached_inputs, image_inputs
+from siamese_jax.trunks.table import TRUNKS
 from siamese_jax.weights.load import TrunkWeights
 
 log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ def fit_batch(
     return fitted
 
 
-def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
+def make_optimizer(config: ConfigDict, params: Any, freeze: list[str], model: Model) -> Any:
     """The config's optimiser and learning rates; what `freeze` names stays as it is."""
     options = config.optim
     schedule = optim.warmup_schedule(
@@ -197,10 +198,24 @@ def make_optimizer(config: ConfigDict, params: Any, freeze: list[str]) -> Any:
         name=options.name,
         learning_rate=schedule,
         weight_decay=options.weight_decay,
+        decay_on=options.decay_on,
         clip_norm=options.clip_norm or None,
         freeze=freeze,
-        lr_scale=[("loss/", options.loss_lr_scale)] if params["loss"] else [],
+        lr_scale=lr_scale(options, params, model),
     )
+
+
+def lr_scale(options: ConfigDict, params: Any, model: Model) -> list[tuple[str, float]]:
+    """(pattern, factor) pairs: of the loss's own parameters, and of the trunk's stages.
+
+    A stage's factor is trunk_lr_scale * layer_decay^distance, see `optim.stage_scales`.
+    """
+    pairs = [("loss/", float(options.loss_lr_scale))] if params["loss"] else []
+    trunk, decay = float(options.trunk_lr_scale), float(options.layer_decay)
+    used = [stage for stage, _ in model.parts]
+    stages = optim.stage_scales(TRUNKS[model.name].stages, params["trunk"], used, decay)
+    scaled = [(f"trunk/{stage}/", trunk * factor) for stage, factor in stages.items()]
+    return pairs + (scaled if (trunk, decay) != (1, 1) else [])
 
 
 def make_memory(config: ConfigDict, inputs: Inputs, width: int) -> Any:

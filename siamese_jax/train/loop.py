@@ -21,7 +21,7 @@ from siamese_jax.storage.writing import written
 from siamese_jax.train.collapse import collapse_warning, embedding_statistics
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
-from siamese_jax.train.step import TrainState
+from siamese_jax.train.step import TrainState, averaged
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run_steps(
     try:
         if begins and ("validation" in splits or not total):
             # The start is a candidate too.
-            found = evaluate_state(run, state, [s for s in splits if s != "test"])
+            found = evaluate_state(run, averaged(state), [s for s in splits if s != "test"])
             keep_queries(run, 0, found)
             begun = named_means(found)
             metrics_log.write(0, begun)
@@ -118,7 +118,7 @@ def run_steps(
                 evaluate_now = now % options.eval_every == 0 or now == total
                 if evaluate_now:
                     with stopping.held():  # it is part of the step that is saved
-                        found = evaluate_state(run, state, splits)
+                        found = evaluate_state(run, averaged(state), splits)
                         keep_queries(run, now, found)
                         latest = named_means(found)
                     metrics_log.write(now, latest)
@@ -212,7 +212,8 @@ def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
         if not moves
     }
     if not any(jax.tree.leaves(moving["trunk"])):
-        names |= {n for n in tree.flatten(state) if n.startswith("batch_stats/trunk/")}
+        still = ("batch_stats/trunk/", "ema/batch_stats/trunk/")
+        names |= {n for n in tree.flatten(state) if n.startswith(still)}
     return frozenset(names)
 
 

@@ -1,7 +1,8 @@
 """The optimiser: which parameters move, how fast, and when."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -80,6 +81,91 @@ def warmup_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+def lr_scales(params: Tree, groups: Sequence[tuple[str, float]]) -> Tree:
+    """A tree of floats: the product of the factors of all patterns that match the leaf's path.
+
+    Raises as `matches` does.
+    """
+    scales = jax.tree.map(lambda _: 1.0, params)
+    for pattern, factor in groups:
+        group = matches(params, [pattern])
+        scales = jax.tree.map(lambda s, inside, f=factor: s * f if inside else s, scales, group)
+    return scales
+
+
+def _scale_leaves(scales: Tree) -> optax.GradientTransformation:
+    """Each update times its own factor; what is masked stays so."""
+
+    def scaled(updates: Tree, params: Tree) -> Tree:
+        return jax.tree.map(
+            lambda scale, update: update if _masked(update) else scale * update, scales, updates
+        )
+
+    return optax.stateless(scaled)
+
+
+def _masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def stage_scales(
+    stages: Sequence[str], params: Tree, used: Collection[str], decay: float
+) -> dict[str, float]:
+    """{stage: decay^(stages between it and the head)}, for each that has parameters.
+
+    The last stage that the head sees counts 0, the one before it 1, and so on, as in BEiT (Bao et
+    al. 2022, arXiv:2106.08254), whose last norm goes with the head; after ELECTRA (Clark et al.
+    2020, arXiv:2003.10555).
+
+    Args:
+      stages: all of the trunk's, in the order of their depth.
+      params: of the trunk, by stage.
+      used: the stages that the head sees; one without parameters ("cls") stands behind all.
+      decay: above 0.
+    """
+    order = [stage for stage in stages if stage in params]
+    end = len(order) - 1
+    last = max((order.index(s) if s in order else end for s in used), default=end)
+    return {stage: decay ** max(0, last - i) for i, stage in enumerate(order)}
+
+
+# Tables and tokens that are learnt as they stand: they multiply nothing.
+TOKENS = ("positions", "cls", "registers", "latent")
+
+# What weight decay is on: (the leaf's own name, its axes) -> whether it is.
+DECAY_ON: dict[str, Callable[[str, int], bool]] = {
+    "kernels": lambda name, axes: axes > 1 and name not in TOKENS,
+    "matrices": lambda name, axes: axes > 1,
+    "all": lambda name, axes: True,
+}
+
+
+def decayed(params: Tree, decay_on: str) -> Tree:
+    """A tree of bools: the leaves that weight decay is on.
+
+    "kernels" are matrices, kernels and proxies, but no norms, biases or gains, nor the tables of
+    positions, class tokens, registers and learnt queries of a transformer; "matrices" has these
+    too, as all that has two axes or more; "all" is every leaf, as PyTorch's optimisers take them.
+    """
+    if decay_on not in DECAY_ON:
+        raise UserError(f"optim.decay_on={decay_on!r}; choose one of {', '.join(DECAY_ON)}")
+    rule = DECAY_ON[decay_on]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: rule(path_name(path[-1:]), np.ndim(leaf)), params
+    )
+
+
+def decay_told(params: Tree, moving: Tree, decay_on: str) -> str:
+    """One line: on how many moving leaves weight decay is, and what is left out, by name."""
+    names = jax.tree_util.tree_map_with_path(lambda path, _: path_name(path[-1:]), params)
+    rows = [jax.tree.leaves(tree) for tree in (names, moving, decayed(params, decay_on))]
+    out = Counter(name for name, moves, on in zip(*rows, strict=True) if moves and not on)
+    count = sum(moves and on for _, moves, on in zip(*rows, strict=True))
+    left = ", ".join(f"{number} {name}" for name, number in sorted(out.items()))
+    whole = count + out.total()
+    return f"weight decay ({decay_on}) on {count} of {whole} moving leaves; left out: {left or 0}"
+
+
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adamw": optax.scale_by_adam,
     "sgd": lambda: optax.trace(decay=0.9),
@@ -95,6 +181,7 @@ def make_optimizer(
     name: str = "adamw",
     learning_rate: float | Schedule,
     weight_decay: float = 0.0,
+    decay_on: str = "kernels",
     clip_norm: float | None = None,
     freeze: Sequence[str] = (),
     lr_scale: Sequence[tuple[str, float]] = (),
@@ -102,16 +189,17 @@ def make_optimizer(
     """Clip, direction, decoupled weight decay, per-group scale, learning rate; masked.
 
     Frozen leaves have no state, take no part in the clipping norm and are not updated. Weight
-    decay is on matrices and kernels only (Loshchilov & Hutter, 2019, arXiv:1711.05101, decoupled).
+    decay is decoupled (Loshchilov & Hutter, 2019, arXiv:1711.05101).
 
     Args:
       params: the whole tree {"trunk", "head", "loss"}; only shapes and paths are read.
       name: one of OPTIMIZERS.
       learning_rate: a number or an optax schedule of the step.
       weight_decay: times the learning rate.
+      decay_on: one of DECAY_ON, see `decayed`.
       clip_norm: largest global norm of the gradient of the trainable leaves; None for no limit.
       freeze: patterns of frozen leaves, see `matches`.
-      lr_scale: (pattern, factor) pairs: factors on the learning rate of the matching leaves.
+      lr_scale: (pattern, factor) pairs, see `lr_scales`.
 
     Raises:
       UserError: unknown optimiser, or a pattern that matches nothing.
@@ -119,14 +207,14 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise UserError(f"optim.name={name!r}; choose one of {', '.join(OPTIMIZERS)}")
     mask = trainable(params, freeze)
-    decayed = jax.tree.map(lambda leaf: np.ndim(leaf) > 1, params)
     steps = [OPTIMIZERS[name]()]
     if clip_norm:
         steps.insert(0, optax.clip_by_global_norm(clip_norm))
     if weight_decay:
-        steps.append(optax.add_decayed_weights(weight_decay, select(decayed, mask)))
-    for pattern, factor in lr_scale:
-        group = select(matches(params, [pattern]), mask)
-        steps.append(optax.masked(optax.scale(factor), group))
+        steps.append(
+            optax.add_decayed_weights(weight_decay, select(decayed(params, decay_on), mask))
+        )
+    if lr_scale:
+        steps.append(_scale_leaves(lr_scales(params, lr_scale)))
     steps.append(optax.scale_by_learning_rate(learning_rate))
     return optax.masked(optax.chain(*steps), mask)

@@ -25,7 +25,7 @@ from siamese_jax.train.from_config import (
 )
 from siamese_jax.train.inputs import Inputs, train_labels
 from siamese_jax.train.loop import Run, Step
-from siamese_jax.train.step import TrainState, init_state, make_train_step
+from siamese_jax.train.step import TrainState, init_state, make_train_step, with_average
 from siamese_jax.weights.load import TrunkWeights
 
 log = logging.getLogger(__name__)
@@ -62,19 +62,24 @@ def start(
     params, batch_stats = initial_parameters(config, trunk, run.inputs, loss, head, width)
     params, batch_stats = inherit(parent, params, batch_stats, run.facts)
     freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
-    tx = make_optimizer(config, params, freeze)
+    tx = make_optimizer(config, params, freeze, model)
     memory = make_memory(config, run.inputs, width)
     state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)
+    moving = optim.trainable(params, freeze)
+    if config.optim.ema:
+        state = with_average(state, moving)
+        log.info("measured, chosen and saved is the average of the weights (optim.ema=%g)",
+                 config.optim.ema)  # fmt: skip
     if found:
         state = tree.unflatten(found[1], state)
         log.info("resumed at step %d", found[0])
-    moving = optim.trainable(params, freeze)
     step = make_train_step(
         apply_fn=functools.partial(encoder_model.embed, model),
         loss=loss,
         tx=tx,
         miner=miner,
         trainable=moving,
+        ema=config.optim.ema,
     )
     return state, step, moving
 

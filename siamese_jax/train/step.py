@@ -1,5 +1,6 @@
 """One step of training: TrainState in, TrainState and the step's numbers out."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: of the optimiser; nothing for frozen leaves.
       memory: the cross-batch memory, or an empty tuple.
       key: the run's key; step s draws from fold_in(key, s).
+      ema: averages of the moving parameters and of the statistics, {"params", "batch_stats"}, or an
+        empty tuple.
     """
 
     step: Array
@@ -35,6 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Tree
     memory: Tree
     key: Array
+    ema: Tree = ()
 
 
 def init_state(
@@ -44,6 +48,41 @@ def init_state(
     return TrainState(jnp.int32(0), params, batch_stats, tx.init(params), memory, key)
 
 
+def with_average(state: TrainState, mask: Tree) -> TrainState:
+    """The state before the first step, with an average of the leaves in the mask to keep."""
+    moving = {"params": select(state.params, mask), "batch_stats": state.batch_stats}
+    return state.replace(ema=jax.tree.map(jnp.array, moving))  # the step donates what it is given
+
+
+def averaged(state: TrainState) -> TrainState:
+    """The state with the averages in the place of the weights, where it keeps any."""
+    if state.ema == ():
+        return state
+    params = jax.tree.map(
+        lambda mean, leaf: leaf if isinstance(mean, optax.MaskedNode) else mean,
+        state.ema["params"],
+        state.params,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+    return state.replace(params=params, batch_stats=state.ema["batch_stats"])
+
+
+def update_average(mean: Tree, new: Tree, decay: float, step: Array) -> Tree:
+    """mean + w (new - mean), w = (1 - decay) / (1 - decay^step): the debiased average of 1..step.
+
+    A step s has the weight decay^(step - s), and the start has none, as in Adam (Kingma and Ba
+    2015, arXiv:1412.6980) and `optax.ema`; what never changes stays as it is, bit for bit.
+
+    Args:
+      mean: after the step before; at step 1 it does not count.
+      new: after this one.
+      decay: above 0 and below 1.
+      step: int32 [], this one's number from 1 on.
+    """
+    weight = (1 - decay) / -jnp.expm1(step.astype(jnp.float32) * math.log(decay))
+    return jax.tree.map(lambda m, x: m + weight.astype(m.dtype) * (x - m), mean, new)
+
+
 def make_train_step(
     *,
     apply_fn: Callable[..., tuple[Array, Tree]],
@@ -51,6 +90,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     miner: Callable[..., Any] | None = None,
     trainable: Tree = True,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """The jitted step. The state's buffers are donated.
 
@@ -64,6 +104,7 @@ def make_train_step(
       tx: of `siamese_jax.train.optim.make_optimizer`, frozen with the same patterns.
       miner: of `siamese_jax.losses.miners.MINERS`, or None for the loss's own choice of pairs.
       trainable: tree of bools over params (or a prefix of it), as `optim.trainable` gives it.
+      ema: decay of the average that the state keeps, of `with_average`; 0 for none.
 
     Returns:
       step(state, batch) -> (state, metrics). The batch holds "image" uint8 [n, h, w, 3] or
@@ -107,6 +148,10 @@ def make_train_step(
         memory = state.memory
         if memory != ():
             memory = memory_bank.push(memory, embeddings, batch["label"], batch["mask"])
+        average = state.ema
+        if ema:
+            new = {"params": moving, "batch_stats": batch_stats}
+            average = update_average(average, new, ema, state.step + 1)
         metrics = {
             "loss": value,
             "grad_norm": optax.tree.norm(grads),
@@ -118,6 +163,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             memory=memory,
+            ema=average,
         )
         return state, metrics
 

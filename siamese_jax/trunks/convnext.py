@@ -4,7 +4,7 @@ V2 has global response normalisation in its blocks in place of V1's gain of each
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax import Array
 
 from siamese_jax.trunks.activations import gelu
 from siamese_jax.trunks.layers import Conv, LayerNorm, Patches, run_stages
+from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4", "top")
 _norm = partial(LayerNorm, 1e-6)
@@ -41,16 +42,16 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, drop: Array | None = None) -> Array:
         width, conv = x.shape[-1], partial(Conv, bias=True, dtype=self.dtype)
         y = conv(width, 7, depthwise=True, name="depthwise")(x)
         y = conv(4 * width, name="fc1")(_norm(name="norm1")(y))
         y = gelu(y)
         if self.v2:
-            return x + conv(width, name="fc2")(ResponseNorm(name="response")(y))
+            return x + dropped(conv(width, name="fc2")(ResponseNorm(name="response")(y)), drop)
         y = conv(width, name="fc2")(y)
         gain = self.param("gain", nn.initializers.ones, (width,), jnp.float32)
-        return x + y * gain.astype(self.dtype)[None, None, None]
+        return x + dropped(y * gain.astype(self.dtype)[None, None, None], drop)
 
 
 class Stage(nn.Module):
@@ -61,15 +62,17 @@ class Stage(nn.Module):
     first: bool
     v2: bool
     dtype: Any
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, drops: Array | None = None) -> Array:
         if not self.first:
             x = _norm(name="norm1")(x)
             x = Patches(self.features, 2, dtype=self.dtype, name="patches")(x)
-        block = nn.jit(Block)  # the first one's trace serves them all
+        kind = nn.remat(Block) if self.remat else Block
+        block = nn.jit(kind)  # the first one's trace serves them all
         for i in range(self.depth):
-            x = block(self.v2, self.dtype, name=f"block{i + 1}")(x)
+            x = block(self.v2, self.dtype, name=f"block{i + 1}")(x, of_block(drops, i))
         return x
 
 
@@ -107,27 +110,34 @@ class ConvNeXt(nn.Module):
     dtype: Any = jnp.float32
     # Nothing is folded into another layer here: the name says that the trunk is frozen.
     folded: bool = dataclasses.field(default=False, repr=False)
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @nn.compact
     def __call__(
-        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        *,
+        after: str = "",
+        drops: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        def layers(name: str) -> Callable[[Array, bool], Array]:
+        def layers(name: str) -> Callable[..., Array]:
             layer = _stage(self, name)
-            return lambda x, train: layer(x)
+            return lambda x, train, *drops: layer(x, *drops)
 
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after)
+        shared: Any = {"after": after, "drops": drops}
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, **shared)
 
 
 # No method: within a scan over images, Flax would take it to be of the trunk outside.
 def _stage(trunk: ConvNeXt, name: str) -> nn.Module:
-    shared = {"dtype": trunk.dtype, "name": name}
     if name == "stem":
-        return Stem(trunk.features[0], **shared)
+        return Stem(trunk.features[0], trunk.dtype, name=name)
     if name == "top":
         return Top(name=name)
     i = STAGES.index(name) - 1
-    return Stage(trunk.depths[i], trunk.features[i], i == 0, trunk.v2, **shared)
+    shape = (trunk.depths[i], trunk.features[i], i == 0, trunk.v2)
+    return Stage(*shape, trunk.dtype, trunk.remat, name=name)
 
 
 def widths(features: tuple[int, ...]) -> dict[str, int]:

@@ -6,7 +6,9 @@ Lite leaves out squeeze-and-excite, uses relu6, and never scales the stem, the h
 the first and last stage.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from siamese_jax.trunks.activations import Activation, relu6, silu
-from siamese_jax.trunks.layers import Conv, Norm, run_stages
+from siamese_jax.trunks.layers import Conv, Norm, recomputed, run_stages
+from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", *(f"stage{i}" for i in range(1, 8)), "top")
 _NORMS = {"keras": Norm(1e-3, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -84,7 +87,7 @@ class Block(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drop: Array | None = None) -> Array:
         wide, y = self.wide, x
         if wide != x.shape[-1]:
             y = Conv(wide, act=self.act, name="expand", **self.conv)(y, train)
@@ -93,7 +96,8 @@ class Block(nn.Module):
         if self.squeeze:
             y = y * self._excitement(y, self.squeeze)
         y = Conv(self.features, name="project", **self.conv)(y, train)
-        return x + y if self.stride == 1 and x.shape[-1] == self.features else y
+        whole = self.stride == 1 and x.shape[-1] == self.features
+        return x + dropped(y, drop) if whole else y
 
     def _excitement(self, y: Array, squeeze: Squeeze) -> Array:
         dense = {"bias": True, "dtype": self.conv["dtype"]}
@@ -109,15 +113,19 @@ class Stage(nn.Module):
     squeeze: bool
     act: Activation
     conv: dict[str, Any]
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
         size, stride, expand, features, depth = self.stage
         for i in range(depth):
             narrow = x.shape[-1]
             squeeze = Squeeze(max(1, narrow // 4), self.act, nn.sigmoid) if self.squeeze else None
             shape = (size, 1 if i else stride, narrow * expand, features)
-            x = Block(*shape, squeeze, self.act, self.conv, name=f"block{i + 1}")(x, train)
+            block = recomputed(Block, self.remat)(
+                *shape, squeeze, self.act, self.conv, name=f"block{i + 1}"
+            )
+            x = block(x, train, of_block(drops, i))
         return x
 
 
@@ -145,6 +153,7 @@ class EfficientNet(nn.Module):
     form: str = "keras"
     dtype: Any = jnp.float32
     folded: bool = False
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @property
     def norm_epsilon(self) -> float:
@@ -153,7 +162,12 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        *,
+        after: str = "",
+        drops: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         conv = {
             "bias": self.folded,
@@ -172,9 +186,10 @@ class EfficientNet(nn.Module):
             if name == "top":
                 return Single(top, 1, 1, act, conv, name=name)
             stage = stages[STAGES.index(name) - 1]
-            return Stage(stage, not self.lite, act, conv, name=name)
+            return Stage(stage, not self.lite, act, conv, self.remat, name=name)
 
-        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages, after=after)
+        shared: Any = {"after": after, "drops": drops}
+        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages, **shared)
 
 
 def stem_and_top(width: float, lite: bool) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The one layer all trunks are made of: convolution, batch normalisation, activation."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -184,18 +184,28 @@ class Patches(nn.Module):
         return y + bias.astype(self.dtype)[None, None, None]
 
 
+def recomputed(block: type[nn.Module], remat: bool) -> Any:
+    """The module; with `remat`, one whose backward pass computes its insides again.
+
+    Chen et al. 2016, arXiv:1604.06174: of each block only what goes into it is kept.
+    """
+    return nn.remat(block, static_argnums=(2,)) if remat else block
+
+
 def run_stages(
     trunk: nn.Module,
     x: Array,
-    layers: Callable[[str], Callable[[Array, bool], Array]],
+    layers: Callable[[str], Callable[..., Array]],
     early: Sequence[str],
     late: Sequence[str],
     train_stages: Sequence[str],
     *,
     after: str = "",
+    drops: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Every stage's output by its name; `layers(name)` makes the module that is stage `name`.
 
+    A stage that `drops` names takes its factors too (see `siamese_jax.trunks.stochastic_depth`).
     In a folded trunk the `early` stages may take a few of the images at a time. Where `after` names
     a stage, x is what that gave, and only the stages behind it run.
     """
@@ -203,7 +213,8 @@ def run_stages(
     def run(names: Sequence[str], x: Array) -> dict[str, Array]:
         outputs = {}
         for name in names:
-            outputs[name] = x = layers(name)(x, name in train_stages)
+            more = (drops[name],) if drops and name in drops else ()
+            outputs[name] = x = layers(name)(x, name in train_stages, *more)
         return outputs
 
     def run_in_parts(x: Array, images: int) -> dict[str, Array]:

@@ -5,6 +5,8 @@ torchvision: the same with epsilon 1e-3.
 keras: TensorFlow's SAME padding (the odd pixel after), epsilon 1e-3.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +15,8 @@ from jax import Array
 
 from siamese_jax.trunks.activations import relu
 from siamese_jax.trunks.efficientnet import Block, Single, Squeeze, round_width
-from siamese_jax.trunks.layers import Conv, Norm, run_stages
+from siamese_jax.trunks.layers import Conv, Norm, recomputed, run_stages
+from siamese_jax.trunks.stochastic_depth import of_block
 
 NORMS = {"torch": Norm(1e-5, 0.9), "torchvision": Norm(1e-3, 0.99), "keras": Norm(1e-3, 0.999)}
 _STEM = 16
@@ -55,16 +58,20 @@ class Stage(nn.Module):
 
     plan: StagePlan
     conv: dict[str, Any]
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
         act = nn.hard_swish if self.plan.hard else relu
         for i, ratio in enumerate(self.plan.ratios):
             wide = round_width(ratio * x.shape[-1]) if ratio > 1 else x.shape[-1]
             narrow = Squeeze(round_width(wide / 4), relu, nn.hard_sigmoid)
             shape = (self.plan.size, 1 if i else self.plan.stride, wide, self.plan.features)
             squeeze = narrow if self.plan.squeeze else None
-            x = Block(*shape, squeeze, act, self.conv, name=f"block{i + 1}")(x, train)
+            block = recomputed(Block, self.remat)(
+                *shape, squeeze, act, self.conv, name=f"block{i + 1}"
+            )
+            x = block(x, train, of_block(drops, i))
         return x
 
 
@@ -92,6 +99,7 @@ class MobileNetV3(nn.Module):
     form: str = "torch"
     dtype: Any = jnp.float32
     folded: bool = False
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @property
     def norm_epsilon(self) -> float:
@@ -100,7 +108,12 @@ class MobileNetV3(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        *,
+        after: str = "",
+        drops: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         conv = {
             "bias": self.folded,
@@ -118,10 +131,11 @@ class MobileNetV3(nn.Module):
             if name in (stem, last):
                 shape = (3, 2) if name == stem else (1, 1)
                 return Single(channels[name], *shape, nn.hard_swish, conv, name=name)
-            return Stage(stages[names.index(name)], conv, name=name)
+            return Stage(stages[names.index(name)], conv, self.remat, name=name)
 
         early, late = [stem, *names[:3]], [*names[3:], last, top]
-        return run_stages(self, x, layers, early, late, train_stages, after=after)
+        shared: Any = {"after": after, "drops": drops}
+        return run_stages(self, x, layers, early, late, train_stages, **shared)
 
 
 def plan(size: str, width: float) -> tuple[StagePlan, ...]:

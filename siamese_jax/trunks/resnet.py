@@ -4,6 +4,8 @@ keras: the stride sits in a bottleneck's first 1x1, every convolution has a bias
 torch: the stride sits in the 3x3 ("v1.5"), no biases, epsilon 1e-5.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from siamese_jax.trunks.activations import relu
-from siamese_jax.trunks.layers import Conv, Norm, max_pool, run_stages
+from siamese_jax.trunks.layers import Conv, Norm, max_pool, recomputed, run_stages
+from siamese_jax.trunks.stochastic_depth import dropped, of_block
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 _NORMS = {"keras": Norm(1.001e-5, 0.99), "torch": Norm(1e-5, 0.9)}
@@ -28,7 +31,7 @@ class Block(nn.Module):
     conv: dict[str, Any]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drop: Array | None = None) -> Array:
         first, second = (self.stride, 1) if self.form == "keras" else (1, self.stride)
         if self.bottleneck:
             plan = [(1, 1, first), (1, 3, second), (4, 1, 1)]
@@ -41,7 +44,7 @@ class Block(nn.Module):
             y = layer(y, train)
         if self.project:
             x = Conv(y.shape[-1], 1, self.stride, name="shortcut", **self.conv)(x, train)
-        return relu(x + y)
+        return relu(x + dropped(y, drop))
 
 
 class Stem(nn.Module):
@@ -64,18 +67,19 @@ class Stage(nn.Module):
     bottleneck: bool
     form: str
     conv: dict[str, Any]
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, drops: Array | None = None) -> Array:
         width = self.features * (4 if self.bottleneck else 1)
         for i in range(self.depth):
             stride = self.stride if i == 0 else 1
             project = i == 0 and (stride != 1 or x.shape[-1] != width)
             name = f"block{i + 1}"
-            block = Block(
+            block = recomputed(Block, self.remat)(
                 self.features, stride, self.bottleneck, project, self.form, self.conv, name=name
             )
-            x = block(x, train)
+            x = block(x, train, of_block(drops, i))
         return x
 
 
@@ -87,6 +91,7 @@ class ResNet(nn.Module):
     form: str = "torch"
     dtype: Any = jnp.float32
     folded: bool = False
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @property
     def norm_epsilon(self) -> float:
@@ -95,7 +100,12 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        *,
+        after: str = "",
+        drops: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         conv = {
             "bias": self.folded or self.form == "keras",
@@ -109,9 +119,11 @@ class ResNet(nn.Module):
                 return Stem(conv, name=name)
             i = STAGES.index(name) - 1
             depth, features, stride = self.depths[i], 64 * 2**i, 1 if i == 0 else 2
-            return Stage(depth, features, stride, self.bottleneck, self.form, conv, name=name)
+            shape = (depth, features, stride, self.bottleneck)
+            return Stage(*shape, self.form, conv, self.remat, name=name)
 
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after)
+        shared: Any = {"after": after, "drops": drops}
+        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, **shared)
 
 
 def widths(bottleneck: bool) -> dict[str, int]:

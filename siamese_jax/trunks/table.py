@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -120,7 +120,8 @@ class Trunk:
     of an earlier call: the outputs from that stage on. `widths` are the channels of each stage.
     `preprocessing` is what most of its weights are trained with. `projection`: channels of "proj",
     a stage that only some weights have: CLIP's class token in the space that it shares with texts.
-    0 of other trunks.
+    0 of other trunks. `blocks`: how many blocks that add to their input the stages have; such a
+    trunk also takes `drops` (see `siamese_jax.trunks.stochastic_depth`).
     """
 
     build: Callable[..., nn.Module]
@@ -130,6 +131,7 @@ class Trunk:
     default_weights: str
     preprocessing: Preprocessing = IMAGENET
     projection: int = 0
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -158,7 +160,8 @@ _BOTH = ("keras", "torch")
 def _resnet(depths: tuple[int, ...], bottleneck: bool) -> Trunk:
     build = partial(resnet.ResNet, depths, bottleneck)
     forms, weights = (_BOTH, "keras") if bottleneck else (("torch",), "torchvision:IMAGENET1K_V1")
-    return Trunk(build, resnet.widths(bottleneck), forms, 224, weights)
+    blocks = dict(zip(resnet.STAGES[1:], depths, strict=True))
+    return Trunk(build, resnet.widths(bottleneck), forms, 224, weights, blocks=blocks)
 
 
 def _vgg(depths: tuple[int, ...], normalised: bool) -> Trunk:
@@ -170,18 +173,26 @@ def _vgg(depths: tuple[int, ...], normalised: bool) -> Trunk:
 def _efficientnet(width: float, depth: float, image_size: int, lite: bool, weights: str) -> Trunk:
     build = partial(efficientnet.EfficientNet, width, depth, lite)
     widths = efficientnet.widths(width, depth, lite)
-    return Trunk(build, widths, _BOTH, image_size, weights)
+    plan = efficientnet.plan(width, depth, lite)
+    blocks = {f"stage{i}": stage.depth for i, stage in enumerate(plan, 1)}
+    return Trunk(build, widths, _BOTH, image_size, weights, blocks=blocks)
 
 
 def _mobilenetv3(size: str, width: float, weights: str) -> Trunk:
     build = partial(mobilenetv3.MobileNetV3, size, width)
-    return Trunk(build, mobilenetv3.widths(size, width), (*mobilenetv3.NORMS,), 224, weights)
+    plan = mobilenetv3.plan(size, width)
+    blocks = {f"stage{i}": len(stage.ratios) for i, stage in enumerate(plan, 1)}
+    widths = mobilenetv3.widths(size, width)
+    return Trunk(build, widths, (*mobilenetv3.NORMS,), 224, weights, blocks=blocks)
 
 
 def _convnext(name: str, depths: tuple[int, ...], width: int, tag: str) -> dict[str, Trunk]:
     features = (width, 2 * width, 4 * width, 8 * width)
     build = partial(convnext.ConvNeXt, depths, features, name.startswith("convnextv2"))
-    return {name: Trunk(build, convnext.widths(features), ("torch",), 224, f"timm:{name}.{tag}")}
+    blocks = dict(zip(convnext.STAGES[1:-1], depths, strict=True))
+    weights = f"timm:{name}.{tag}"
+    widths = convnext.widths(features)
+    return {name: Trunk(build, widths, ("torch",), 224, weights, blocks=blocks)}
 
 
 # (width, blocks, heads, width inside an MLP: four times the width if 0); "plus" differs in `gated`
@@ -212,7 +223,8 @@ def _vits(
         projection = _CLIP_SPACE[size] if "_clip_" in name else 0
         source = f"timm:{name}.{tag}"
         build = partial(vit.ViT, plan)
-        rows[name] = Trunk(build, plan.widths, forms, pixels, source, usual, projection)
+        blocks = {f"block{i + 1}": 1 for i in range(plan.depth)}
+        rows[name] = Trunk(build, plan.widths, forms, pixels, source, usual, projection, blocks)
     return rows
 
 

@@ -9,7 +9,9 @@ layers on all patches side by side (Unicom, arXiv:2304.05884).
 torch, dino: how position embeddings are resized, or angles rounded; see `positions`.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
 from siamese_jax.trunks.activations import Activation, gelu
 from siamese_jax.trunks.layers import Conv, LayerNorm, Norm, Patches
+from siamese_jax.trunks.stochastic_depth import dropped
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": gelu,
@@ -152,14 +155,14 @@ class Block(Part):
     """x [n,t,c] -> y = x + attention(norm(x)) -> y + mlp(norm(y))."""
 
     @nn.compact
-    def __call__(self, x: Array, turns: tuple[Array, ...] = ()) -> Array:
+    def __call__(self, x: Array, turns: tuple[Array, ...] = (), drop: Array | None = None) -> Array:
         plan = self.plan
         project = self.dense(3 * plan.width, "qkv", not plan.turned and plan.biased is not False)
         q, k, v = jnp.split(project(self.norm("norm1")(x)), 3, axis=-1)
         if plan.turned and plan.biased:
             q, v = (y + self.offset(name)[None, None] for name, y in (("q_bias", q), ("v_bias", v)))
-        x = x + self.gained(self.attend(q, k, v, turns), "gain1")
-        return x + self.gained(self.mlp(self.norm("norm2")(x)), "gain2")
+        x = x + dropped(self.gained(self.attend(q, k, v, turns), "gain1"), drop, 0)
+        return x + dropped(self.gained(self.mlp(self.norm("norm2")(x)), "gain2"), drop, 1)
 
 
 class AttentionPool(Part):
@@ -256,17 +259,24 @@ class ViT(nn.Module):
     plan: Plan
     form: str = "torch"
     dtype: Any = jnp.float32
+    remat: bool = dataclasses.field(default=False, repr=False)  # the same numbers: no other trunk
 
     @nn.compact
     def __call__(
-        self, x: Array, train_stages: tuple[str, ...] = (), after: str = ""
+        self,
+        x: Array,
+        train_stages: tuple[str, ...] = (),
+        *,
+        after: str = "",
+        drops: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         plan, shared = self.plan, (self.plan, self.dtype)
         rows, columns = _grid(x.shape, plan, after)
         turns: tuple[Array, ...] = ()
         if plan.turned:
             turns = positions.turns((rows, columns), plan.width // plan.heads, self.form)
-        block = nn.jit(Block)  # the first one's trace serves them all
+        kind = nn.remat(Block) if self.remat else Block
+        block = nn.jit(kind)  # the first one's trace serves them all
         top, outputs = Top(*shared, name="top"), {}
         blocks = [f"block{i + 1}" for i in range(plan.depth)]
         names = ["stem", *blocks, "top"]
@@ -274,7 +284,8 @@ class ViT(nn.Module):
             if name == "stem" != after:
                 x = Stem(*shared, self.form, name=name)(x)
             elif name != after:
-                x = top(x) if name == "top" else block(*shared, name=name)(x, turns)
+                drop = drops[name][0] if drops and name in drops else None
+                x = top(x) if name == "top" else block(*shared, name=name)(x, turns, drop)
             outputs[f"{name}:tokens"] = x
             outputs[name] = x[:, -rows * columns :].reshape(-1, rows, columns, plan.width)
             if plan.class_token and name in blocks:

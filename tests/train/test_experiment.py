@@ -237,8 +237,8 @@ def kill_when(process, reached):
 def test_a_killed_run_goes_on_exactly(kept, cache, folder, tmp_path):
     """40 steps, against 17 or more, kill -9, and the rest: equal bit for bit.
 
-    The last stage of the trunk, the real one, moves, with batch statistics, dropout and
-    augmentation; what the stages before it give is kept, or not.
+    The last stage of the trunk, the real one, moves, with batch statistics, dropout, augmentation
+    and an average of the weights; what the stages before it give is kept, or not.
     """
     options = [
         *tiny.TINY,
@@ -246,6 +246,7 @@ def test_a_killed_run_goes_on_exactly(kept, cache, folder, tmp_path):
         "--config.trunk.freeze=('stem','stage[123]')",
         "--config.trunk.batch_norm=train",
         f"--config.cache.enabled={kept}",
+        "--config.optim.ema=0.9",
         "--config.train.steps=40",
         "--config.train.checkpoint_every=5",
         "--config.train.eval_every=20",
@@ -273,6 +274,7 @@ def test_a_killed_run_goes_on_exactly(kept, cache, folder, tmp_path):
     assert step == 40
     assert expected.keys() == found.keys()
     assert any("opt_state" in name and "stage4" in name for name in expected)
+    assert any("ema/params" in name and "stage4" in name for name in expected)
     for name, leaf in expected.items():
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
