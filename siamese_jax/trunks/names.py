@@ -136,8 +136,10 @@ def elsewhere(name: str) -> Named | None:
     'timm:vit_small_patch16_224.dino'
     """
     lower = name.lower()
-    if timm := re.fullmatch(r"(?:(?:hf-hub:)?timm/|timm:)?(?:tf_)?([a-z0-9_]+)\.[a-z0-9_]+", lower):
-        return Named(timm[1], f"timm:{re.split('[/:]', lower)[-1]}")
+    if timm := re.fullmatch(r"(?:(?:hf-hub:)?timm/|timm:)?([a-z0-9_]+\.[a-z0-9_]+)", lower):
+        # OpenAI's have QuickGELU, which an older name of timm's leaves to the tag.
+        weights = re.sub(r"_clip_(?=\d+\.openai$)", "_clip_quickgelu_", timm[1])
+        return Named(weights.removeprefix("tf_").split(".")[0], f"timm:{weights}")
     return _TORCHVISION.get(lower) or NAMES.get(_plain(lower))
 
 
@@ -152,7 +154,7 @@ facebookresearch:dino_deitsmall8"
     if found is None or found.trunk not in trunks:
         return None
     line = f"{name!r} is here the trunk {found.trunk} with the weights {found.weights}"
-    if not re.match(r"vit-[bl]-\d+$", _plain(name.lower())):
+    if name.lower() in _TORCHVISION or not re.match(r"vit-[bl]-\d+$", _plain(name.lower())):
         return line
     plain = found.trunk.replace("_quickgelu", "")
     return f"{line}, or for LAION's {plain} with timm:{plain}.laion2b"

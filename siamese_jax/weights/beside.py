@@ -17,7 +17,8 @@ from siamese_jax.trunks.table import PREPROCESSING, Preprocessing
 
 class Beside(NamedTuple):
     """One file's facts. `name` is a network's as timm calls it, "" where the file gives none;
-    `plan` are the fields of a Vision Transformer's Plan that it gives."""
+    `plan` are the fields of a Vision Transformer's Plan that it gives, `mean` says that its feature
+    is the mean of the patches."""
 
     where: str = ""
     name: str = ""
@@ -25,6 +26,7 @@ class Beside(NamedTuple):
     image_size: int | None = None
     plan: Mapping[str, Any] = {}
     licence: str | None = None
+    mean: bool = False
 
 
 _MAX_CONFIG = 1 << 20  # bytes; that of a model of timm's has 1 kB
@@ -87,7 +89,8 @@ def _timm(config: Mapping[str, Any]) -> Beside | None:
     licence = told.get("license") if isinstance(told.get("license"), str) else None
     scaling = _scaling(told.get("mean"), told.get("std"))
     side = _side(told.get("input_size"))
-    return Beside("", f"{told['architecture']}{tag}", scaling, side, {}, licence)
+    mean = told.get("global_pool") == "avg"
+    return Beside("", f"{told['architecture']}{tag}", scaling, side, {}, licence, mean)
 
 
 def _transformers(config: Mapping[str, Any]) -> Beside | None:

@@ -84,6 +84,13 @@ def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Container[str])
         size = max(size // plan.patch, 1) * plan.patch  # as a convolution leaves the rest out
     if size and size != TRUNKS[trunk].image_size:
         notes.append(f"images of {size} pixels by {where}")
+    token = TRUNKS[trunk].stages[-1] == "cls"
+    notes += [
+        f"its feature is the mean of the patches by {facts.where} (global_pool=avg), which is "
+        "--stage=top here: by default it is the class token"
+        for facts in configs
+        if facts.mean and token
+    ]
     licence = next((facts.licence for facts in configs if facts.licence), told.licence)
     return told._replace(image_size=size, licence=licence, notes=tuple(notes))
 

@@ -66,6 +66,10 @@ CHANGED = {
     "optim.weight_decay": 3.0,
     "optim.clip_norm": 1e-5,
     "optim.loss_lr_scale": {"optim.loss_lr_scale": 100.0, "loss.name": "proxy_anchor"},
+    "optim.decay_on": {"optim.decay_on": "all", "optim.weight_decay": 3.0},
+    "optim.trunk_lr_scale": {"optim.trunk_lr_scale": 0.1, "trunk.freeze": ("stem", "stage[123]")},
+    "optim.layer_decay": {"optim.layer_decay": 0.1, "trunk.freeze": ("stem", "stage[12]")},
+    "optim.ema": {"optim.ema": 0.99, "optim.learning_rate": 0.3},
     "train.steps": 2,
     "train.log_every": 2,
     "train.eval_every": 2,
@@ -86,6 +90,7 @@ ELSEWHERE = {
         for n in ("strict", "max_pixels", "cache_dir", "label_key", "image_key", "super_key")
     ),
     *(f"trunk.{n}" for n in ("name", "weights", "offline_fallback", "form", "ignore")),
+    *(f"trunk.{n}" for n in ("drop_path", "remat")),  # the stand-in has no blocks
     *(f"train.{n}" for n in ("checkpoint_every", "max_to_keep", "rehearse")),
     *(f"eval.{n}" for n in ("batch_size", "choose_by")),
 }

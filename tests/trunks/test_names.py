@@ -37,6 +37,11 @@ def test_every_name_has_a_source(name):
         ("timm/vit_small_patch16_224.dino", "vit_small_patch16_224", "224.dino"),
         ("hf-hub:timm/convnext_tiny.in12k_ft_in1k", "convnext_tiny", "timm:convnext_tiny.in12k"),
         ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet_b0", "timm:tf_efficientnet_b0.ns_jft"),
+        (
+            "vit_base_patch16_clip_224.openai",
+            "vit_base_patch16_clip_quickgelu_224",
+            "gelu_224.openai",
+        ),
         ("vit_b_16", "vit_base_patch16_224", "timm:"),
         ("mobilenet_v3_large", "mobilenetv3_large_100", "torchvision:"),
     ],
@@ -80,3 +85,9 @@ def test_the_name_of_clips_architecture_alone_tells_no_activation():
         "vit_base_patch32_clip_quickgelu_224"
     ]
     assert in_text("CLIP-ViT-B-32-laion2B-s34B-b79K.bin") == ["vit_base_patch32_clip_224"]
+
+
+def test_what_is_not_of_clip_is_not_said_to_be_of_laion():
+    with pytest.raises(UserError, match=r"augreg_in21k_ft_in1k") as error:
+        find("vit_b_16")
+    assert "LAION" not in str(error.value)

@@ -223,3 +223,10 @@ def test_damaged_configs_tell_nothing(damage, tmp_path):
     files = dict.fromkeys(("config", "open_clip_config", "preprocessor_config"), damage)
     told = find(tmp_path, "vit_small_patch16_224", **files)
     assert (told.preprocessing, told.image_size, told.notes) == (None, None, ())
+
+
+@pytest.mark.parametrize(("pool", "said"), [("avg", True), ("token", False)])
+def test_a_file_whose_feature_is_the_mean_of_patches_says_so(pool, said, tmp_path):
+    config = {"architecture": "vit_tiny_patch16_224", "global_pool": pool}
+    notes = find(tmp_path, "vit_tiny_patch16_224", config=config).notes
+    assert any("--stage=top" in note for note in notes) == said
