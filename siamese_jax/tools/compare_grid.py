@@ -13,6 +13,7 @@ over. Scores that others published of the bare trunks may stand beside it, by th
 """
 
 import itertools
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
 from siamese_jax.tools.configs import read_config, set_field
+
+log = logging.getLogger(__name__)
 
 Grid = Mapping[str, Mapping[str, Mapping[str, Any]]]
 Published = Mapping[tuple[str, ...], float]  # recall@1 by the names on the axes
@@ -72,11 +75,14 @@ def _check_published(published: Any, grid: Grid, path: Path) -> None:
     if not isinstance(published, Mapping):
         raise UserError(f"{path}: PUBLISHED must be {{(a name on each axis): recall@1}}")
     for names, score in published.items():
-        if names not in rows or not isinstance(score, float) or not 0 <= score <= 1:
+        complete = isinstance(names, tuple) and len(names) == len(axes)
+        if not complete or not isinstance(score, float) or not 0 <= score <= 1:
             raise UserError(
                 f"{path}: PUBLISHED has {names!r}: {score!r}, but needs a name on each of the axes "
                 f"{', '.join(axes)}, and a recall@1 from 0 to 1"
             )
+    if others := [" ".join(map(str, names)) for names in published if names not in rows]:
+        log.info("%s: PUBLISHED has what GRID has not: %s", path, ", ".join(others))
 
 
 def _is_grid(grid: Any) -> bool:

@@ -83,6 +83,11 @@ def update_average(mean: Tree, new: Tree, decay: float, step: Array) -> Tree:
     return jax.tree.map(lambda m, x: m + weight.astype(m.dtype) * (x - m), mean, new)
 
 
+def _full_mask(trainable: Tree, params: Tree) -> Tree:
+    """`trainable`, a prefix of the tree, at every leaf."""
+    return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), trainable, params)
+
+
 def make_train_step(
     *,
     apply_fn: Callable[..., tuple[Array, Tree]],
@@ -114,7 +119,7 @@ def make_train_step(
     """
 
     def compute_loss(moving: Tree, state: TrainState, batch: Batch) -> tuple[Array, Tree]:
-        params = merge(moving, state.params, full_mask(state.params))
+        params = merge(moving, state.params, _full_mask(trainable, state.params))
         dropout_key, miner_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         embeddings, batch_stats = apply_fn(
             params,
@@ -134,29 +139,22 @@ def make_train_step(
         )
         return reduce(values, weights), (batch_stats, jax.lax.stop_gradient(embeddings))
 
-    def full_mask(params: Tree) -> Tree:
-        return jax.tree.map(lambda keep, sub: jax.tree.map(lambda _: keep, sub), trainable, params)
-
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        mask = full_mask(state.params)
+        mask = _full_mask(trainable, state.params)
         moving = select(state.params, mask)
         (value, (batch_stats, embeddings)), grads = jax.value_and_grad(compute_loss, has_aux=True)(
             moving, state, batch
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         moving = optax.apply_updates(moving, updates)
-        memory = state.memory
+        memory, average = state.memory, state.ema
         if memory != ():
             memory = memory_bank.push(memory, embeddings, batch["label"], batch["mask"])
-        average = state.ema
         if ema:
             new = {"params": moving, "batch_stats": batch_stats}
             average = update_average(average, new, ema, state.step + 1)
-        metrics = {
-            "loss": value,
-            "grad_norm": optax.tree.norm(grads),
-            "embeddings": embeddings,
-        }
+        norm = optax.tree.norm(grads)
+        metrics = {"loss": value, "grad_norm": norm, "embeddings": embeddings}
         state = state.replace(
             step=state.step + 1,
             params=merge(moving, state.params, mask),

@@ -184,7 +184,8 @@ def with_stage(weights: TrunkWeights, stage: str | None) -> TrunkWeights:
     As parameters of the trunk it is trained, stored and fingerprinted with them; so it is among
     them only where it is used. Weights that have none are returned as they are.
     """
-    asked = [part.partition(":")[0] for part in (stage or "").split(",")]
+    parts = stage.split(",") if isinstance(stage, str) else ()  # others are refused later
+    asked = [part.strip().partition(":")[0] for part in parts]
     last, width = weights.classifier, find(weights.trunk).projection
     if "proj" not in asked or last is None or np.any(last["bias"]) or len(last["bias"]) != width:
         return weights

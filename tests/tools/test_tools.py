@@ -640,8 +640,8 @@ def test_a_published_score_is_of_a_row(tmp_path):
     path = tmp_path / "grid.py"
     text = GRID.format(root="/r") + "PUBLISHED = "
     for wrong in (
-        '{("resnet18", "afar"): 0.5}',
-        '{("gone", "far"): 56.6}',
+        '{("resnet18", "far"): 56.6}',
+        '{("resnet18",): 0.5}',
         '{"far": 0.5}',
         "[0.5]",
     ):
@@ -649,6 +649,15 @@ def test_a_published_score_is_of_a_row(tmp_path):
         with pytest.raises(UserError, match="PUBLISHED") as e:
             read_grid(str(path))
         assert "\n" not in str(e.value)
+
+
+def test_a_published_score_of_no_row_is_said(tmp_path, caplog):
+    """A grid may be cut, and keep the scores."""
+    path = tmp_path / "grid.py"
+    path.write_text(GRID.format(root="/r") + 'PUBLISHED = {("gone", "far"): 0.5}')
+    caplog.set_level("INFO")
+    read_grid(str(path))
+    assert "PUBLISHED has what GRID has not: gone far" in caplog.text
 
 
 def test_seeds_are_averaged_with_their_deviation():

@@ -59,7 +59,7 @@ FIELDS = {
     "head.dropout": ("1.0", "-0.5", "nan"),
     "head.norm": ("group",),
     "cache.views": ("-1", "1000000"),
-    "cache.limit": ("20 pounds", "-1", "1e9", ""),
+    "cache.limit": ("20pounds", "-1", "1e9", ""),
     "cache.dtype": ("float16",),
     "memory.size": ("-1", "1e9"),
     "loss.name": ("triplets", ""),

@@ -313,12 +313,12 @@ def test_weights_of_another_grid_keep_it(small, tmp_path, rng):
     ],
 )
 def test_a_files_name_tells_what_its_leaves_do_not(file, trunk, form, scaling, tmp_path):
-    told = origin.find(tmp_path / file, (), trunk)
+    told = origin.find(tmp_path / file, (), trunk, ())
     assert (told.name, told.form, told.preprocessing) == (trunk, form, scaling)
     if "_clip" in trunk:
         gelu, quick = "vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"
         with pytest.raises(UserError, match=f"is of {trunk}"):
-            origin.find(tmp_path / file, (), gelu if trunk == quick else quick)
+            origin.find(tmp_path / file, (), gelu if trunk == quick else quick, ())
 
 
 def test_the_feature_is_that_of_timm():
