@@ -58,7 +58,7 @@ def test_the_rates_are_a_line_over_all_blocks(name):
     assert stochastic_depth.drop_rates(blocks, 0.0, blocks) == ()
 
 
-@pytest.mark.parametrize("name", [n for n, trunk in TRUNKS.items() if trunk.blocks][::9])
+@pytest.mark.parametrize("name", [n for n, trunk in TRUNKS.items() if trunk.blocks][::20])
 def test_the_table_counts_the_blocks_that_there_are(name):
     trunk = TRUNKS[name]
     module = trunk.build(form=trunk.forms[0])
