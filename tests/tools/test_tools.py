@@ -654,10 +654,10 @@ def test_a_published_score_is_of_a_row(tmp_path):
 def test_a_published_score_of_no_row_is_said(tmp_path, caplog):
     """A grid may be cut, and keep the scores."""
     path = tmp_path / "grid.py"
-    path.write_text(GRID.format(root="/r") + 'PUBLISHED = {("gone", "far"): 0.5}')
+    path.write_text(GRID.format(root="/r") + 'PUBLISHED = {("absent", "far"): 0.5}')
     caplog.set_level("INFO", "siamese_jax")
     read_grid(str(path))
-    assert "PUBLISHED has what GRID has not: gone far" in caplog.text
+    assert "PUBLISHED has what GRID has not: absent far" in caplog.text
 
 
 def test_seeds_are_averaged_with_their_deviation():
