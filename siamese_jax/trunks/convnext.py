@@ -125,8 +125,9 @@ class ConvNeXt(nn.Module):
             layer = _stage(self, name)
             return lambda x, train, *drops: layer(x, *drops)
 
-        shared: Any = {"after": after, "drops": drops}
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, **shared)
+        return run_stages(
+            self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after, drops=drops
+        )
 
 
 # No method: within a scan over images, Flax would take it to be of the trunk outside.

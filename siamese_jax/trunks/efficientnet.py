@@ -188,8 +188,9 @@ class EfficientNet(nn.Module):
             stage = stages[STAGES.index(name) - 1]
             return Stage(stage, not self.lite, act, conv, self.remat, name=name)
 
-        shared: Any = {"after": after, "drops": drops}
-        return run_stages(self, x, layers, STAGES[:4], STAGES[4:], train_stages, **shared)
+        return run_stages(
+            self, x, layers, STAGES[:4], STAGES[4:], train_stages, after=after, drops=drops
+        )
 
 
 def stem_and_top(width: float, lite: bool) -> tuple[int, int]:

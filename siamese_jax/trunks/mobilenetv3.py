@@ -134,8 +134,7 @@ class MobileNetV3(nn.Module):
             return Stage(stages[names.index(name)], conv, self.remat, name=name)
 
         early, late = [stem, *names[:3]], [*names[3:], last, top]
-        shared: Any = {"after": after, "drops": drops}
-        return run_stages(self, x, layers, early, late, train_stages, **shared)
+        return run_stages(self, x, layers, early, late, train_stages, after=after, drops=drops)
 
 
 def plan(size: str, width: float) -> tuple[StagePlan, ...]:

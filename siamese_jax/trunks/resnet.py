@@ -122,8 +122,9 @@ class ResNet(nn.Module):
             shape = (depth, features, stride, self.bottleneck)
             return Stage(*shape, self.form, conv, self.remat, name=name)
 
-        shared: Any = {"after": after, "drops": drops}
-        return run_stages(self, x, layers, STAGES[:3], STAGES[3:], train_stages, **shared)
+        return run_stages(
+            self, x, layers, STAGES[:3], STAGES[3:], train_stages, after=after, drops=drops
+        )
 
 
 def widths(bottleneck: bool) -> dict[str, int]:
