@@ -101,7 +101,7 @@ def trunk() -> ConfigDict:
             "image_size": 192,
             "stage": placeholder(str),  # output to pool, or several: stage4,top; default: the last;
             # auto chooses by folds over the training classes
-            "pool": "average",  # average, max, rmac, gem3, gem, cls; or one for each: average,max
+            "pool": "average",  # or max, rmac, gem3, grid2, gem, cls; or one for each: average,max
             "dtype": "float32",  # or bfloat16
             "freeze": (".*",),  # patterns of parameter paths inside the trunk, e.g. ("stage[123]",)
             "drop_path": 0.0,  # stochastic depth: how often the last block is passed by in training

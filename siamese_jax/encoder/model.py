@@ -16,7 +16,7 @@ import numpy as np
 
 from siamese_jax import values
 from siamese_jax.encoder.head import Head, make_head
-from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts, stripped
+from siamese_jax.encoder.pooling import CLASS_TOKEN, pooled, pooled_parts, pooled_width, stripped
 from siamese_jax.errors import UserError
 from siamese_jax.storage import tree
 from siamese_jax.trunks import stochastic_depth
@@ -55,8 +55,8 @@ class Model(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The number of channels of each part."""
-        return tuple(TRUNKS[self.name].channels[stage] for stage, _ in self.parts)
+        """The width of each part."""
+        return _widths(TRUNKS[self.name].channels, self.parts)
 
     @property
     def columns(self) -> dict[str, int]:
@@ -67,6 +67,10 @@ class Model(NamedTuple):
         """The models of each part alone."""
         bare = self._replace(head=make_head(normalize=False, dtype=self.trunk.dtype))
         return tuple(bare._replace(stage=stage, pool=pool) for stage, pool in self.parts)
+
+
+def _widths(channels: Mapping[str, int], parts: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    return tuple(pooled_width(channels[stage], pool) for stage, pool in parts)
 
 
 def build_model(
@@ -84,9 +88,9 @@ def build_model(
       weights: of `siamese_jax.weights.load`, then `with_stage`.
       stage: the trunk's output to pool, or several: "stage4,stage6,top", and with a pooling of its
         own: "stage6,stage6:max,top"; its last by default. "proj" is CLIP's embedding.
-      pool: "average", "max", "rmac", "gem3" or "gem", or one for each stage: "average,max". The
-        power of "gem" is the head's, to be trained, and is for one stage. "cls" takes the class
-        token of a Vision Transformer's block, behind the last norm.
+      pool: "average", "max", "rmac", "gem3", "grid2", "grid3" or "gem", or one for each stage:
+        "average,max". The power of "gem" is the head's, to be trained, and is for one stage. "cls"
+        takes the class token of a Vision Transformer's block, behind the last norm.
       head: options of `siamese_jax.encoder.head.make_head`; none at all gives the pooled features,
         those of several stages with unit length each.
       dtype: compute type of trunk and head, "float32" or "bfloat16".
@@ -122,7 +126,7 @@ def build_model(
             )
     bare = {"layers": (), "normalize": False, "unit": len(parts) > 1}
     options = dict(head) if head is not None else bare
-    options["parts"] = tuple(trunk.channels[name] for name, _ in parts)
+    options["parts"] = _widths(trunk.channels, parts)
     return Model(
         name=weights.trunk,
         trunk=trunk.build(form=weights.form, dtype=jnp.dtype(dtype)),

@@ -1,5 +1,6 @@
-"""From a feature map to one vector: average, maximum, GeM and R-MAC."""
+"""From a feature map to one vector: average, maximum, GeM, R-MAC and a grid of averages."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -89,6 +90,28 @@ class GeM(nn.Module):
         return generalised_mean(x, p, self.eps)
 
 
+def grid(x: Array, side: int) -> Array:
+    """Means over side x side cells, one behind the other: a level of a spatial pyramid.
+
+    Where things are in the picture is kept, roughly (Lazebnik et al., 2006; He et al., 2014,
+    arXiv:1406.4729). Of n rows, cell i has those from floor(i n / side) to ceil((i + 1) n / side):
+    neighbours share a row where side does not divide n, and rows repeat where it is above n.
+
+    Args:
+      x: float [n, h, w, c].
+      side: cells along each edge.
+
+    Returns:
+      float32 [n, side * side * c], the cells row by row.
+    """
+
+    def cells(size: int) -> list[slice]:
+        return [slice(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+
+    rows, columns = cells(x.shape[1]), cells(x.shape[2])
+    return jnp.concatenate([average(x[:, a, b]) for a in rows for b in columns], axis=-1)
+
+
 def l2_normalize(x: Array) -> Array:
     """x / sqrt(sum x^2 + 1e-12) over the last axis: zero stays zero, with a finite gradient."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
@@ -100,7 +123,10 @@ FIXED_POOLS: dict[str, Callable[[Array], Array]] = {
     "max": maximum,
     "rmac": rmac,
     "gem3": generalised_mean,
+    "grid2": functools.partial(grid, side=2),
+    "grid3": functools.partial(grid, side=3),
 }
+CELLS = {"grid2": 4, "grid3": 9}  # vectors that a pooling puts side by side; all others make one
 CLASS_TOKEN = "cls"  # of a transformer's block, which is beside its map
 POOLS = (*FIXED_POOLS, "gem", CLASS_TOKEN)
 
@@ -110,6 +136,11 @@ def pooled(outputs: Mapping[str, Array], stage: str, pool: str) -> Array:
     if pool == CLASS_TOKEN:
         return average(outputs[f"{stage}:{pool}"])
     return FIXED_POOLS[pool](outputs[stage])
+
+
+def pooled_width(channels: int, pool: str) -> int:
+    """The width of one part of the features."""
+    return channels * CELLS.get(pool, 1)
 
 
 def stripped(names: str) -> str:

@@ -89,7 +89,7 @@ COUNT = Value(values.COUNT)
 SHARE = Value(values.SHARE)
 TEXT = Value(values.text("text that is not empty"))
 DISTANCE = Value(values.choice("euclidean", "sqeuclidean", "cosine", "dot"))
-POOL = Value(values.listed("average", "max", "rmac", "gem3", "gem", "cls"))
+POOL = Value(values.listed("average", "max", "rmac", "gem3", "grid2", "grid3", "gem", "cls"))
 
 
 def add_encoder(

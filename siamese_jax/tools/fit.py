@@ -104,7 +104,7 @@ def options() -> cli.Parser:
         metavar="SET",
         help="of a trunk: stages that are taken together, written as for --stage of the other "
         "tools: stage4,stage6:max,top; given several times, each is a set to try. auto: the last "
-        "ones, some together; last: the last. Default: auto",
+        "ones, some together, also with maxima or a grid2; last: the last. Default: auto",
     )
     group = parser.add_argument_group("LDA")
     group.add_argument(
@@ -256,10 +256,13 @@ def _stage_sets(args: argparse.Namespace, name: str) -> list[tuple[str, ...]]:
     from siamese_jax.train.fitting import stage_sets
     from siamese_jax.trunks.table import find
 
-    there = find(name).stages
-    known = {"auto": stage_sets(there, args.pool), "last": [there[-1:]]}
+    there = find(name)
+    known = {
+        "auto": lambda: stage_sets(there.widths, args.pool),
+        "last": lambda: [there.stages[-1:]],
+    }
     given = (
-        known.get(one) or [tuple(stage.strip() for stage in one.split(","))]
+        known[one]() if one in known else [tuple(stage.strip() for stage in one.split(","))]
         for one in sorted(args.stages or ["auto"], key=lambda one: one != "auto")
     )
     return list(dict.fromkeys(itertools.chain.from_iterable(given)))

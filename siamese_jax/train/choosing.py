@@ -54,10 +54,10 @@ log = logging.getLogger(__name__)
 
 def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...]]:
     """The sets of stages that a config leaves open; the one that it names."""
-    there = TRUNKS[trunk.trunk].stages
+    there = TRUNKS[trunk.trunk]
     if config.trunk.stage == "auto":
-        return fitting.stage_sets(there, config.trunk.pool)
-    return [tuple(stripped(config.trunk.stage or there[-1]).split(","))]
+        return fitting.stage_sets(there.widths, config.trunk.pool)
+    return [tuple(stripped(config.trunk.stage or there.stages[-1]).split(","))]
 
 
 def shares(config: ConfigDict) -> Sequence[float]:

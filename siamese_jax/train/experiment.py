@@ -24,7 +24,7 @@ from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.report import examples
 from siamese_jax.report.run_page import write_report
 from siamese_jax.storage import checkpoint, run_folder, tree
-from siamese_jax.train import choosing, optim
+from siamese_jax.train import choosing, fitting, optim
 from siamese_jax.train.beginning import (
     Parent,
     extended,
@@ -178,7 +178,7 @@ def prepare(
         return build(choices)
     sets = choosing.stage_choice(config, trunk)
     final = len(sets) == 1  # or what is kept would be that before the first stage of all sets
-    model, inputs = build({"stage": ",".join(sets[-1])}, final=final)
+    model, inputs = build({"stage": ",".join(fitting.all_parts(sets))}, final=final)
     choices = choosing.choose_form(config, model, inputs, sets)
     facts["choices"] = choices
     kept = final or is_frozen(config, trunk)

@@ -211,10 +211,6 @@ def _of(rows: Sequence[Row], choose: Callable[[Sequence[Scored]], Scored]) -> Ro
     return next(row for row in rows if row.scored is chosen)
 
 
-def _union(source: Source) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(source.stages)))
-
-
 def _parts(source: Source, stages: tuple[str, ...]) -> dict[str, int]:
     """The width of each part; of an encoder that is there, its own under the name ""."""
     encoder = source.load(stages)
@@ -230,7 +226,7 @@ def _scored(
     grid: Grid,
     options: Mapping[str, Any],
 ) -> list[Row]:
-    stages = _union(source)
+    stages = fitting.all_parts(source.stages)
     rows, kept = embedded_rows(source.load(stages), records, **options)
     scored = fitting.score(
         rows,

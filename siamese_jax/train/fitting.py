@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from siamese_jax.data.labels import missing
 from siamese_jax.data.records import Records
 from siamese_jax.encoder import lda
+from siamese_jax.encoder.pooling import pooled_parts, pooled_width
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap
 from siamese_jax.metrics.evaluation import sides_of
@@ -32,6 +33,7 @@ FOLDS = 4
 SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
 MIDDLE = 0.5
 DEPTHS = (1, 2, 4, 6)  # how many of the last stages are tried together
+WIDEST = 8192  # features of stages that are tried unasked, or that share one scatter
 MOST = 1000  # queries of a fold
 WORKERS = 4  # candidates that are fitted side by side
 METRIC = "map@r"
@@ -79,27 +81,49 @@ class Scored(NamedTuple):
         return float(np.nanmean(self.values))
 
 
-def stage_sets(stages: Sequence[str], pool: str = "average") -> list[tuple[str, ...]]:
+def stage_sets(widths: Mapping[str, int], pool: str = "average") -> list[tuple[str, ...]]:
     """The choices among a trunk's stages: its last ones, taken together, the fewest first.
 
-    Where the pooling is the average, then those of several once more with their maxima, but for the
-    last stage's. The last stage comes last in every set, and the last set has the parts of all.
+    Where the pooling is the average, then those of several once more with their maxima, and in
+    cells of a grid, but for the last stage. The last stage comes last in every set.
+
+    Args:
+      widths: the channels of each stage, in their order.
+      pool: one for all stages.
 
     Raises:
       UserError: a pooling for each of them, though their number is what is chosen.
 
-    >>> stage_sets(("stem", "stage1", "top"))
-    [('top',), ('stage1', 'top'), ('stage1:max', 'stage1', 'top')]
+    >>> stage_sets({"stem": 32, "stage1": 64, "top": 128})
+    [('top',), ('stage1', 'top'), ('stage1:max', 'stage1', 'top'), ('stage1:grid2', 'top')]
     """
     if "," in pool:
         raise UserError(
             f"trunk.pool={pool!r} names one for each stage, and with trunk.stage=auto their number "
             "is still to be chosen: give one pooling, or name the stages"
         )
-    usable = [stage for stage in stages if stage != "stem"]
+    usable = [stage for stage in widths if stage != "stem"]
     plain = list(dict.fromkeys(tuple(usable[-depth:]) for depth in DEPTHS))
-    maxima = ((*(f"{stage}:max" for stage in some[:-1]), *some) for some in plain[1:])
-    return [*plain, *maxima] if pool == "average" else plain
+    if pool != "average":
+        return plain
+    maxima = [(*(f"{stage}:max" for stage in some[:-1]), *some) for some in plain[1:]]
+    grids = [(*(f"{stage}:grid2" for stage in some[:-1]), some[-1]) for some in plain[1:]]
+    sizes = {some: _features(widths, some) for some in (*plain, *maxima, *grids)}
+    for some in (some for some, size in sizes.items() if size > WIDEST):
+        log.warning("stages %s are not tried: %d features, more than %d; name them to take them",
+                    ",".join(some), sizes[some], WIDEST)  # fmt: skip
+    return [some for some, size in sizes.items() if size <= WIDEST]
+
+
+def _features(widths: Mapping[str, int], stages: Sequence[str]) -> int:
+    """How many features stages have together, each averaged if it names no other pooling."""
+    parts = pooled_parts(",".join(stages), "average")
+    return sum(pooled_width(widths[stage], pool) for stage, pool in parts)
+
+
+def all_parts(sets: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The parts that sets of stages have between them: all come out of one pass."""
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(sets)))
 
 
 def held_folds(
@@ -256,21 +280,35 @@ class Space(NamedTuple):
 def _spaces(
     rows: lda.Rows, count: int, parts: Mapping[str, int], candidates: Sequence[Candidate]
 ) -> Iterator[Space]:
-    """The features of all stages; and of stages with more than rows, the span of their rows."""
+    """The features of sets of stages together; of one with more than rows, the rows' span."""
     places = _columns(parts)
     sets = dict.fromkeys(candidate.stages for candidate in candidates)
     columns = {stages: np.concatenate([places[stage] for stage in stages]) for stages in sets}
     sizes = {stages: len(some) for stages, some in columns.items()}
-    narrow = [stages for stages in sets if sizes[stages] <= count]
-    if narrow:
-        used = np.unique(np.concatenate([columns[stages] for stages in narrow]))
+    wide = [stages for stages in sets if sizes[stages] > count]
+    for used, some in _together({s: c for s, c in columns.items() if s not in wide}):
         of = rows if len(used) == sum(parts.values()) else _taking(used, rows)
-        own = {stages: np.searchsorted(used, columns[stages]) for stages in narrow}
-        yield Space(of, own, sizes, [c for c in candidates if c.stages in narrow])
-    for stages in (some for some in sets if some not in narrow):
+        own = {stages: np.searchsorted(used, columns[stages]) for stages in some}
+        yield Space(of, own, sizes, [c for c in candidates if c.stages in own])
+    for stages in wide:
         span = lda.in_span(_taking(columns[stages], rows), count)
         own = {stages: np.arange(count)}
         yield Space(span.__getitem__, own, sizes, [c for c in candidates if c.stages == stages])
+
+
+def _together(
+    columns: Mapping[tuple[str, ...], np.ndarray],
+) -> Iterator[tuple[np.ndarray, list[tuple[str, ...]]]]:
+    """Sets of stages whose columns are at most `WIDEST` together, in order, and these columns."""
+    used, group = np.array([], int), list[tuple[str, ...]]()
+    for stages, own in columns.items():
+        more = np.union1d(used, own)
+        if group and len(more) > WIDEST:
+            yield used, group
+            more, group = np.unique(own), []
+        used, group = more, [*group, stages]
+    if group:
+        yield used, group
 
 
 def _taking(columns: np.ndarray, rows: lda.Rows) -> lda.Rows:

@@ -8,7 +8,14 @@ from sklearn.decomposition import PCA
 
 from siamese_jax.encoder import lda
 from siamese_jax.encoder.head import fit_head, make_head
-from siamese_jax.encoder.pooling import FIXED_POOLS, GeM, pooled_parts, rmac, rmac_regions
+from siamese_jax.encoder.pooling import (
+    FIXED_POOLS,
+    GeM,
+    pooled_parts,
+    pooled_width,
+    rmac,
+    rmac_regions,
+)
 from siamese_jax.errors import UserError
 
 
@@ -56,6 +63,28 @@ def test_rmac_sums_unit_regions(rng):
         r = x[:, top : top + side, left : left + side].astype(np.float64).max(axis=(1, 2))
         expected += r / np.linalg.norm(r, axis=1, keepdims=True)
     np.testing.assert_allclose(rmac(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize("shape", [(6, 6), (7, 5), (1, 2)])
+def test_a_grid_has_the_mean_of_every_cell(rng, side, shape):
+    """A place is in a cell where the two, as intervals of the map's edge, overlap."""
+    h, w = shape
+    x = rng.normal(size=(2, h, w, 4)).astype(np.float32)
+
+    def inside(place: int, cell: int, size: int) -> bool:
+        return place * side < (cell + 1) * size and (place + 1) * side > cell * size
+
+    cells = []
+    for i in range(side):
+        for j in range(side):
+            places = [(r, c) for r in range(h) for c in range(w)
+                      if inside(r, i, h) and inside(c, j, w)]  # fmt: skip
+            cells.append(np.mean([x[:, r, c].astype(np.float64) for r, c in places], axis=0))
+    np.testing.assert_allclose(
+        FIXED_POOLS[f"grid{side}"](x), np.concatenate(cells, axis=1), atol=1e-6
+    )
+    assert pooled_width(4, f"grid{side}") == 4 * side * side
 
 
 def test_unknown_pooling():

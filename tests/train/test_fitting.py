@@ -147,7 +147,45 @@ def test_several_stages_are_taken_where_they_are_told_from_the_first_and_why_is_
 
 def test_a_pooling_for_each_stage_needs_stages():
     with pytest.raises(UserError, match=r"trunk\.stage=auto their number is still to be chosen"):
-        fitting.stage_sets(("stage1", "top"), "average,max")
+        fitting.stage_sets({"stage1": 8, "top": 16}, "average,max")
+
+
+def test_sets_of_stages_that_are_too_wide_are_named_and_not_tried(caplog):
+    widths = {"stem": 9000, "stage1": 1000, "stage2": 2000, "top": 1000}
+    sets = fitting.stage_sets(widths)
+    assert sets == [
+        ("top",),
+        ("stage2", "top"),
+        ("stage1", "stage2", "top"),
+        ("stage2:max", "stage2", "top"),
+        ("stage1:max", "stage2:max", "stage1", "stage2", "top"),
+    ]
+    assert [record.getMessage() for record in caplog.records] == [
+        "stages stage2:grid2,top are not tried: 9000 features, more than 8192; name them to take "
+        "them",
+        "stages stage1:grid2,stage2:grid2,top are not tried: 13000 features, more than 8192; name "
+        "them to take them",
+    ]
+    assert fitting.stage_sets(widths, "max") == sets[:3]
+    assert fitting.all_parts(sets[:4]) == ("top", "stage2", "stage1", "stage2:max")
+
+
+def test_sets_that_are_wide_together_are_scored_apart(several, monkeypatch):
+    """And each as if it were alone."""
+    records, x = several
+    parts = {"a": 4, "b": 3, "c": 2}
+    names = [("a",), ("a", "b"), ("c",), ("b", "c")]
+    candidates = [Candidate(stages, share) for stages in names for share in (None, 0.4)]
+    whole = fitting.score(x.__getitem__, records, parts, candidates)
+    monkeypatch.setattr(fitting, "WIDEST", 7)
+    apart = fitting.score(x.__getitem__, records, parts, candidates)
+    assert [one.candidate for one in apart] == candidates
+    for one, other in zip(whole, apart, strict=True):
+        np.testing.assert_allclose(one.values, other.values, atol=1e-6)
+    monkeypatch.setattr(fitting, "WIDEST", 1)  # one that is wider stands alone
+    for one in fitting.score(x.__getitem__, records, parts, candidates):
+        same = next(w for w in whole if w.candidate == one.candidate)
+        np.testing.assert_allclose(one.values, same.values, atol=1e-6)
 
 
 def test_fewer_images_than_features_are_scored_in_their_span(several):
