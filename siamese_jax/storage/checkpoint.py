@@ -49,6 +49,7 @@ class Checkpoints:
       folder: created if needed.
       frozen: names of leaves (as `flatten` gives them) that training never changes.
       max_to_keep: newest checkpoints to keep.
+      keep_first: whether that of step 0 stays as well.
       best_metric: a name among the metrics given to `save`; the checkpoint with its largest value
         (see `best_first`) is kept as well.
       start: the step that the run goes on from. Later checkpoints are removed: they could not be
@@ -61,6 +62,7 @@ class Checkpoints:
         *,
         frozen: frozenset[str] = frozenset(),
         max_to_keep: int = 2,
+        keep_first: bool = False,
         best_metric: str | None = None,
         start: int | None = None,
     ):
@@ -75,7 +77,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(max_to_keep, best_metric),
+                preservation_policy=_NewestAndBest(max_to_keep, best_metric, keep_first),
                 # Without one, Orbax does not write the metrics; the policy above is what decides.
                 best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
                 cleanup_tmp_directories=True,
@@ -148,10 +150,15 @@ class _NewestAndBest(NamedTuple):
 
     newest: int
     metric: str | None
+    first: bool
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         saved = {info.step: (info.metrics or {}).get(self.metric) for info in checkpoints}
-        kept = {*sorted(saved)[-self.newest :], *best_first(saved)[:1]}
+        kept = {
+            *sorted(saved)[-self.newest :],
+            *best_first(saved)[:1],
+            *([0] if self.first else []),
+        }
         return [step in kept for step in saved]
 
 

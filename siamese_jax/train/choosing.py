@@ -181,28 +181,35 @@ def evaluate_bare(run: Run, model: Model, splits: Sequence[str]) -> dict[str, Ev
     return found
 
 
-def keep_before(run: Run, model: Model) -> None:
-    """Measures the trunk before it moves, and keeps that with the run."""
-    for split, (_, _, values) in evaluate_bare(run, model, evaluated(run.inputs.records)).items():
-        with written(_kept(run, split), "wb") as file:
+def keep(run: Run, name: str, found: Mapping[str, Evaluated]) -> None:
+    """Keeps with a run what was measured before its trunk moved."""
+    for split, (_, _, values) in found.items():
+        with written(_kept(run, name, split), "wb") as file:
             columns: dict[str, Any] = dict(values.values)
             np.savez(file, relevant=values.relevant, **columns)
 
 
 def before(run: Run, model: Model, splits: Sequence[str]) -> dict[str, Evaluated]:
     """Each split by the bare trunk, as it is, or as it was where it has moved since."""
-    if not all(_kept(run, split).exists() for split in splits):
-        return evaluate_bare(run, model, splits)
+    return kept(run, "before", splits) or evaluate_bare(run, model, splits)
+
+
+def kept(run: Run, name: str, splits: Sequence[str]) -> dict[str, Evaluated] | None:
+    """What `keep` has kept, without vectors; None where it has not of every split."""
+    if not all(_kept(run, name, split).exists() for split in splits):
+        return None
     found = {}
     for split in splits:
-        columns = read_arrays(_kept(run, split), "measure of a run's start", ("relevant",))
+        what = "measure of a run's start"
+        columns = read_arrays(_kept(run, name, split), what, ("relevant",))
         values = PerQuery(columns, columns.pop("relevant"))
-        found[split] = Evaluated(np.zeros((0, 0), np.float32), run.inputs.records, values)
+        records = run.inputs.records.where(split)
+        found[split] = Evaluated(np.zeros((0, 0), np.float32), records, values)
     return found
 
 
-def _kept(run: Run, split: str) -> Path:
-    return run.folder / "report" / f"before_{split}.npz"
+def _kept(run: Run, name: str, split: str) -> Path:
+    return run.folder / "report" / f"{name}_{split}.npz"
 
 
 # The steps ----------------------------------------------------------------------------------
@@ -274,7 +281,7 @@ def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:
 
 def curve_of(run: Run, model: Model) -> Curve:
     """Of a run that has taken its steps."""
-    bare = evaluate_bare(run, model, ["validation"])["validation"]
+    bare = before(run, model, ["validation"])["validation"]
     asked = bare.records.label[bare.records.is_query]
     return Curve(kept_queries(run), chooser(run.config, bare), fitting.one_class(asked))
 

@@ -4,6 +4,7 @@ import logging
 import time
 import warnings as python_warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from siamese_jax.train.from_config import (
     make_inputs,
     make_sampler,
 )
-from siamese_jax.train.frozen import at_boundary, is_cached, is_frozen
+from siamese_jax.train.frozen import at_boundary, is_cached, is_frozen, moving_leaves
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.loop import (
     Run,
@@ -130,17 +131,21 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     # From here on the folder is this run's.
     set_aside(before)
     run_folder.write_start(workdir, config.to_dict(), facts)
+    fits = is_fitted(config) and not parent
     if not (found or is_frozen(config, trunk)):
-        choosing.keep_before(run, model)
+        keep_start(run, model, state if fits else None)
     run_folder.write_trained_on(workdir, [key_of[i] for i in trained_ids(inputs.records)])
     with naming(workdir, "checkpoints that were saved are kept"):
         state = run_steps(run, state, step, sampler, moving)
     chosen = choose_result(run, model, trunk, state)
-    shown = is_fitted(config) and is_frozen(config, trunk) and not parent
-    fitted = started(state, trunk, head) if shown else None
+    fitted = started(state, trunk, head) if fits and is_frozen(config, trunk) else None
     marked = np.zeros(int(records.id.max()) + 1, np.uint64)
     marked[records.id] = marks(records, keys)
-    results = finish(run, chosen, measure(run, model, chosen, fitted), marked)
+    shown = run
+    if chosen.bare and not is_frozen(config, trunk):
+        first = with_trunk_of(chosen.state, trunk)
+        shown = run._replace(inputs=make_inputs(config, model, first, records, keys))
+    results = finish(run, chosen, measure(shown, model, chosen, fitted), marked)
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_checked(workdir / "results.json", results)
     return results
@@ -297,7 +302,7 @@ def load_trunk(config: ConfigDict, facts: Mapping[str, Any], found: Any) -> Trun
 
 def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
     """The stages whose BatchNorm uses batch statistics: those with nothing frozen, if asked."""
-    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    moving = moving_leaves(config, trunk)
     whole = [stage for stage, leaves in moving.items() if all(jax.tree.leaves(leaves))]
     return tuple(whole) if config.trunk.batch_norm == "train" else ()
 
@@ -339,7 +344,7 @@ def drop_rates(config: ConfigDict, trunk: TrunkWeights) -> Rates:
             f"trunk.drop_path={config.trunk.drop_path:g}: {trunk.trunk} has no blocks that add to "
             "their input, so none can be passed by; set it to 0"
         )
-    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    moving = moving_leaves(config, trunk)
     stages = [stage for stage, leaves in moving.items() if any(jax.tree.leaves(leaves))]
     return stochastic_depth.drop_rates(blocks, config.trunk.drop_path, stages)
 
@@ -446,11 +451,18 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     steps = run.facts["choices"].get("steps")
     if steps is not None:
         return Chosen(state, steps < 0, "validation, in a rehearsal")
-    # Runs that version 0.1.0 began know nothing of choices; a trunk that moves is gone.
-    if not (best and run.facts["choices"] and is_frozen(run.config, trunk)):
+    # Runs that version 0.1.0 began know nothing of choices, others not how the trunk was.
+    frozen = is_frozen(run.config, trunk)
+    first = 0 in checkpoint.steps(run.folder / "checkpoints")
+    there = frozen or (first and choosing.kept(run, "before", ["validation"]) is not None)
+    if not (best and run.facts["choices"] and there):
         return Chosen(state, False, "validation" if best else "last step")
-    chosen = choosing.choose(run, [choosing.curve_of(run, model)])
-    return Chosen(state, chosen < 0, "validation")
+    bare = choosing.choose(run, [choosing.curve_of(run, model)]) < 0
+    if bare and not frozen:
+        found = checkpoint.load_newest(run.folder / "checkpoints", 0)
+        assert found is not None
+        state = averaged(tree.unflatten(found[1], state))
+    return Chosen(state, bare, "validation")
 
 
 def measured_again(config: ConfigDict, folder: Path, split: str) -> dict[str, Evaluated]:
@@ -487,13 +499,31 @@ def started(state: TrainState, trunk: TrunkWeights, head: dict[str, Any]) -> Any
     return SimpleNamespace(params=params, batch_stats=stats)
 
 
+def with_trunk_of(state: TrainState, trunk: TrunkWeights) -> TrunkWeights:
+    """The trunk with a state's weights."""
+    kinds = {"params": state.params, "batch_stats": state.batch_stats}
+    return replace(trunk, variables={kind: of["trunk"] for kind, of in kinds.items()})
+
+
+def keep_start(run: Run, model: Model, fitted: Any) -> None:
+    """Measures the trunk before it moves, and the head that was fitted to it, and keeps that."""
+    splits = evaluated(run.inputs.records)
+    choosing.keep(run, "before", choosing.evaluate_bare(run, model, splits))
+    if fitted is not None:
+        choosing.keep(run, "fitted", evaluate_state(run, fitted, splits))
+
+
 def measure(run: Run, model: Model, chosen: Chosen, fitted: Any) -> dict[str, dict[str, Evaluated]]:
     """Every split before, fitted (where it began so) and after: the one look at the test data."""
     splits = evaluated(run.inputs.records)
     found = {"before": choosing.before(run, model, splits)}
-    if fitted is not None:
-        found["fitted"] = evaluate_state(run, fitted, splits)
-    found["after"] = found["before"] if chosen.bare else evaluate_state(run, chosen.state, splits)
+    start = choosing.kept(run, "fitted", splits)
+    if start or fitted is not None:
+        found["fitted"] = start or evaluate_state(run, fitted, splits)
+    if chosen.bare:
+        found["after"] = choosing.evaluate_bare(run, model, splits)
+    else:
+        found["after"] = evaluate_state(run, chosen.state, splits)
     return {split: {name: each[split] for name, each in found.items()} for split in splits}
 
 

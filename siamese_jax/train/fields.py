@@ -139,7 +139,9 @@ FIELDS: dict[str, Option] = {
     ),
     "trunk.dtype": Option(choice("float32", "bfloat16"), "what the trunk computes in"),
     "trunk.freeze": Option(
-        several(text()), 'patterns of the trunk\'s parameters that stay, such as "stage[123]"'
+        several(text()),
+        'patterns of the trunk\'s parameters that stay, such as "stage[123]"; "early": all but the '
+        "last stages, which have at most a third of the blocks",
     ),
     "trunk.batch_norm": Option(
         choice("frozen", "train"), "train: batch statistics in stages that are not frozen"

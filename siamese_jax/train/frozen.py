@@ -31,10 +31,42 @@ from siamese_jax.weights.load import TrunkWeights
 log = logging.getLogger(__name__)
 
 
+EARLY = "early"  # of trunk.freeze: all but the last stages
+MOVING = 1 / 3  # of a trunk's blocks, at most, where it is
+
+
+def freeze_patterns(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
+    """The patterns of `trunk.freeze`, with one in place of "early"."""
+    return tuple(
+        f"(?!({'|'.join(late_stages(trunk.trunk))})/)" if pattern == EARLY else pattern
+        for pattern in config.trunk.freeze
+    )
+
+
+def late_stages(name: str) -> list[str]:
+    """The last stages of a trunk that have at most a third of its blocks, or one; and what follows.
+
+    >>> late_stages("resnet50"), late_stages("efficientnet_lite0")
+    (['stage4'], ['stage6', 'stage7', 'top'])
+    """
+    row = TRUNKS[name]
+    blocks = row.blocks or {s: 1 for s in row.stages if s.startswith("stage")}
+    late, most = list[str](), MOVING * sum(blocks.values())
+    for stage in reversed(row.channels):
+        if late and sum(blocks.get(one, 0) for one in (stage, *late)) > max(most, 1):
+            break
+        late.insert(0, stage)
+    return late
+
+
+def moving_leaves(config: ConfigDict, trunk: TrunkWeights) -> Any:
+    """A tree of bools: which parameters of the trunk move."""
+    return optim.trainable(trunk.variables["params"], freeze_patterns(config, trunk))
+
+
 def is_frozen(config: ConfigDict, trunk: TrunkWeights) -> bool:
     """Whether no parameter of the trunk moves."""
-    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
-    return not any(jax.tree.leaves(moving))
+    return not any(jax.tree.leaves(moving_leaves(config, trunk)))
 
 
 def is_cached(config: ConfigDict, trunk: TrunkWeights) -> bool:
@@ -70,7 +102,7 @@ def at_boundary(config: ConfigDict, model: Model, trunk: TrunkWeights, records: 
     limit = config.cache.limit
     if not config.cache.enabled or is_frozen(config, trunk) or limit is None:
         return model  # runs of earlier versions have no limit: they go on as they began
-    moving = optim.trainable(trunk.variables["params"], config.trunk.freeze)
+    moving = moving_leaves(config, trunk)
     after = last_frozen(moving, {stage for stage, _ in model.parts}, TRUNKS[model.name].stages)
     if not after:
         return model

@@ -183,6 +183,8 @@ def open_checkpoints(run: Run, state: TrainState, moving: Any) -> checkpoint.Che
         run.folder / "checkpoints",
         frozen=frozen_names(state, moving),
         max_to_keep=run.config.train.max_to_keep,
+        # A trunk that moves may be chosen as it was.
+        keep_first=chosen and any(jax.tree.leaves(moving["trunk"])),
         best_metric=validation_metric(run.config) if chosen else None,
         start=int(state.step),
     )

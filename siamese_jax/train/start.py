@@ -23,6 +23,7 @@ from siamese_jax.train.from_config import (
     make_miner,
     make_optimizer,
 )
+from siamese_jax.train.frozen import freeze_patterns
 from siamese_jax.train.inputs import Inputs, train_labels
 from siamese_jax.train.loop import Run, Step
 from siamese_jax.train.step import TrainState, init_state, make_train_step, with_average
@@ -61,7 +62,7 @@ def start(
     width = embedding_width(config, run.inputs, run.facts.get("choices", {}))
     params, batch_stats = initial_parameters(config, trunk, run.inputs, loss, head, width)
     params, batch_stats = inherit(parent, params, batch_stats, run.facts)
-    freeze = [f"trunk/{pattern}" for pattern in config.trunk.freeze]
+    freeze = [f"trunk/{pattern}" for pattern in freeze_patterns(config, trunk)]
     tx = make_optimizer(config, params, freeze, model)
     memory = make_memory(config, run.inputs, width)
     state = init_state(params, batch_stats, tx, jax.random.key(config.seed), memory)

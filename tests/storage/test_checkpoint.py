@@ -126,6 +126,15 @@ def test_frozen_leaves_are_those_of_the_checkpoint_s_own_start(tmp_path, caplog)
     assert is_sound(tmp_path, 1)
 
 
+@pytest.mark.parametrize("keep_first", [False, True])
+def test_the_start_is_kept_where_it_is_asked_for(tmp_path, keep_first):
+    checkpoints = Checkpoints(tmp_path, best_metric="m", max_to_keep=1, keep_first=keep_first)
+    for step, value in enumerate((0.1, 0.9, 0.5, 0.6)):
+        checkpoints.save(step, state(step), {"m": value}, (7, 8))
+    checkpoints.close()
+    assert steps(tmp_path) == [3, 1, *([0] if keep_first else [])]
+
+
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [

@@ -1,0 +1,29 @@
+"""Fine-tuning that never ends below its start: the last stages of a trunk move, from a fitted head.
+
+    python main.py --config=configs/finetune.py --config.data.source=folder --config.data.root=DIR
+
+Any trunk (`--config.trunk.name=vit_small_patch16_224`): the last stages, with at most a third of
+its blocks, move (`trunk.freeze=early`), and what those before them give is computed once and kept.
+The head starts as LDA, the trunk moves at a third of its rate, gradients are clipped, BatchNorm
+keeps its statistics, and what is measured and saved is an average of the weights. A fifth of the
+training classes is held out: the bare trunk and the fitted head are candidates beside every
+checkpoint, so steps that ruin the embedding are not taken, and the run stops when none gets better.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.base()
+    config.trunk.offline_fallback = "efficientnet_lite0"  # see resnet_triplet.py
+    config.trunk.image_size = 160
+    config.trunk.freeze = ("early",)
+    config.head = common.linear_head(512)
+    config.cache.views = 2
+    config.data.validation_fraction = 0.2
+    config.loss = {"name": "proxy_anchor", "margin": 0.1, "alpha": 32.0}
+    config.sampler = {"name": "classes", "batch_size": 64, "per_class": 2}
+    config.optim.update(learning_rate=3e-4, trunk_lr_scale=0.3, loss_lr_scale=100.0)
+    config.optim.update(warmup_steps=40, clip_norm=1.0, ema=0.98)
+    config.train.update(steps=400, eval_every=50, checkpoint_every=50)
+    return config
