@@ -87,7 +87,8 @@ def build_model(
     Args:
       weights: of `siamese_jax.weights.load`, then `with_stage`.
       stage: the trunk's output to pool, or several: "stage4,stage6,top", and with a pooling of its
-        own: "stage6,stage6:max,top"; its last by default. "proj" is CLIP's embedding.
+        own: "stage6,stage6:max,top"; by default its last, or the one that the weights are made for.
+        "proj" is CLIP's embedding, "mean" the norm of the patches' mean.
       pool: "average", "max", "rmac", "gem3", "grid2", "grid3" or "gem", or one for each stage:
         "average,max". The power of "gem" is the head's, to be trained, and is for one stage. "cls"
         takes the class token of a Vision Transformer's block, behind the last norm.
@@ -104,7 +105,7 @@ def build_model(
     trunk = TRUNKS[weights.trunk]
     values.check("stage", stage, values.optional(values.text()))
     values.check("pool", pool, values.text())
-    stage, pool = stripped(stage or trunk.stages[-1]), stripped(pool)
+    stage, pool = stripped(stage or weights.feature), stripped(pool)
     parts = pooled_parts(stage, pool)
     for name in (*(output for output, _ in parts), *train_stages):
         if name not in trunk.channels:

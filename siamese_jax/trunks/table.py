@@ -109,6 +109,10 @@ def normalise(images: ArrayLike, preprocessing: Preprocessing, dtype: Any = jnp.
     return ((x - mean) / std).astype(dtype)
 
 
+# Of a Vision Transformer with a class token: the norm of the patches' mean, not of each.
+MEAN = "mean"
+
+
 @dataclass(frozen=True)
 class Trunk:
     """One row of the table.
@@ -145,8 +149,9 @@ class Trunk:
 
     @property
     def channels(self) -> dict[str, int]:
-        """Of each stage, and of the one that only some weights have."""
-        return {**self.widths, **({"proj": self.projection} if self.projection else {})}
+        """Of each stage, of the mean before the norm, and of what only some weights have."""
+        mean = {MEAN: self.width} if "cls" in self.widths else {}
+        return {**self.widths, **mean, **({"proj": self.projection} if self.projection else {})}
 
 
 def carried(outputs: Mapping[str, Array], stage: str) -> Array:

@@ -59,7 +59,8 @@ class TrunkWeights:
     where the file has one that is linear on the pooled features: {"kernel" [c, classes], "bias"};
     CLIP's projection is one with biases of 0.
     `fallback_for` names the trunk and the reason if this one was loaded in its place. `notes` say
-    what was taken where a file left it open.
+    what was taken where a file left it open. `stage` is the one that the weights are made for,
+    where it is not the trunk's last.
     """
 
     trunk: str
@@ -73,11 +74,18 @@ class TrunkWeights:
     classifier: dict[str, Any] | None = None
     fallback_for: str | None = None
     notes: tuple[str, ...] = ()
+    stage: str = ""
+
+    @property
+    def feature(self) -> str:
+        """The stage that is pooled where none is asked for."""
+        return self.stage or find(self.trunk).stages[-1]
 
     def describe(self) -> dict[str, Any]:
         """All but the arrays, as JSON can hold it."""
         fields = ("trunk", "form", "image_size", "source", "sha256", "licence", "fallback_for")
         more = {"preprocessing": asdict(self.preprocessing), "notes": list(self.notes)}
+        more |= {"stage": self.stage} if self.stage else {}
         return {name: getattr(self, name) for name in fields} | more
 
 
@@ -296,6 +304,7 @@ def _from_file(
         meta.get("licence") or told.licence or UNKNOWN_LICENCE,
         ported.classifier,
         notes=(*meta.get("notes", ()), *new),
+        stage=meta.get("stage", "") or ported.stage,
     )
 
 
@@ -307,7 +316,7 @@ def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) ->
         why = "as asked"
     elif told.name:
         why = f"{told.name} by {told.where}"
-    elif ported.naming == "timm":
+    elif ported.naming == "timm" and "keras" in find(trunk).forms:
         why, alike = "as nothing tells", (f"tf_{trunk} (--form=keras)", *alike)
     if ported.naming not in ("timm", "torch", "openai", "transformers"):
         alike = ()
@@ -357,7 +366,8 @@ def _description(leaves: Leaves, path: Path) -> dict[str, Any]:
         mean, std = (tuple(float(v) for v in scaling[key]) for key in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
             raise ValueError
-        if not isinstance(meta.get("notes", []), list):
+        stages = ("", *find(trunk).channels)
+        if not isinstance(meta.get("notes", []), list) or meta.get("stage", "") not in stages:
             raise ValueError
         return meta | {"preprocessing": Preprocessing(mean, std, bool(scaling["bgr"]))}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -437,5 +447,6 @@ def stored_weights(run: Mapping[str, Any], leaves: Mapping[str, Any]) -> TrunkWe
         **facts,
         preprocessing=as_preprocessing(scaling),
         notes=tuple(run["trunk"].get("notes", ())),
+        stage=run["trunk"].get("stage", ""),
         variables={kind: tree.nest(leaves, f"{kind}/trunk/") for kind in ("params", "batch_stats")},
     )

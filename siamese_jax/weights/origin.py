@@ -9,7 +9,7 @@ Pixels and their number are as a config beside says, else as the tag in such a n
 """
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Origin(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Container[str]) -> Origin:
+def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Collection[str]) -> Origin:
     """What tells of the file's network; UserError if that is one which only looks like `trunk`."""
     configs = beside.read(path.parent)
     if _OPENAI_LEAF in leaves:
@@ -89,7 +89,7 @@ def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Container[str])
         f"its feature is the mean of the patches by {facts.where} (global_pool=avg), which is "
         "--stage=top here: by default it is the class token"
         for facts in configs
-        if facts.mean and token
+        if facts.mean and token and not any(name.endswith("fc_norm.weight") for name in leaves)
     ]
     licence = next((facts.licence for facts in configs if facts.licence), told.licence)
     return told._replace(image_size=size, licence=licence, notes=tuple(notes))

@@ -26,7 +26,7 @@ from siamese_jax.weights.namings import (
     vit_plan,
     walk,
 )
-from siamese_jax.weights.vit_files import as_timm
+from siamese_jax.weights.vit_files import as_timm, mean_first
 
 __all__ = ["Ported", "candidates", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
 
@@ -37,13 +37,15 @@ DISTILLED = "a checkpoint of self-distillation"
 class Ported(NamedTuple):
     """`naming` is the library whose names fitted; `classifier` is its last layer, if it is linear
     on the pooled features: {"kernel": [c, classes], "bias": [classes]}. `notes` are lines on what
-    was chosen and what was left."""
+    was chosen and what was left. `stage` is the one that the weights are made for, where it is not
+    the trunk's last."""
 
     variables: Variables
     form: str
     naming: str
     classifier: dict[str, np.ndarray] | None
     notes: tuple[str, ...] = ()
+    stage: str = ""
 
 
 # Our variables.
@@ -95,7 +97,7 @@ def port(
 def candidates(leaves: Leaves, where: str) -> list[str]:
     """The trunks that a file has all leaves of, by whatever library's names, the largest first."""
     found = distilled.backbones(leaves)
-    leaves = found[0].leaves if found else leaves
+    leaves, _ = mean_first(found[0].leaves if found else leaves)
     made = as_timm(leaves, where, biased=True)
     return fitting.complete(made.leaves if made else leaves)
 
@@ -121,7 +123,10 @@ def _port_distilled(
 def _port_plain(
     leaves: Leaves, trunk: str, where: str, form: str | None, ignored: set[str]
 ) -> Ported:
-    plan = vit_plan(trunk)
+    plan, stage = vit_plan(trunk), ""
+    if plan and plan.class_token:
+        leaves, mean = mean_first(leaves)
+        stage = table.MEAN if mean else ""
     made = as_timm(leaves, where, bool(plan.biased)) if plan else None
     notes = [f"left out: {fitting.first(made.left)}"] if made and made.left else []
     if made:
@@ -135,7 +140,9 @@ def _port_plain(
     _check_shapes(flat, trunk, fit.form, where)
     classifier = _classifier(leaves, fit, trunk)
     naming = made.naming if made else fit.naming
-    return Ported(unflatten(flat), fit.form, naming, classifier, (*chosen, *notes))
+    if stage:
+        notes.append(f"its feature is the norm of the patches' mean (fc_norm): --stage={stage}")
+    return Ported(unflatten(flat), fit.form, naming, classifier, (*chosen, *notes), stage)
 
 
 def _matching(leaves: Leaves, pattern: str, where: str) -> list[str]:

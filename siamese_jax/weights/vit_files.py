@@ -183,6 +183,26 @@ def _gains(leaves: Leaves) -> Leaves:
     return _renamed(leaves, ((r"\.gamma_([12])$", r".ls\1.gamma"),))
 
 
+_FC_NORM = re.compile(r"(^|.*[./])fc_norm\.(weight|bias)$")
+
+
+def mean_first(leaves: Leaves) -> tuple[Leaves, bool]:
+    """Leaves with timm's `fc_norm` as the last norm, and whether there was one.
+
+    A fine-tune on the patches' mean (timm's global_pool="avg", MAE's code) has it behind that mean,
+    and no other last norm.
+    """
+    theirs = [found[1] for name in leaves if (found := _FC_NORM.match(name))]
+    alone = {before for before in theirs if f"{before}norm.weight" not in leaves}
+    found = {
+        f"{match[1]}norm.{match[2]}"
+        if (match := _FC_NORM.match(name)) and match[1] in alone
+        else name: leaf
+        for name, leaf in leaves.items()
+    }
+    return found, bool(alone)
+
+
 class Library(NamedTuple):
     """A library's tower in a file: its prefix, leaves that it has alone, and the way to timm's.
 

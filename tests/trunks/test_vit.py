@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 from functools import partial
 
 import jax
@@ -207,10 +208,11 @@ def oracle(state, x, plan, rule="torch"):
         outputs |= {f"block{i + 1}": patches(x), f"block{i + 1}:tokens": x}
         if plan.class_token:
             outputs[f"block{i + 1}:cls"] = norm(s, "norm", x, plan.epsilon)[:, :1, None]
+    mean = norm(s, "norm", patches(x).mean((1, 2)), plan.epsilon)[:, None, None]
     x = norm(s, "norm", x, plan.epsilon)
     outputs |= {"top": patches(x), "top:tokens": x}
     if plan.class_token:
-        return outputs | {"cls": x[:, :1, None]}
+        return outputs | {"cls": x[:, :1, None], "mean": mean}
     if plan.flat:
         x = x.reshape(n, -1)
         for i in (0, 2):
@@ -252,7 +254,8 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
         outputs = jax.jit(module.apply)(found.variables, jnp.asarray(x, jnp.float32))
         expected = oracle(state, x, plan, rule)
         assert outputs.keys() == expected.keys()
-        assert plan.widths.keys() == {stage for stage in expected if ":" not in stage}
+        stages = {stage for stage in expected if ":" not in stage}
+        assert TRUNKS[f"small_{name}"].channels.keys() == stages
         for stage, output in outputs.items():
             scale = np.abs(expected[stage]).max()
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
@@ -262,6 +265,29 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
             assert rest.keys() == {stage for stage in outputs if not stage.startswith("stem")}
             for stage, output in rest.items():
                 np.testing.assert_allclose(output, outputs[stage], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "registers"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_fine_tune_on_the_patches_mean(name, prefix, small, tmp_path, rng, caplog):
+    """timm's `fc_norm` stands behind the mean, in place of the last norm; an export keeps that."""
+    plan, images = PLANS[name], rng.integers(0, 256, (2, 20, 20, 3), np.uint8)
+    state = fill(entries(plan))
+    x = (images - 127.5) / 127.5
+    outputs = oracle(state, x, plan)
+    theirs = {prefix + re.sub(r"^norm\.", "fc_norm.", n): leaf for n, leaf in state.items()}
+    save_file(theirs, tmp_path / "a.safetensors")
+    found = weights.load(f"small_{name}", tmp_path / "a.safetensors")
+    weights.save(tmp_path / "a.npz", found)
+    assert "the norm of the patches' mean (fc_norm): --stage=mean" in caplog.text
+    assert "keras" not in caplog.text  # a form that no Vision Transformer has
+    np.testing.assert_array_equal(found.classifier["kernel"], state["head.weight"].T)
+    for file in ("a.safetensors", "a.npz"):
+        encoder = sj.load_encoder(f"small_{name}", tmp_path / file)
+        assert encoder.model.stage == "mean"
+        np.testing.assert_allclose(encoder(images), outputs["mean"][:, 0, 0], rtol=0, atol=1e-4)
+        asked = sj.load_encoder(f"small_{name}", tmp_path / file, stage="cls")(images)
+        np.testing.assert_allclose(asked, outputs["cls"][:, 0, 0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

@@ -230,3 +230,5 @@ def test_a_file_whose_feature_is_the_mean_of_patches_says_so(pool, said, tmp_pat
     config = {"architecture": "vit_tiny_patch16_224", "global_pool": pool}
     notes = find(tmp_path, "vit_tiny_patch16_224", config=config).notes
     assert any("--stage=top" in note for note in notes) == said
+    again = find(tmp_path, "vit_tiny_patch16_224", leaves=["fc_norm.weight"], config=config)
+    assert not any("--stage=top" in note for note in again.notes)  # the norm stands behind the mean
