@@ -78,12 +78,18 @@ def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Collection[str]
     scaled = [facts for facts in configs if facts.preprocessing]
     if scaled:
         told = told._replace(preprocessing=scaled[0].preprocessing, scaled_by=scaled[0].where)
-    sized = [facts for facts in configs if facts.image_size]
+    # What transformers cuts images to comes before the size that positions are made for.
+    sized = sorted((f for f in configs if f.image_size), key=lambda f: not f.crops)
     size, where = (sized[0].image_size, sized[0].where) if sized else (told.image_size, told.where)
     if size and plan:
         size = max(size // plan.patch, 1) * plan.patch  # as a convolution leaves the rest out
     if size and size != TRUNKS[trunk].image_size:
         notes.append(f"images of {size} pixels by {where}")
+    if sized and sized[0].crop and not any(facts.crops for facts in configs):
+        notes.append(
+            f"transformers' own preprocessor cuts images to {sized[0].crop} pixels: "
+            f"preprocessor_config.json is not beside it; image_size={sized[0].crop} is as there"
+        )
     token = TRUNKS[trunk].stages[-1] == "cls"
     notes += [
         f"its feature is the mean of the patches by {facts.where} (global_pool=avg), which is "
