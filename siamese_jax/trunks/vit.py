@@ -248,10 +248,10 @@ class ViT(nn.Module):
     token, "cls", its attention pooling, "attention", or Unicom's "feature" is a map of one place:
     [n,1,1,c]. "block8:cls" is the class token of a block behind the last norm, as DINO's own linear
     evaluation takes those of the last four. "mean" is the norm of the mean of the last block's
-    patches, where "top" is the norm of each: timm's `fc_norm`. "block8:tokens" are all
-    of its tokens [n,t,c], which x is where the trunk goes on `after` it (of a square image).
-    Nothing but "feature" depends on the batch. "proj" is CLIP's embedding, cls W, where the parameters hold W as "proj": of weights
-    asked for it, see `weights.load.with_stage`.
+    patches, where "top" is the norm of each: timm's `fc_norm`. "block8:tokens" are all of its
+    tokens [n,t,c], which x is where the trunk goes on `after` it (of a square image). Nothing but
+    "feature" depends on the batch. "proj" is CLIP's embedding, cls W, where the parameters hold W
+    as "proj": of weights asked for it, see `weights.load.with_stage`.
 
     Raises:
       UserError: sides that are no multiples of the patch, or not those of a "feature".

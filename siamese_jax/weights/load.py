@@ -9,6 +9,7 @@ weights.load("resnet50", "random", key=jax.random.key(0))
 
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -37,7 +38,7 @@ from siamese_jax.weights import formats, origin
 from siamese_jax.weights.download import Unavailable, obtain, obtain_described
 from siamese_jax.weights.fit import first
 from siamese_jax.weights.formats import META, Leaves
-from siamese_jax.weights.namings import shapes
+from siamese_jax.weights.namings import shapes, vit_plan
 from siamese_jax.weights.port import DISTILLED, Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
@@ -288,6 +289,8 @@ def _from_file(
     ported = port(leaves, trunk, where=str(path), form=asked or told.form, ignore=ignore)
     usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
     new = [*ported.notes, *([f"left out: {first(left)}"] if left else []), *told.notes]
+    size, resized = _native_size(trunk, ported, meta.get("image_size") or told.image_size)
+    new += [resized] if resized and not meta else []
     if not meta:
         scaled = _scaled_as(scaling, usual, told, ported, find(trunk).forms)
         new = [_taken(trunk, ported, told, form), scaled, *new]
@@ -298,7 +301,7 @@ def _from_file(
         ported.form,
         _on_device(ported.variables),
         scaling or usual,
-        meta.get("image_size") or told.image_size or find(trunk).image_size,
+        size,
         str(path),
         formats.digest(path),
         meta.get("licence") or told.licence or UNKNOWN_LICENCE,
@@ -306,6 +309,27 @@ def _from_file(
         notes=(*meta.get("notes", ()), *new),
         stage=meta.get("stage", "") or ported.stage,
     )
+
+
+def _native_size(trunk: str, ported: Ported, told: int | None) -> tuple[int, str]:
+    """The side of images: as a config or a name has told, or as the file's own grid of positions.
+
+    With a line where that grid is not the trunk's, or is resized for that many pixels.
+    """
+    plan, usual = vit_plan(trunk), find(trunk).image_size
+    table = ported.variables["params"].get("stem", {}).get("positions")
+    if plan is None or table is None:
+        return told or usual, ""
+    side = math.isqrt(len(table) - int(plan.class_token and plan.class_position))
+    own = usual if side == plan.grid else side * plan.patch
+    size, asked = told or own, (told or own) // plan.patch
+    grid = f"its position embeddings are of {side} x {side} patches"
+    if asked != side:
+        return (
+            size,
+            f"{grid}, resized to {asked} x {asked}: image_size={own} takes them as they are",
+        )
+    return size, f"{grid}: images of {own} pixels" if own != usual and not told else ""
 
 
 def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) -> str:

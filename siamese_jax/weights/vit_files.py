@@ -192,15 +192,12 @@ def mean_first(leaves: Leaves) -> tuple[Leaves, bool]:
     A fine-tune on the patches' mean (timm's global_pool="avg", MAE's code) has it behind that mean,
     and no other last norm.
     """
-    theirs = [found[1] for name in leaves if (found := _FC_NORM.match(name))]
-    alone = {before for before in theirs if f"{before}norm.weight" not in leaves}
-    found = {
-        f"{match[1]}norm.{match[2]}"
-        if (match := _FC_NORM.match(name)) and match[1] in alone
-        else name: leaf
-        for name, leaf in leaves.items()
-    }
-    return found, bool(alone)
+    named = {}
+    for name in leaves:
+        found = _FC_NORM.match(name)
+        if found and f"{found[1]}norm.weight" not in leaves:
+            named[name] = f"{found[1]}norm.{found[2]}"
+    return {named.get(name, name): leaf for name, leaf in leaves.items()}, bool(named)
 
 
 class Library(NamedTuple):

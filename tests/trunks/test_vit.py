@@ -3,6 +3,7 @@
 `benchmarks/timm_trunks.py` compares the same with timm itself.
 """
 
+import json
 import math
 import re
 from functools import partial
@@ -309,21 +310,36 @@ def test_positions_are_resized_by_the_rule_of_their_source(rule, old, new, rng):
     assert positions.resize(same, (old, old), rule) is same
 
 
-def test_weights_of_another_grid_keep_it(small, tmp_path, rng):
+def test_weights_of_another_grid_keep_it(small, tmp_path, rng, caplog):
     """Fine-tuned at another size: resized from there, and exported and loaded as they are."""
     state = fill(entries(PLAN, grid=7))
     save_file(state, tmp_path / "a.safetensors")
     found = weights.load("small_plain", tmp_path / "a.safetensors")
+    assert found.image_size == 28  # 7 patches of 4, where the trunk has 5
+    assert "are of 7 x 7 patches: images of 28 pixels" in caplog.text
     weights.save(tmp_path / "a.npz", found)
     again = weights.load("small_plain", tmp_path / "a.npz")
     x = rng.normal(size=(1, 20, 20, 3))
     module = TRUNKS["small_plain"].build()
+    assert again.image_size == 28
     output = module.apply(again.variables, jnp.asarray(x, jnp.float32))["cls"]
     np.testing.assert_allclose(output, oracle(state, x, PLAN)["cls"], rtol=0, atol=1e-4)
     state["pos_embed"] = state["pos_embed"][:, :-1]
     save_file(state, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="stem/positions has the shape"):
         weights.load("small_plain", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(("pixels", "line"), [(28, None), (16, "resized to 4 x 4: image_size=28")])
+def test_a_config_comes_before_the_grid_of_the_file(pixels, line, small, tmp_path, caplog):
+    """What it says is the size of images; where that resizes the positions, one line says so."""
+    scaled = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": pixels}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(scaled))
+    save_file(fill(entries(PLAN, grid=7)), tmp_path / "a.safetensors")
+    assert sj.load_encoder("small_plain", tmp_path / "a.safetensors").image_size == pixels
+    (said,) = [r.getMessage() for r in caplog.records if "a.safetensors" in r.getMessage()]
+    assert ("resized" in said) == (line is not None)
+    assert (line or "") in said
 
 
 @pytest.mark.parametrize(
