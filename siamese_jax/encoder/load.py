@@ -108,13 +108,10 @@ def check_name(name: str | os.PathLike[str]) -> None:
     """UserError for what is neither a folder nor a trunk's name."""
     if Path(name).is_dir():
         return
-    if advice(os.fspath(name), TRUNKS) is None:
-        for what, so in (
-            ("is a file", Path(name).is_file()),
-            ("does not exist", os.sep in str(name)),
-        ):
-            if so:
-                raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
+    lost = os.sep in str(name) and advice(os.fspath(name), TRUNKS) is None
+    for what, so in (("is a file", Path(name).is_file()), ("does not exist", lost)):
+        if so:
+            raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
     find(os.fspath(name))
 
 

@@ -409,9 +409,9 @@ def find(name: str) -> Trunk:
     if name not in TRUNKS:
         if known := advice(name, TRUNKS):
             raise UserError(f"no trunk is called so: {known}")
-        near = difflib.get_close_matches(name, TRUNKS, 8, 0.5) or [*TRUNKS][:8]
+        near = difflib.get_close_matches(name.lower(), TRUNKS, 8, 0.5) or [*TRUNKS][:8]
         raise UserError(
             f"no trunk is called {name!r}; of {len(TRUNKS)} there are {', '.join(near)}; "
-            "`siamese-jax weights list` has them all"
+            "`siamese-jax weights trunks` has them all"
         )
     return TRUNKS[name]
