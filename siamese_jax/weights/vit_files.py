@@ -1,9 +1,9 @@
 """Vision Transformers as others than timm name and cut their leaves, brought to timm's names.
 
-openai: the state dicts of OpenAI's CLIP and of open_clip, below "visual.".
+openai: the state dicts of OpenAI's CLIP and of open_clip, below "visual.", or the tower alone.
 open_clip: those of its models whose tower is timm's own, below "visual.trunk.".
 transformers: models of Hugging Face's library: CLIP's and SigLIP's vision tower, below
-"vision_model."; ViT, DINOv2 and DINOv3.
+"vision_model." or alone; ViT, DINOv2 and DINOv3.
 dinov2, dinov3: facebookresearch's files; positions count the class token, also before registers.
 timm: what its own DINOv3 calls otherwise than its other transformers.
 
@@ -228,6 +228,9 @@ _LIBRARIES = (
         _transformers,
         projection="visual_projection.weight",
     ),
+    # The towers alone.
+    Library("openai", "", ("class_embedding", "conv1.weight", "ln_pre.weight"), _openai),
+    Library("transformers", "", ("embeddings.patch_embedding.weight",), _transformers),
     Library(
         "transformers",
         "",

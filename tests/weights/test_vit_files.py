@@ -142,6 +142,21 @@ def test_openais_clip(prefix, small, tmp_path, rng, caplog):
     assert "left out: logit_scale, positional_embedding, transformer.resblocks" in caplog.text
 
 
+TOWERS = {"openai": (openai, "visual."), "transformers": (transformers, "vision_model.")}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("library", TOWERS)
+def test_clips_tower_alone(library, prefix, small, tmp_path, rng):
+    """As `model.visual.state_dict()` of open_clip, or `vision_model` of transformers, is saved."""
+    values, (write, tower) = ours("file_clip", rng), TOWERS[library]
+    whole = write(values, tower).items()
+    state = {prefix + n.removeprefix(tower): leaf for n, leaf in whole if n.startswith(tower)}
+    found = load("file_clip", tmp_path / "a.safetensors", state)
+    same(found, values)
+    assert (found.classifier is not None) == (library == "openai")
+
+
 @pytest.mark.parametrize("trunk", ["file_clip", "file_siglip"])
 def test_towers_of_transformers(trunk, small, tmp_path, rng, caplog):
     values = ours(trunk, rng)
