@@ -94,6 +94,9 @@ def run(name: str, *rest: str) -> None:
     """Runs a tool to its end, with all that it prints."""
     if name not in TOOLS:
         raise UserError(f"there is no tool {name!r}; choose from {', '.join(TOOLS)}")
+    if name == "train" and rest and rest[0] in TOOLS:
+        asked = shlex.join(["python", "-m", "siamese_jax", *rest])
+        raise UserError(f"{rest[0]!r} is a tool of its own: {asked}")
     tool = importlib.import_module(TOOLS[name][0])
     stopping.check("nothing was begun")
     tool.main(rest)

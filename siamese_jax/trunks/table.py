@@ -111,6 +111,8 @@ def normalise(images: ArrayLike, preprocessing: Preprocessing, dtype: Any = jnp.
 
 # Of a Vision Transformer with a class token: the norm of the patches' mean, not of each.
 MEAN = "mean"
+# The stages of a Vision Transformer that are one vector.
+VECTORS = ("cls", MEAN, "attention", "feature", "proj")
 
 
 @dataclass(frozen=True)

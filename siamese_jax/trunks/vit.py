@@ -251,7 +251,7 @@ class ViT(nn.Module):
     patches, where "top" is the norm of each: timm's `fc_norm`. "block8:tokens" are all of its
     tokens [n,t,c], which x is where the trunk goes on `after` it (of a square image). Nothing but
     "feature" depends on the batch. "proj" is CLIP's embedding, cls W, where the parameters hold W
-    as "proj": of weights asked for it, see `weights.load.with_stage`.
+    as "proj": of weights asked for it, see `weights.load.with_stages`.
 
     Raises:
       UserError: sides that are no multiples of the patch, or not those of a "feature".

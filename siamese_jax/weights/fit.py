@@ -36,8 +36,8 @@ _LAST = {"k", "key", "target", "momentum"}
 
 def choose(
     leaves: Leaves, trunk: str, form: str | None, where: str, ignored: set[str]
-) -> tuple[Fit, list[str]]:
-    """The fit that most leaves have, and lines on what else the file holds.
+) -> tuple[Fit, list[str], list[str]]:
+    """The fit that most leaves have, lines on why, and the names of what else the file holds.
 
     Raises Mismatch if leaves are missing or unknown.
     """
@@ -56,8 +56,7 @@ def choose(
             unknown,
             f"{advice}; all names: {all_names}",
         )
-    notes = [_choice(found, others)] if others else []
-    return found, notes + ([f"left out: {first(branches)}"] if branches else [])
+    return found, [_choice(found, others)] if others else [], branches
 
 
 def find_fits(leaves: Leaves, trunk: str, form: str | None = None) -> list[Fit]:

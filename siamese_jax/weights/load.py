@@ -13,7 +13,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from siamese_jax.weights.namings import shapes, vit_plan
 from siamese_jax.weights.port import DISTILLED, Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
-__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stages"]
 log = logging.getLogger(__name__)
 UNKNOWN_LICENCE = "unknown: see where the file came from"
 
@@ -187,16 +187,14 @@ def fetch(
         raise _unavailable(trunk, name, str(e)) from None
 
 
-def with_stage(weights: TrunkWeights, stage: str | None) -> TrunkWeights:
-    """Weights for an encoder of that `stage`: with CLIP's projection, where "proj" is in it.
+def with_stages(weights: TrunkWeights, stages: Collection[str]) -> TrunkWeights:
+    """Weights for an encoder of these stages: with CLIP's projection, where "proj" is one of them.
 
     As parameters of the trunk it is trained, stored and fingerprinted with them; so it is among
     them only where it is used. Weights that have none are returned as they are.
     """
-    parts = stage.split(",") if isinstance(stage, str) else ()  # others are refused later
-    asked = [part.strip().partition(":")[0] for part in parts]
     last, width = weights.classifier, find(weights.trunk).projection
-    if "proj" not in asked or last is None or np.any(last["bias"]) or len(last["bias"]) != width:
+    if "proj" not in stages or last is None or np.any(last["bias"]) or len(last["bias"]) != width:
         return weights
     projection = {"proj": {"kernel": jnp.asarray(last["kernel"])}}
     params = weights.variables["params"] | projection
@@ -288,6 +286,7 @@ def _from_file(
     asked = form or meta.get("form")
     ported = port(leaves, trunk, where=str(path), form=asked or told.form, ignore=ignore)
     usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
+    left = (*ported.left, *left)
     new = [*ported.notes, *([f"left out: {first(left)}"] if left else []), *told.notes]
     size, resized = _native_size(trunk, ported, meta.get("image_size") or told.image_size)
     new += [resized] if resized and not meta else []

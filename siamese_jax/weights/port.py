@@ -38,7 +38,7 @@ class Ported(NamedTuple):
     """`naming` is the library whose names fitted; `classifier` is its last layer, if it is linear
     on the pooled features: {"kernel": [c, classes], "bias": [classes]}. `notes` are lines on what
     was chosen and what was left. `stage` is the one that the weights are made for, where it is not
-    the trunk's last."""
+    the trunk's last. `left`: what else the file holds, by name."""
 
     variables: Variables
     form: str
@@ -46,6 +46,7 @@ class Ported(NamedTuple):
     classifier: dict[str, np.ndarray] | None
     notes: tuple[str, ...] = ()
     stage: str = ""
+    left: tuple[str, ...] = ()
 
 
 # Our variables.
@@ -128,10 +129,10 @@ def _port_plain(
         leaves, mean = mean_first(leaves)
         stage = table.MEAN if mean else ""
     made = as_timm(leaves, where, bool(plan.biased)) if plan else None
-    notes = [f"left out: {fitting.first(made.left)}"] if made and made.left else []
+    notes, left = [], made.left if made else []
     if made:
         leaves, form = made.leaves, form or made.form
-    fit, chosen = fitting.choose(leaves, trunk, form, where, ignored)
+    fit, chosen, branches = fitting.choose(leaves, trunk, form, where, ignored)
     sizes = shapes(trunk, fit.form)
     flat = {
         ours: _to_ours(leaves[theirs], ours, fit.scheme, sizes[ours])
@@ -142,7 +143,8 @@ def _port_plain(
     naming = made.naming if made else fit.naming
     if stage:
         notes.append(f"its feature is the norm of the patches' mean (fc_norm): --stage={stage}")
-    return Ported(unflatten(flat), fit.form, naming, classifier, (*chosen, *notes), stage)
+    told = (*chosen, *notes)
+    return Ported(unflatten(flat), fit.form, naming, classifier, told, stage, (*branches, *left))
 
 
 def _matching(leaves: Leaves, pattern: str, where: str) -> list[str]:
@@ -198,9 +200,15 @@ def _check_shapes(flat: Leaves, trunk: str, form: str, where: str) -> None:
         if found.shape != shape and not (
             found.shape[1:] == shape[1:] and same_size(name, found.size, shape)
         ):
+            advice = "are these the weights of another trunk?"
+            if name.endswith("/positions") and found.shape[1:] == shape[1:]:
+                advice = (
+                    "only a square grid of patches is taken: where this one is not, resize its "
+                    "positions to a square one (in timm: resample_abs_pos_embed) and save it again"
+                )
             raise UserError(
-                f"{where}: leaf {name} has the shape {flat[name].shape}, but {trunk} in the {form} "
-                f"form needs {shape}; are these the weights of another trunk?"
+                f"{where}: leaf {name} has the shape {found.shape}, but {trunk} in the {form} "
+                f"form needs {shape}; {advice}"
             )
         if not np.isfinite(flat[name]).all():
             raise UserError(f"{where}: leaf {name} holds NaN or infinity; get the file again")

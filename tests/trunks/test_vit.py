@@ -326,7 +326,7 @@ def test_weights_of_another_grid_keep_it(small, tmp_path, rng, caplog):
     np.testing.assert_allclose(output, oracle(state, x, PLAN)["cls"], rtol=0, atol=1e-4)
     state["pos_embed"] = state["pos_embed"][:, :-1]
     save_file(state, tmp_path / "b.safetensors")
-    with pytest.raises(UserError, match="stem/positions has the shape"):
+    with pytest.raises(UserError, match=r"stem/positions has .* resize its positions to a square"):
         weights.load("small_plain", tmp_path / "b.safetensors")
 
 
@@ -444,6 +444,15 @@ def test_class_tokens_of_several_blocks(small, rng):
     for trunk, stage in (("small_registers", "top"), ("small_siglip", "block1")):
         with pytest.raises(UserError, match=f"{trunk} has no class token beside '{stage}'"):
             sj.load_encoder(trunk, "random", stage=f"{stage}:cls")
+
+
+@pytest.mark.parametrize("stage", ["cls:cls", "mean:max", "cls:gem3", "block1,cls:max"])
+def test_one_vector_is_not_pooled(stage, small):
+    name, way = stage.split(",")[-1].split(":")
+    line = f"'{name}' of small_plain is one vector, which nothing pools: .* without '{way}'"
+    with pytest.raises(UserError, match=line):
+        sj.load_encoder("small_plain", "random", stage=stage)
+    assert sj.load_encoder("small_plain", "random", stage=f"{name}:average").model.stage
 
 
 def test_a_trunk_is_known_by_what_it_was_known_by():

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch_files as tf
 from safetensors.numpy import save_file
 
 import siamese_jax as sj
@@ -314,6 +315,18 @@ def test_dinov3_with_gates_and_biases(library, small, tmp_path, rng):
     found = load("file_plus", tmp_path / "a.safetensors", state)
     assert found.form == ("torch" if library == "timm" else "dino")
     same(found, values)
+
+
+def test_what_is_left_out_is_one_list(small, tmp_path, rng, caplog):
+    """The text tower and the entries of a checkpoint that are no weights."""
+    storages = tf.Storages()
+    entries = {"state_dict": storages.add_all(openai(ours("file_clip", rng)))}
+    entries |= {"optimizer": storages.add_all({"exp_avg": np.ones(3, np.float32)})}
+    tf.write_zip(tmp_path / "a.pth", tf.pickle(tf.plain(entries)), storages)
+    weights.load("file_clip", tmp_path / "a.pth")
+    (said,) = [r.getMessage() for r in caplog.records if "a.pth" in r.getMessage()]
+    assert said.count("left out:") == 1
+    assert "logit_scale" in said
 
 
 def test_a_tower_that_lacks_leaves_is_one_line(small, tmp_path, rng):
