@@ -162,9 +162,11 @@ def _summary(weights: TrunkWeights) -> str:
     leaves = flatten(weights.variables)
     count = sum(leaf.size for name, leaf in leaves.items() if name.startswith("params/"))
     head = "with" if weights.classifier else "without"
+    alike = "".join(f"; {note}" for note in weights.notes if "would fit as well" in note)
     return (
         f"{weights.trunk}, {weights.form} form: {len(leaves)} leaves, {count:,} parameters, "
         f"{head} a linear classifier; licence {weights.licence}; sha256 {weights.sha256}"
+        f"{alike}"
     )
 
 

@@ -30,6 +30,7 @@ from siamese_jax.trunks.table import (
     IMAGENET,
     LITE,
     PREPROCESSING,
+    TRUNKS,
     Preprocessing,
     as_preprocessing,
     find,
@@ -334,16 +335,20 @@ def _native_size(trunk: str, ported: Ported, told: int | None) -> tuple[int, str
 def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) -> str:
     """Which network a file's leaves are taken for, why, and which it could be as well."""
     why = "as its leaves are named"
-    alike = () if told.name else origin.SAME_LEAVES.get(trunk, ())
+    alike, told_apart = origin.SAME_LEAVES.get(trunk, ()), False
     if form:
         why = "as asked"
     elif told.name:
-        why = f"{told.name} by {told.where}"
+        why, told_apart = f"{told.name} by {told.where}", True
+        alike = tuple(name for name in alike if name in TRUNKS)  # of others nobody need know
     elif ported.naming == "timm" and "keras" in find(trunk).forms:
         why, alike = "as nothing tells", (f"tf_{trunk} (--form=keras)", *alike)
     if ported.naming not in ("timm", "torch", "openai", "transformers"):
         alike = ()
-    also = f"; {' and '.join(alike)} would fit as well, and compute something else" if alike else ""
+    names = " and ".join(alike)
+    also = f"; {names} would fit as well, and compute something else" if alike else ""
+    if told_apart and alike:
+        also = f" ({names} would fit as well: that tells them apart)"
     return f"taken as {trunk} in the {ported.form} form, {why}{also}"
 
 

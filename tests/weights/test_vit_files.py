@@ -4,6 +4,7 @@ The state dicts are written here as the libraries' modules nest, from one set of
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -315,6 +316,29 @@ def test_dinov3_with_gates_and_biases(library, small, tmp_path, rng):
     found = load("file_plus", tmp_path / "a.safetensors", state)
     assert found.form == ("torch" if library == "timm" else "dino")
     same(found, values)
+
+
+def test_both_of_clips_activations_are_named(small, monkeypatch, tmp_path, rng, capsys):
+    """Nothing in the leaves tells GELU from QuickGELU: a tag, such as openai, does."""
+    gelu, quick = "vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"
+    for name in [name for name in TRUNKS if not name.startswith("file_")]:
+        monkeypatch.delitem(TRUNKS, name)
+    values, row = ours("file_clip", rng), TRUNKS["file_clip"]
+    larger = PLANS["clip"]._replace(grid=5)
+    build = partial(vit.ViT, PLANS["clip"]._replace(act="quick_gelu"))
+    monkeypatch.setitem(TRUNKS, "vit_base_patch32_clip_384", replace(
+        row, build=partial(vit.ViT, larger), image_size=20))  # fmt: skip
+    monkeypatch.setitem(TRUNKS, gelu, row)
+    monkeypatch.setitem(TRUNKS, quick, replace(row, build=build))
+    monkeypatch.delitem(TRUNKS, "file_clip")
+    for file, trunk, other in (("a.safetensors", gelu, quick), (f"{gelu}.openai.pth", quick, gelu)):
+        state = {name: np.ascontiguousarray(leaf) for name, leaf in openai(values).items()}
+        save_file(state, tmp_path / file)
+        tool.main(["verify", str(tmp_path / file)])
+        said = capsys.readouterr().out
+        assert f"is sound: {trunk}, torch form" in said
+        assert f"{other} would fit as well" in said
+        assert ("by its name" in said and "tells them apart" in said) == (trunk == quick)
 
 
 def test_what_is_left_out_is_one_list(small, tmp_path, rng, caplog):
