@@ -31,6 +31,7 @@ from siamese_jax.weights.vit_files import as_timm, mean_first
 __all__ = ["Ported", "candidates", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
 
 Variables = dict[str, Any]
+_DISTILLATION = re.compile(r"(^|[./])(dist_token|distillation_token)$")
 DISTILLED = "a checkpoint of self-distillation"
 
 
@@ -125,6 +126,11 @@ def _port_plain(
     leaves: Leaves, trunk: str, where: str, form: str | None, ignored: set[str]
 ) -> Ported:
     plan, stage = vit_plan(trunk), ""
+    if plan and any(_DISTILLATION.search(name) for name in leaves):
+        raise UserError(
+            f"{where} is of a distilled DeiT, whose feature is the mean of two tokens: no trunk "
+            f"here has the second; take weights of DeiT without it, such as {trunk}'s own"
+        )
     if plan and plan.class_token:
         leaves, mean = mean_first(leaves)
         stage = table.MEAN if mean else ""

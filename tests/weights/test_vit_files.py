@@ -341,6 +341,19 @@ def test_both_of_clips_activations_are_named(small, monkeypatch, tmp_path, rng, 
         assert ("by its name" in said and "tells them apart" in said) == (trunk == quick)
 
 
+@pytest.mark.parametrize("token", ["dist_token", "deit.embeddings.distillation_token"])
+def test_a_distilled_deit_is_told(token, plain, tmp_path, rng):
+    """By timm's name of its second token, and by transformers'."""
+    values = ours("file_plain", rng)
+    state = (
+        timm("file_plain", values) if token == "dist_token" else transformers_vit(values, "deit.")
+    )
+    state[token] = np.ones((1, 1, 6), np.float32)
+    with pytest.raises(UserError, match="is of a distilled DeiT") as caught:
+        load("file_plain", tmp_path / "a.safetensors", state)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_left_out_is_one_list(small, tmp_path, rng, caplog):
     """The text tower and the entries of a checkpoint that are no weights."""
     storages = tf.Storages()
