@@ -70,14 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler.addFilter(_is_news)
     logging.getLogger("siamese_jax").setLevel(logging.INFO)  # of the libraries, only warnings
     print_anything()
+
+    def stopped(number: int, kept: str) -> str:
+        return _printable(f"{stopping.line(number, kept)}; go on: {command(argv)}")
+
     try:
-        with stopping.heeding(), naming():
+        with stopping.heeding(stopped), naming():
             run(*argv)
     except UserError as error:
         return _end(f"error: {error}", 2)
-    except stopping.Stopped as stopped:
-        name = signal.Signals(stopped.number).name
-        return _end(f"stopped by {name}: {stopped}; go on: {command(argv)}", 128 + stopped.number)
+    except stopping.Stopped as stop:
+        return _end(stopped(stop.number, str(stop)), 128 + stop.number)
     except KeyboardInterrupt:  # raised by a library, or where handlers cannot be set
         return _end(f"stopped by SIGINT; go on: {command(argv)}", 128 + signal.SIGINT)
     except BrokenPipeError:  # `... | head` has seen enough.
@@ -91,6 +94,9 @@ def run(name: str, *rest: str) -> None:
     """Runs a tool to its end, with all that it prints."""
     if name not in TOOLS:
         raise UserError(f"there is no tool {name!r}; choose from {', '.join(TOOLS)}")
+    if name == "train" and rest and rest[0] in TOOLS:
+        asked = shlex.join(["python", "-m", "siamese_jax", *rest])
+        raise UserError(f"{rest[0]!r} is a tool of its own: {asked}")
     tool = importlib.import_module(TOOLS[name][0])
     stopping.check("nothing was begun")
     tool.main(rest)
@@ -108,10 +114,15 @@ def command(argv: Sequence[str]) -> str:
 
 
 def _end(line: str, code: int) -> int:
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)  # one line it is
+    line = _printable(line)
     with contextlib.suppress(OSError):  # a terminal that has hung up
         print(line, file=sys.stderr)
     return code
+
+
+def _printable(line: str) -> str:
+    """One line it is, whatever is in it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

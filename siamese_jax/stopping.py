@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP: loops look whether one came, and stop where nothing is lost.
 
     the first     `check` raises `Stopped`, at the next place that the work goes on from
-    the second    the process ends at once
+    the second    the process ends at once, as by the first inside `cut_off`
 
 Nothing is thrown into native code at a random point. Handlers are set by the command line alone,
 in `heeding`: elsewhere `check` finds nothing, and signals do what the caller has made of them.
@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Windows has no SIGHUP.
@@ -20,6 +20,7 @@ SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasatt
 
 _came: list[int] = []  # the first signal, once there is one
 _holds: list[None] = []  # one for each `held` that is open
+_loose: list[str] = []  # of each `cut_off` that is open, what is kept
 _former: dict[int, Any] = {}  # the handlers from before, inside `heeding`
 
 
@@ -57,9 +58,30 @@ def held() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def heeding() -> Iterator[None]:
+def cut_off(kept: str) -> Iterator[None]:
+    """For others' code, which does not look and may end anywhere, such as a download of minutes.
+
+    The first signal ends the process, with the line that `heeding` was given; `kept` as in `check`.
+    """
+    _loose.append(kept)  # before the look: the listener looks the other way round
+    try:
+        check(kept)
+        yield
+    finally:
+        _loose.pop()
+    check(kept)
+
+
+def line(number: int, kept: str) -> str:
+    """What a process says that a signal has stopped."""
+    return f"stopped by {signal.Signals(number).name}: {kept}"
+
+
+@contextlib.contextmanager
+def heeding(line: Callable[[int, str], str] = line) -> Iterator[None]:
     """The signals are for `check` to find; signals that are ignored (nohup) stay so.
 
+    `line` of a signal and of what is kept is said where `cut_off` ends the process.
     The second one is seen by a thread of its own, because Python's handlers wait for native code.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -69,7 +91,7 @@ def heeding() -> Iterator[None]:
     inside, outside = socket.socketpair()
     outside.setblocking(False)
     terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-    listener = threading.Thread(target=_listen, args=(inside, terminals), daemon=True)
+    listener = threading.Thread(target=_listen, args=(inside, terminals, line), daemon=True)
     listener.start()
     former_fd = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
     _former.update({number: signal.getsignal(number) for number in SIGNALS})
@@ -103,7 +125,7 @@ def _note(number: int, frame: object = None) -> None:
         _came.append(number)
 
 
-def _listen(signals: socket.socket, terminals: list[int]) -> None:
+def _listen(signals: socket.socket, terminals: list[int], line: Callable[[int, str], str]) -> None:
     """Reads the number of each signal as it comes."""
     heard = False
     for number in iter(lambda: int.from_bytes(signals.recv(1)), 0):
@@ -117,6 +139,9 @@ def _listen(signals: socket.socket, terminals: list[int]) -> None:
             os._exit(128 + number)
         heard = True
         _note(number)
+        if _loose and not _holds:
+            _say(line(number, _loose[-1]))
+            os._exit(128 + number)
         _say(
             f"{signal.Signals(number).name}: stopping as soon as nothing is lost by it; a second "
             "one stops at once"

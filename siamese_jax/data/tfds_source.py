@@ -58,6 +58,8 @@ def from_tfds(
     base = Path(cache_dir) if cache_dir is not None else cache_root()
     keys = "-".join(k.replace("/", "_") for k in (image_key, label_key, super_key) if k)
     folder = base / "tfds" / f"{builder.info.full_name.replace('/', '-')}-{keys}"
+    if not folder.is_dir():
+        _prepare(name, builder)
     build_once(folder, lambda draft: _write(name, builder, draft, image_key, label_key, super_key))
     records = from_csv(folder / "records.csv")
     names = getattr(features[label_key], "names", None)
@@ -72,7 +74,8 @@ def _builder(name: str, root: str | os.PathLike[str] | None) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        return tfds.builder(name, data_dir=root)
+        with stopping.cut_off("nothing was begun"):
+            return tfds.builder(name, data_dir=root)
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as e:  # no name at all
         raise UserError(f"TFDS knows no data set '{name}'; see tensorflow.org/datasets") from e
 
@@ -89,13 +92,11 @@ def _only(name: str, features: Any, kind: str) -> str:
     return found[0]
 
 
-def _write(
-    name: str, builder: Any, draft: Path, image_key: str, label_key: str, super_key: str | None
-) -> None:
-    import tensorflow_datasets as tfds
-
+def _prepare(name: str, builder: Any) -> None:
+    """Downloads and writes what TFDS does not have yet."""
     try:
-        builder.download_and_prepare()
+        with stopping.cut_off(f"tfds:{name} is not prepared; downloads that ended are kept"):
+            builder.download_and_prepare()
     except ImportError as e:
         raise UserError(f"tfds:{name} needs a package that is not installed: {e}") from e
     except Exception as e:  # TFDS and its downloaders raise all sorts
@@ -104,6 +105,13 @@ def _write(
             f"tfds:{name} cannot be prepared ({reason[0]}); prepare it where there is a network, "
             "and set TFDS_DATA_DIR or data.root to its folder"
         ) from e
+
+
+def _write(
+    name: str, builder: Any, draft: Path, image_key: str, label_key: str, super_key: str | None
+) -> None:
+    import tensorflow_datasets as tfds
+
     wanted = {key for key in (image_key, label_key, super_key) if key}
     decoders = tfds.decode.PartialDecoding(
         dict.fromkeys(wanted, True), decoders={image_key: tfds.decode.SkipDecoding()}

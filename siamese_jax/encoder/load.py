@@ -14,12 +14,13 @@ from siamese_jax.encoder import folder as encoder_folder
 from siamese_jax.encoder.combined import Combined
 from siamese_jax.encoder.encoder import Encoder, make_encoder
 from siamese_jax.encoder.model import build_model, feature_shape, init_head, model_of_config
+from siamese_jax.encoder.pooling import split_stages
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.trunks.names import advice
 from siamese_jax.trunks.table import TRUNKS, Preprocessing, as_preprocessing, find
 from siamese_jax.weights.load import load as load_weights
-from siamese_jax.weights.load import stored_weights, with_stage
+from siamese_jax.weights.load import stored_weights, with_stages
 
 # A head without layers, of the signed roots of each stage's features.
 ROOTS = {"layers": (), "normalize": False, "signed_sqrt": True, "unit": True}
@@ -82,7 +83,8 @@ def load_encoder(
     scaling = None if preprocessing is None else as_preprocessing(preprocessing)
     reading: dict[str, Any] = {"form": form, "preprocessing": scaling, "ignore": ignore}
     found = load_weights(os.fspath(name), weights, offline_fallback=offline_fallback, **reading)
-    found = with_stage(found, stage)
+    if isinstance(stage, str):  # others are refused with the rest
+        found = with_stages(found, [name for name, _, _ in split_stages(stage)])
     written = None if scaling is None else dataclasses.asdict(scaling)
     kept = reading | {"preprocessing": written, "signed_sqrt": signed_sqrt or None}
     arguments |= {key: value for key, value in kept.items() if value is not None}
@@ -108,13 +110,10 @@ def check_name(name: str | os.PathLike[str]) -> None:
     """UserError for what is neither a folder nor a trunk's name."""
     if Path(name).is_dir():
         return
-    if advice(os.fspath(name), TRUNKS) is None:
-        for what, so in (
-            ("is a file", Path(name).is_file()),
-            ("does not exist", os.sep in str(name)),
-        ):
-            if so:
-                raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
+    lost = os.sep in str(name) and advice(os.fspath(name), TRUNKS) is None
+    for what, so in (("is a file", Path(name).is_file()), ("does not exist", lost)):
+        if so:
+            raise UserError(f"{name} {what}; give the folder of a run, or a trunk's name")
     find(os.fspath(name))
 
 

@@ -22,7 +22,7 @@ from siamese_jax.storage import tree
 from siamese_jax.trunks import stochastic_depth
 from siamese_jax.trunks.folding import fold_batch_norm, transformed_kernels
 from siamese_jax.trunks.stochastic_depth import Rates
-from siamese_jax.trunks.table import TRUNKS, Preprocessing, carried, normalise
+from siamese_jax.trunks.table import TRUNKS, VECTORS, Preprocessing, carried, normalise
 from siamese_jax.weights.load import TrunkWeights
 
 Array = jax.Array
@@ -85,9 +85,10 @@ def build_model(
     """The model on a trunk's weights.
 
     Args:
-      weights: of `siamese_jax.weights.load`, then `with_stage`.
+      weights: of `siamese_jax.weights.load`, then `with_stages`.
       stage: the trunk's output to pool, or several: "stage4,stage6,top", and with a pooling of its
-        own: "stage6,stage6:max,top"; its last by default. "proj" is CLIP's embedding.
+        own: "stage6,stage6:max,top"; by default its last, or the one that the weights are made for.
+        "proj" is CLIP's embedding, "mean" the norm of the patches' mean.
       pool: "average", "max", "rmac", "gem3", "grid2", "grid3" or "gem", or one for each stage:
         "average,max". The power of "gem" is the head's, to be trained, and is for one stage. "cls"
         takes the class token of a Vision Transformer's block, behind the last norm.
@@ -104,7 +105,7 @@ def build_model(
     trunk = TRUNKS[weights.trunk]
     values.check("stage", stage, values.optional(values.text()))
     values.check("pool", pool, values.text())
-    stage, pool = stripped(stage or trunk.stages[-1]), stripped(pool)
+    stage, pool = stripped(stage or weights.feature), stripped(pool)
     parts = pooled_parts(stage, pool)
     for name in (*(output for output, _ in parts), *train_stages):
         if name not in trunk.channels:
@@ -117,13 +118,7 @@ def build_model(
                 f"stage proj is: a layer {trunk.width} -> {trunk.projection} without biases; take "
                 f"others, or the feature before it, {trunk.stages[-1]}"
             )
-    blocks = [name for name in trunk.stages if name.startswith("block") and "cls" in trunk.stages]
-    for name, way in parts:
-        if way == CLASS_TOKEN and name not in blocks:
-            raise UserError(
-                f"{weights.trunk} has no class token beside {name!r}: the pooling cls is for the "
-                "blocks of a Vision Transformer that has one, as in block11:cls,block12:cls"
-            )
+    _check_pools(weights.trunk, stage, parts)
     bare = {"layers": (), "normalize": False, "unit": len(parts) > 1}
     options = dict(head) if head is not None else bare
     options["parts"] = _widths(trunk.channels, parts)
@@ -136,6 +131,23 @@ def build_model(
         pool=pool,
         train_stages=tuple(train_stages),
     )
+
+
+def _check_pools(name: str, asked: str, parts: Sequence[tuple[str, str]]) -> None:
+    """UserError for a pooling that makes no sense of a stage: of one vector, or without a token."""
+    trunk, named = TRUNKS[name], asked.split(",")
+    blocks = [stage for stage in trunk.stages if stage.startswith("block")]
+    for stage, way in parts:
+        if stage in VECTORS and way != "average" and f"{stage}:{way}" in named:
+            raise UserError(
+                f"the stage {stage!r} of {name} is one vector, which nothing pools: take "
+                f"--stage={stage}, without {way!r}"
+            )
+        if way == CLASS_TOKEN and not ("cls" in trunk.stages and stage in blocks):
+            raise UserError(
+                f"{name} has no class token beside {stage!r}: the pooling cls is for the blocks of "
+                "a Vision Transformer that has one, as in block11:cls,block12:cls"
+            )
 
 
 def features(

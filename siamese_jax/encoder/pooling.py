@@ -152,6 +152,15 @@ def stripped(names: str) -> str:
     return ",".join(name.strip() for name in names.split(","))
 
 
+def split_stages(stage: str) -> list[tuple[str, str, str]]:
+    """Each stage that is named, the colon behind it, and its own pooling; the last two may be "".
+
+    >>> split_stages("stage6, stage6:max")
+    [('stage6', '', ''), ('stage6', ':', 'max')]
+    """
+    return [name.partition(":") for name in stripped(stage).split(",")]
+
+
 def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
     """The parts of an encoder's features: a stage and how it is pooled, of each.
 
@@ -170,12 +179,12 @@ def pooled_parts(stage: str, pool: str) -> tuple[tuple[str, str], ...]:
     Raises:
       UserError: no pooling is called so, there are not as many as stages, or a part twice.
     """
-    names, pools = stage.split(","), pool.split(",")
+    names, pools = split_stages(stage), pool.split(",")
     if len(pools) not in (1, len(names)):
         raise UserError(f"trunk.pool={pool!r} is {len(pools)} poolings for {len(names)} stages")
     parts = []
-    for name, common in zip(names, pools * (len(names) // len(pools)), strict=True):
-        output, colon, own = name.partition(":")
+    every = pools * (len(names) // len(pools))
+    for (output, colon, own), common in zip(names, every, strict=True):
         if not output or (colon and not own):
             raise UserError(f"trunk.stage={stage!r}: name stages as in stage4,stage6:max,top")
         parts.append((output, own or common))

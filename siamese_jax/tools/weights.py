@@ -63,6 +63,9 @@ Made by `siamese-jax weights trunks --markdown`. Names are timm's, or Keras's wh
   it is the one before the projection to the texts' space. `--stage=proj` is the projected one, 512
   wide for base and 768 for large, in files that have the projection: those fine-tuned on a
   classification have none.
+- `--stage=mean` of a Vision Transformer with a class token is the norm of the patches' mean, where
+  `top` is the mean of their norms: the feature of timm's fine-tunes with `fc_norm`
+  (global_pool=avg), and what such a file gives by default.
 - `--stage=NAME` takes another stage, `--stage=stage4,stage6,top` several of one pass, and
   `--stage=block11:cls` the class token of a block; `--pool=max` pools in another way.
 - A Vision Transformer takes image sizes that its patch divides; others are refused, with the two
@@ -159,9 +162,11 @@ def _summary(weights: TrunkWeights) -> str:
     leaves = flatten(weights.variables)
     count = sum(leaf.size for name, leaf in leaves.items() if name.startswith("params/"))
     head = "with" if weights.classifier else "without"
+    alike = "".join(f"; {note}" for note in weights.notes if "would fit as well" in note)
     return (
         f"{weights.trunk}, {weights.form} form: {len(leaves)} leaves, {count:,} parameters, "
         f"{head} a linear classifier; licence {weights.licence}; sha256 {weights.sha256}"
+        f"{alike}"
     )
 
 

@@ -57,7 +57,7 @@ def stage_choice(config: ConfigDict, trunk: TrunkWeights) -> list[tuple[str, ...
     there = TRUNKS[trunk.trunk]
     if config.trunk.stage == "auto":
         return fitting.stage_sets(there.widths, config.trunk.pool)
-    return [tuple(stripped(config.trunk.stage or there.stages[-1]).split(","))]
+    return [tuple(stripped(config.trunk.stage or trunk.feature).split(","))]
 
 
 def shares(config: ConfigDict) -> Sequence[float]:

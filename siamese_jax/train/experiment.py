@@ -19,6 +19,7 @@ from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.encoder.model import Model
+from siamese_jax.encoder.pooling import split_stages
 from siamese_jax.errors import UserError, naming
 from siamese_jax.metrics import evaluation
 from siamese_jax.metrics.evaluation import Evaluated
@@ -297,7 +298,8 @@ def load_trunk(config: ConfigDict, facts: Mapping[str, Any], found: Any) -> Trun
         log.warning("%s", warning.message)
         facts["warnings"].append(str(warning.message))
     facts["warnings"].extend(trunk.notes)
-    return weights.with_stage(trunk, config.trunk.stage)
+    stages = split_stages(config.trunk.stage or "")
+    return weights.with_stages(trunk, [name for name, _, _ in stages])
 
 
 def train_stages(config: ConfigDict, trunk: TrunkWeights) -> tuple[str, ...]:
@@ -327,7 +329,10 @@ def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
 def with_remat(model: Model) -> Any:
     """The model's trunk, its blocks computed again in the backward pass; UserError without any."""
     if not TRUNKS[model.name].blocks:
-        raise UserError(f"trunk.remat=True: {model.name} has no blocks to compute again")
+        raise UserError(
+            f"trunk.remat=True: {model.name} has no blocks to compute again; set trunk.remat=False "
+            "(smaller batches or images need less memory too), or take another trunk"
+        )
     return model.trunk.clone(remat=True)
 
 

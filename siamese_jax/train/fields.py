@@ -114,7 +114,7 @@ FIELDS: dict[str, Option] = {
     "augment.hue": Option(number(0, 0.5), "turns of the hue circle, either way"),
     "augment.greyscale": Option(_SHARE, "how many images lose their colours"),
     "augment.erase": Option(_SHARE, "how many images have a rectangle covered"),
-    "trunk.name": Option(_trunk(), "the architecture; `siamese-jax weights list` has them all"),
+    "trunk.name": Option(_trunk(), "the architecture; `siamese-jax weights trunks` has them all"),
     "trunk.weights": Option(text(), "random, imagenet, a named source, timm:NAME, or a path"),
     "trunk.offline_fallback": Option(
         optional(choice(*TRUNKS)), "the trunk to take where the weights cannot be had"

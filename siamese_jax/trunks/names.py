@@ -5,7 +5,7 @@ of the Hub (`facebook/dinov2-small`, `openai/clip-vit-base-patch32`), of torchvi
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Collection
 from typing import NamedTuple
 
 
@@ -64,6 +64,10 @@ NAMES: dict[str, Named] = {
     "dinov3-vith16plus": _timm("vit_huge_plus_patch16_dinov3", "lvd1689m"),
     "dinov3-vith16plus-pretrain-lvd1689m": _timm("vit_huge_plus_patch16_dinov3", "lvd1689m"),
     "dinov3-vitl16-pretrain-sat493m": _timm("vit_large_patch16_dinov3", "sat493m"),
+    **{
+        f"dinov3-convnext-{size}-pretrain-lvd1689m": _timm(f"convnext_{size}", "dinov3_lvd1689m")
+        for size in ("tiny", "small", "base", "large")
+    },
     # DeiT.
     "deit-tiny-patch16-224": _timm("deit_tiny_patch16_224", "fb_in1k"),
     "deit-small-patch16-224": _timm("deit_small_patch16_224", "fb_in1k"),
@@ -115,6 +119,20 @@ NAMES: dict[str, Named] = {
     "vit-large-patch16-224-in21k": _timm("vit_large_patch16_224", "orig_in21k"),
     "vit-large-patch32-224-in21k": _timm("vit_large_patch32_224", "orig_in21k"),
 }
+# SigLIP by open_clip, whose names leave out the pixels where they are 224 (256 of B-32).
+_SIZES = {"B": "base", "L": "large", "SO400M": "so400m"}
+_OPEN_CLIP = (
+    ("webli", "SigLIP", "B-16 B-16-256 B-16-384 B-16-512 L-16-256 L-16-384 SO400M-14 SO400M-14-378 "
+     "SO400M-14-384"),
+    ("webli_i18n", "SigLIP-i18n", "B-16-256 SO400M-16-256"),
+    ("v2_webli", "SigLIP2", "B-32-256 B-16 B-16-256 B-16-384 B-16-512 L-16-256 L-16-384 L-16-512 "
+     "SO400M-14 SO400M-14-378 SO400M-16-256 SO400M-16-384 SO400M-16-512"),
+)  # fmt: skip
+for _tag, _kind, _listed in _OPEN_CLIP:
+    for _size, _patch, *_pixels in (row.split("-") for row in _listed.split()):
+        _trunk = f"vit_{_SIZES[_size]}_patch{_patch}_siglip_{(_pixels or ['224'])[0]}"
+        _name = "-".join(("ViT", _size, _patch, _kind, *_pixels)).lower()
+        NAMES[_name] = _timm(_trunk, _tag)
 # torchvision's own, by the names that only it writes so; of its transformers there are no weights
 # here, so that these are timm's.
 _TORCHVISION = {
@@ -124,6 +142,32 @@ _TORCHVISION = {
     "mobilenet_v3_large": Named("mobilenetv3_large_100", "torchvision:IMAGENET1K_V2"),
     "mobilenet_v3_small": Named("mobilenetv3_small_100", "torchvision:IMAGENET1K_V1"),
 }
+# A family as people call it, the words that mean it, and the names of its trunks here.
+FAMILIES = (
+    ("DINOv2", "dinov2.*", "_dinov2$"),
+    ("DINOv3", "dinov3.*", "_dinov3"),
+    ("DINO", "dino(-vit.*)?", "^vit_(small|base)_patch(8|16)_224$"),
+    ("SigLIP", ".*siglip.*", "_siglip_"),
+    ("CLIP", r".*clip.*|rn\d+(x\d+)?|vit-(b|l|h|g|bigg)-\d+.*", "_clip_"),
+    ("Unicom", "unicom.*", "_unicom_"),
+    ("MAE", "mae|.*-mae-.*", "^vit_(base|large)_patch16_224$"),
+    ("DeiT", "deit", "^deit_"),
+    ("DeiT III", "deit-?(3|iii)", "^deit3_"),
+    ("Vision Transformers", "vit|vit-(tiny|small|base|large)", r"^vit_[a-z]+_patch\d+_\d+$"),
+    ("ResNet", "resnet", "^resnet"),
+    ("VGG", "vgg", "^vgg"),
+    ("EfficientNet", "efficientnet", "^efficientnet"),
+    ("MobileNetV3", "mobilenet(-?v3)?", "^mobilenetv3"),
+    ("ConvNeXt", "convnext", "^convnext"),
+)
+# What is known by these words and is no trunk here.
+_ABSENT = (
+    (r"rn\d+(x\d+)?", "CLIP's ResNets, which pool by attention"),
+    (r"(clip-)?vit-(h|g|bigg)-\d+.*|.*clip.*(huge|giant).*", "CLIP's ViT-H, ViT-g and ViT-bigG"),
+    (".*siglip.*(giant|naflex).*|vit-gopt.*", "SigLIP's giant and NaFlex models"),
+    ("dinov2.*(g14|giant).*", "DINOv2's giant"),
+    ("dinov3.*7b.*", "DINOv3 of 7 billion parameters"),
+)
 _OWNERS = re.compile(r"^((hf-hub|timm):)?(facebook|facebookresearch|openai|laion|google|timm)/")
 
 
@@ -143,21 +187,46 @@ def elsewhere(name: str) -> Named | None:
     return _TORCHVISION.get(lower) or NAMES.get(_plain(lower))
 
 
-def advice(name: str, trunks: Container[str]) -> str | None:
-    """A line that says so; None where it is a name of none of our `trunks`.
+def advice(name: str, trunks: Collection[str]) -> str | None:
+    """A line that says so, or which of our `trunks` are of that family; None where none is meant.
 
     >>> advice("dino_vits8", {"vit_small_patch8_224"})
     "'dino_vits8' is here the trunk vit_small_patch8_224 with the weights \
 facebookresearch:dino_deitsmall8"
+    >>> advice("ResNet-50", ["resnet50"])
+    "'ResNet-50' is here the trunk resnet50"
+    >>> advice("RN50", ["vit_base_patch32_clip_224", "resnet50"])
+    "'RN50': CLIP's ResNets, which pool by attention, are not here; of CLIP there are \
+vit_base_patch32_clip_224"
     """
     found = elsewhere(name)
-    if found is None or found.trunk not in trunks:
-        return None
+    if found is None or found.trunk not in trunks or name.lower() in trunks:
+        return _same_letters(name, trunks) or _family(name, trunks)
     line = f"{name!r} is here the trunk {found.trunk} with the weights {found.weights}"
     if name.lower() in _TORCHVISION or not re.match(r"vit-[bl]-\d+$", _plain(name.lower())):
         return line
     plain = found.trunk.replace("_quickgelu", "")
     return f"{line}, or for LAION's {plain} with timm:{plain}.laion2b"
+
+
+def _same_letters(name: str, trunks: Collection[str]) -> str | None:
+    """Written with capitals, or with - or nothing between the parts."""
+    wanted = re.sub("[^a-z0-9]", "", name.lower())
+    same = [trunk for trunk in trunks if re.sub("[^a-z0-9]", "", trunk) == wanted != name]
+    return f"{name!r} is here the trunk {same[0]}" if same else None
+
+
+def _family(name: str, trunks: Collection[str]) -> str | None:
+    plain = _plain(name.lower())
+    if "/" in _OWNERS.sub("", name.lower()):  # a path
+        return None
+    for title, words, ours in FAMILIES:
+        if re.fullmatch(words, plain):
+            there = ", ".join(trunk for trunk in trunks if re.search(ours, trunk))
+            kinds = (what for pattern, what in _ABSENT if re.fullmatch(pattern, plain))
+            absent = next((f": {what}, are not here" for what in kinds), " is no trunk's name")
+            return f"{name!r}{absent}; of {title} there are {there}" if there else None
+    return None
 
 
 def _plain(name: str) -> str:

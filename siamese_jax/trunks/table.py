@@ -109,6 +109,12 @@ def normalise(images: ArrayLike, preprocessing: Preprocessing, dtype: Any = jnp.
     return ((x - mean) / std).astype(dtype)
 
 
+# Of a Vision Transformer with a class token: the norm of the patches' mean, not of each.
+MEAN = "mean"
+# The stages of a Vision Transformer that are one vector.
+VECTORS = ("cls", MEAN, "attention", "feature", "proj")
+
+
 @dataclass(frozen=True)
 class Trunk:
     """One row of the table.
@@ -145,8 +151,9 @@ class Trunk:
 
     @property
     def channels(self) -> dict[str, int]:
-        """Of each stage, and of the one that only some weights have."""
-        return {**self.widths, **({"proj": self.projection} if self.projection else {})}
+        """Of each stage, of the mean before the norm, and of what only some weights have."""
+        mean = {MEAN: self.width} if "cls" in self.widths else {}
+        return {**self.widths, **mean, **({"proj": self.projection} if self.projection else {})}
 
 
 def carried(outputs: Mapping[str, Array], stage: str) -> Array:
@@ -404,9 +411,9 @@ def find(name: str) -> Trunk:
     if name not in TRUNKS:
         if known := advice(name, TRUNKS):
             raise UserError(f"no trunk is called so: {known}")
-        near = difflib.get_close_matches(name, TRUNKS, 8, 0.5) or [*TRUNKS][:8]
+        near = difflib.get_close_matches(name.lower(), TRUNKS, 8, 0.5) or [*TRUNKS][:8]
         raise UserError(
             f"no trunk is called {name!r}; of {len(TRUNKS)} there are {', '.join(near)}; "
-            "`siamese-jax weights list` has them all"
+            "`siamese-jax weights trunks` has them all"
         )
     return TRUNKS[name]

@@ -247,10 +247,11 @@ class ViT(nn.Module):
     A stage's map has the tokens of the patches; "top" is the last one's after the norm. Its class
     token, "cls", its attention pooling, "attention", or Unicom's "feature" is a map of one place:
     [n,1,1,c]. "block8:cls" is the class token of a block behind the last norm, as DINO's own linear
-    evaluation takes those of the last four. "block8:tokens" are all of its tokens [n,t,c], which x
-    is where the trunk goes on `after` it (of a square image). Nothing but "feature" depends on the
-    batch. "proj" is CLIP's embedding, cls W, where the parameters hold W as "proj": of weights
-    asked for it, see `weights.load.with_stage`.
+    evaluation takes those of the last four. "mean" is the norm of the mean of the last block's
+    patches, where "top" is the norm of each: timm's `fc_norm`. "block8:tokens" are all of its
+    tokens [n,t,c], which x is where the trunk goes on `after` it (of a square image). Nothing but
+    "feature" depends on the batch. "proj" is CLIP's embedding, cls W, where the parameters hold W
+    as "proj": of weights asked for it, see `weights.load.with_stages`.
 
     Raises:
       UserError: sides that are no multiples of the patch, or not those of a "feature".
@@ -295,6 +296,8 @@ class ViT(nn.Module):
             outputs["feature"] = feature(outputs["top"], "feature" in train_stages)
         elif plan.class_token:
             outputs["cls"] = x[:, :1, None]
+            if after != "top":
+                outputs["mean"] = top(outputs[blocks[-1]].mean((1, 2), keepdims=True))
             if self.has_variable("params", "proj"):
                 width: int = self.get_variable("params", "proj")["kernel"].shape[1]
                 project = nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")

@@ -6,7 +6,7 @@ from siamese_jax.weights.load import (
     TrunkWeights,
     load,
     save,
-    with_stage,
+    with_stages,
 )
 
-__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stages"]

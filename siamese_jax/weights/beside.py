@@ -18,7 +18,8 @@ from siamese_jax.trunks.table import PREPROCESSING, Preprocessing
 class Beside(NamedTuple):
     """One file's facts. `name` is a network's as timm calls it, "" where the file gives none;
     `plan` are the fields of a Vision Transformer's Plan that it gives, `mean` says that its feature
-    is the mean of the patches."""
+    is the mean of the patches. `crops`: the image's side is what images are cut or scaled to,
+    `crop`: what the library cuts them to as a rule, where that is another side."""
 
     where: str = ""
     name: str = ""
@@ -27,6 +28,8 @@ class Beside(NamedTuple):
     plan: Mapping[str, Any] = {}
     licence: str | None = None
     mean: bool = False
+    crops: bool = False
+    crop: int | None = None
 
 
 _MAX_CONFIG = 1 << 20  # bytes; that of a model of timm's has 1 kB
@@ -36,6 +39,8 @@ _MODELS = {
     **dict.fromkeys(("siglip", "siglip_vision_model"), "gelu_pytorch_tanh"),
     **dict.fromkeys(("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"), "gelu"),
 }
+# Those whose images are cut to another side than positions are made for.
+_CROPS = dict.fromkeys(("dinov2", "dinov2_with_registers"), 224)
 _FIELDS = {
     "patch": "patch_size",
     "width": "hidden_size",
@@ -103,7 +108,8 @@ def _transformers(config: Mapping[str, Any]) -> Beside | None:
     }
     act = tower.get("hidden_act", usual)
     plan["act"] = _ACTIVATIONS.get(act, act) if isinstance(act, str) else usual
-    return Beside(image_size=_side(tower.get("image_size")), plan=plan)
+    crop = _CROPS.get(str(config["model_type"]))
+    return Beside(image_size=_side(tower.get("image_size")), plan=plan, crop=crop)
 
 
 def _open_clip(config: Mapping[str, Any]) -> Beside | None:
@@ -135,7 +141,7 @@ def _processor(config: Mapping[str, Any]) -> Beside | None:
         mean, std = [0.0] * 3, [1.0] * 3
     cut = config.get("crop_size") if config.get("do_center_crop") else None
     scaling, side = _scaling(mean, std), _side(cut) or _side(config.get("size"))
-    return Beside("", "", scaling, side) if scaling else None
+    return Beside("", "", scaling, side, crops=True) if scaling else None
 
 
 def _part(config: Mapping[str, Any], key: str) -> dict[str, Any]:

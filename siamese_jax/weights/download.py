@@ -104,10 +104,11 @@ def _hub_file(hub: str, file: str, folder: Path) -> Path:
         mirror = os.environ.get("HF_ENDPOINT") or None
         try:
             # Asked first, because this fails at once where the download tries for half a minute.
-            huggingface_hub.get_hf_file_metadata(
-                huggingface_hub.hf_hub_url(*wanted, endpoint=mirror)
-            )
-            found = huggingface_hub.hf_hub_download(*wanted, cache_dir=kept, endpoint=mirror)
+            with stopping.cut_off("the part that was downloaded is kept"):
+                huggingface_hub.get_hf_file_metadata(
+                    huggingface_hub.hf_hub_url(*wanted, endpoint=mirror)
+                )
+                found = huggingface_hub.hf_hub_download(*wanted, cache_dir=kept, endpoint=mirror)
         except Exception as e:  # its many kinds of trouble all mean: not to be had
             raise Unavailable(f"{hub} was not fetched from the Hub: {_line(e)}") from None
     return Path(found)

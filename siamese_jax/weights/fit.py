@@ -1,5 +1,6 @@
 """Whose leaves a file holds: a trunk's, below which prefix, in how many copies; what is foreign."""
 
+import math
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -36,8 +37,8 @@ _LAST = {"k", "key", "target", "momentum"}
 
 def choose(
     leaves: Leaves, trunk: str, form: str | None, where: str, ignored: set[str]
-) -> tuple[Fit, list[str]]:
-    """The fit that most leaves have, and lines on what else the file holds.
+) -> tuple[Fit, list[str], list[str]]:
+    """The fit that most leaves have, lines on why, and the names of what else the file holds.
 
     Raises Mismatch if leaves are missing or unknown.
     """
@@ -56,8 +57,7 @@ def choose(
             unknown,
             f"{advice}; all names: {all_names}",
         )
-    notes = [_choice(found, others)] if others else []
-    return found, notes + ([f"left out: {first(branches)}"] if branches else [])
+    return found, [_choice(found, others)] if others else [], branches
 
 
 def find_fits(leaves: Leaves, trunk: str, form: str | None = None) -> list[Fit]:
@@ -197,17 +197,31 @@ def _advice(fit: Fit, unknown: set[str], ignored: set[str], leaves: Leaves, trun
 
 
 def complete(leaves: Leaves, like: str | None = None) -> list[str]:
-    """The trunks (of the family of `like`) that the file has all leaves of, the largest first."""
+    """The trunks (of the family of `like`) that the file has all leaves of, the largest first.
+
+    Of those that differ in the size of images alone, first the one whose grid of positions it has.
+    """
     family = re.match(r"[a-z]+", like).group() if like else ""  # type: ignore
     counts = {
         trunk: max(
-            (len(fit.wanted) for fit in find_fits(leaves, trunk) if _whole(fit, leaves, trunk)),
-            default=0,
+            (
+                (len(fit.wanted), _same_grid(fit, leaves, trunk))
+                for fit in find_fits(leaves, trunk)
+                if _whole(fit, leaves, trunk)
+            ),
+            default=(0, False),
         )
         for trunk in table.TRUNKS
         if trunk.startswith(family)
     }
-    return sorted((trunk for trunk in counts if counts[trunk]), key=lambda trunk: -counts[trunk])
+    found = [trunk for trunk in counts if counts[trunk][0]]
+    return sorted(found, key=lambda trunk: counts[trunk], reverse=True)
+
+
+def _same_grid(fit: Fit, leaves: Leaves, trunk: str) -> bool:
+    """Whether position embeddings are as many as the trunk's; true where there are none."""
+    ours, sizes = "params/stem/positions", shapes(trunk, fit.form)
+    return ours not in sizes or leaves[fit.wanted[ours]].size == math.prod(sizes[ours])
 
 
 def _stem(name: str, wanted: Collection[str]) -> str:

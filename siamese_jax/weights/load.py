@@ -9,10 +9,11 @@ weights.load("resnet50", "random", key=jax.random.key(0))
 
 import json
 import logging
+import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from siamese_jax.trunks.table import (
     IMAGENET,
     LITE,
     PREPROCESSING,
+    TRUNKS,
     Preprocessing,
     as_preprocessing,
     find,
@@ -37,11 +39,11 @@ from siamese_jax.weights import formats, origin
 from siamese_jax.weights.download import Unavailable, obtain, obtain_described
 from siamese_jax.weights.fit import first
 from siamese_jax.weights.formats import META, Leaves
-from siamese_jax.weights.namings import shapes
+from siamese_jax.weights.namings import shapes, vit_plan
 from siamese_jax.weights.port import DISTILLED, Ported, flatten, port, unflatten
 from siamese_jax.weights.sources import SOURCES, Source, find_source, unlisted
 
-__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stage"]
+__all__ = ["SOURCES", "FallbackWarning", "TrunkWeights", "load", "save", "with_stages"]
 log = logging.getLogger(__name__)
 UNKNOWN_LICENCE = "unknown: see where the file came from"
 
@@ -59,7 +61,8 @@ class TrunkWeights:
     where the file has one that is linear on the pooled features: {"kernel" [c, classes], "bias"};
     CLIP's projection is one with biases of 0.
     `fallback_for` names the trunk and the reason if this one was loaded in its place. `notes` say
-    what was taken where a file left it open.
+    what was taken where a file left it open. `stage` is the one that the weights are made for,
+    where it is not the trunk's last.
     """
 
     trunk: str
@@ -73,11 +76,18 @@ class TrunkWeights:
     classifier: dict[str, Any] | None = None
     fallback_for: str | None = None
     notes: tuple[str, ...] = ()
+    stage: str = ""
+
+    @property
+    def feature(self) -> str:
+        """The stage that is pooled where none is asked for."""
+        return self.stage or find(self.trunk).stages[-1]
 
     def describe(self) -> dict[str, Any]:
         """All but the arrays, as JSON can hold it."""
         fields = ("trunk", "form", "image_size", "source", "sha256", "licence", "fallback_for")
         more = {"preprocessing": asdict(self.preprocessing), "notes": list(self.notes)}
+        more |= {"stage": self.stage} if self.stage else {}
         return {name: getattr(self, name) for name in fields} | more
 
 
@@ -178,16 +188,14 @@ def fetch(
         raise _unavailable(trunk, name, str(e)) from None
 
 
-def with_stage(weights: TrunkWeights, stage: str | None) -> TrunkWeights:
-    """Weights for an encoder of that `stage`: with CLIP's projection, where "proj" is in it.
+def with_stages(weights: TrunkWeights, stages: Collection[str]) -> TrunkWeights:
+    """Weights for an encoder of these stages: with CLIP's projection, where "proj" is one of them.
 
     As parameters of the trunk it is trained, stored and fingerprinted with them; so it is among
     them only where it is used. Weights that have none are returned as they are.
     """
-    parts = stage.split(",") if isinstance(stage, str) else ()  # others are refused later
-    asked = [part.strip().partition(":")[0] for part in parts]
     last, width = weights.classifier, find(weights.trunk).projection
-    if "proj" not in asked or last is None or np.any(last["bias"]) or len(last["bias"]) != width:
+    if "proj" not in stages or last is None or np.any(last["bias"]) or len(last["bias"]) != width:
         return weights
     projection = {"proj": {"kernel": jnp.asarray(last["kernel"])}}
     params = weights.variables["params"] | projection
@@ -279,7 +287,10 @@ def _from_file(
     asked = form or meta.get("form")
     ported = port(leaves, trunk, where=str(path), form=asked or told.form, ignore=ignore)
     usual = meta.get("preprocessing") or _preprocessing(trunk, ported, leaves, told)
+    left = (*ported.left, *left)
     new = [*ported.notes, *([f"left out: {first(left)}"] if left else []), *told.notes]
+    size, resized = _native_size(trunk, ported, meta.get("image_size") or told.image_size)
+    new += [resized] if resized and not meta else []
     if not meta:
         scaled = _scaled_as(scaling, usual, told, ported, find(trunk).forms)
         new = [_taken(trunk, ported, told, form), scaled, *new]
@@ -290,28 +301,54 @@ def _from_file(
         ported.form,
         _on_device(ported.variables),
         scaling or usual,
-        meta.get("image_size") or told.image_size or find(trunk).image_size,
+        size,
         str(path),
         formats.digest(path),
         meta.get("licence") or told.licence or UNKNOWN_LICENCE,
         ported.classifier,
         notes=(*meta.get("notes", ()), *new),
+        stage=meta.get("stage", "") or ported.stage,
     )
+
+
+def _native_size(trunk: str, ported: Ported, told: int | None) -> tuple[int, str]:
+    """The side of images: as a config or a name has told, or as the file's own grid of positions.
+
+    With a line where that grid is not the trunk's, or is resized for that many pixels.
+    """
+    plan, usual = vit_plan(trunk), find(trunk).image_size
+    table = ported.variables["params"].get("stem", {}).get("positions")
+    if plan is None or table is None:
+        return told or usual, ""
+    side = math.isqrt(len(table) - int(plan.class_token and plan.class_position))
+    own = usual if side == plan.grid else side * plan.patch
+    size, asked = told or own, (told or own) // plan.patch
+    grid = f"its position embeddings are of {side} x {side} patches"
+    if asked != side:
+        return (
+            size,
+            f"{grid}, resized to {asked} x {asked}: image_size={own} takes them as they are",
+        )
+    return size, f"{grid}: images of {own} pixels" if own != usual and not told else ""
 
 
 def _taken(trunk: str, ported: Ported, told: origin.Origin, form: str | None) -> str:
     """Which network a file's leaves are taken for, why, and which it could be as well."""
     why = "as its leaves are named"
-    alike = () if told.name else origin.SAME_LEAVES.get(trunk, ())
+    alike, told_apart = origin.SAME_LEAVES.get(trunk, ()), False
     if form:
         why = "as asked"
     elif told.name:
-        why = f"{told.name} by {told.where}"
-    elif ported.naming == "timm":
+        why, told_apart = f"{told.name} by {told.where}", True
+        alike = tuple(name for name in alike if name in TRUNKS)  # of others nobody need know
+    elif ported.naming == "timm" and "keras" in find(trunk).forms:
         why, alike = "as nothing tells", (f"tf_{trunk} (--form=keras)", *alike)
     if ported.naming not in ("timm", "torch", "openai", "transformers"):
         alike = ()
-    also = f"; {' and '.join(alike)} would fit as well, and compute something else" if alike else ""
+    names = " and ".join(alike)
+    also = f"; {names} would fit as well, and compute something else" if alike else ""
+    if told_apart and alike:
+        also = f" ({names} would fit as well: that tells them apart)"
     return f"taken as {trunk} in the {ported.form} form, {why}{also}"
 
 
@@ -357,7 +394,8 @@ def _description(leaves: Leaves, path: Path) -> dict[str, Any]:
         mean, std = (tuple(float(v) for v in scaling[key]) for key in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
             raise ValueError
-        if not isinstance(meta.get("notes", []), list):
+        stages = ("", *find(trunk).channels)
+        if not isinstance(meta.get("notes", []), list) or meta.get("stage", "") not in stages:
             raise ValueError
         return meta | {"preprocessing": Preprocessing(mean, std, bool(scaling["bgr"]))}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -437,5 +475,6 @@ def stored_weights(run: Mapping[str, Any], leaves: Mapping[str, Any]) -> TrunkWe
         **facts,
         preprocessing=as_preprocessing(scaling),
         notes=tuple(run["trunk"].get("notes", ())),
+        stage=run["trunk"].get("stage", ""),
         variables={kind: tree.nest(leaves, f"{kind}/trunk/") for kind in ("params", "batch_stats")},
     )

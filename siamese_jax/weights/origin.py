@@ -9,7 +9,7 @@ Pixels and their number are as a config beside says, else as the tag in such a n
 """
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ class Origin(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Container[str]) -> Origin:
+def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Collection[str]) -> Origin:
     """What tells of the file's network; UserError if that is one which only looks like `trunk`."""
     configs = beside.read(path.parent)
     if _OPENAI_LEAF in leaves:
@@ -78,18 +78,24 @@ def find(path: Path, texts: tuple[str, ...], trunk: str, leaves: Container[str])
     scaled = [facts for facts in configs if facts.preprocessing]
     if scaled:
         told = told._replace(preprocessing=scaled[0].preprocessing, scaled_by=scaled[0].where)
-    sized = [facts for facts in configs if facts.image_size]
+    # What transformers cuts images to comes before the size that positions are made for.
+    sized = sorted((f for f in configs if f.image_size), key=lambda f: not f.crops)
     size, where = (sized[0].image_size, sized[0].where) if sized else (told.image_size, told.where)
     if size and plan:
         size = max(size // plan.patch, 1) * plan.patch  # as a convolution leaves the rest out
     if size and size != TRUNKS[trunk].image_size:
         notes.append(f"images of {size} pixels by {where}")
+    if sized and sized[0].crop and not any(facts.crops for facts in configs):
+        notes.append(
+            f"transformers' own preprocessor cuts images to {sized[0].crop} pixels: "
+            f"preprocessor_config.json is not beside it; image_size={sized[0].crop} is as there"
+        )
     token = TRUNKS[trunk].stages[-1] == "cls"
     notes += [
         f"its feature is the mean of the patches by {facts.where} (global_pool=avg), which is "
         "--stage=top here: by default it is the class token"
         for facts in configs
-        if facts.mean and token
+        if facts.mean and token and not any(name.endswith("fc_norm.weight") for name in leaves)
     ]
     licence = next((facts.licence for facts in configs if facts.licence), told.licence)
     return told._replace(image_size=size, licence=licence, notes=tuple(notes))

@@ -26,24 +26,28 @@ from siamese_jax.weights.namings import (
     vit_plan,
     walk,
 )
-from siamese_jax.weights.vit_files import as_timm
+from siamese_jax.weights.vit_files import as_timm, mean_first
 
 __all__ = ["Ported", "candidates", "flatten", "names", "port", "schemes", "shapes", "unflatten"]
 
 Variables = dict[str, Any]
+_DISTILLATION = re.compile(r"(^|[./])(dist_token|distillation_token)$")
 DISTILLED = "a checkpoint of self-distillation"
 
 
 class Ported(NamedTuple):
     """`naming` is the library whose names fitted; `classifier` is its last layer, if it is linear
     on the pooled features: {"kernel": [c, classes], "bias": [classes]}. `notes` are lines on what
-    was chosen and what was left."""
+    was chosen and what was left. `stage` is the one that the weights are made for, where it is not
+    the trunk's last. `left`: what else the file holds, by name."""
 
     variables: Variables
     form: str
     naming: str
     classifier: dict[str, np.ndarray] | None
     notes: tuple[str, ...] = ()
+    stage: str = ""
+    left: tuple[str, ...] = ()
 
 
 # Our variables.
@@ -95,7 +99,7 @@ def port(
 def candidates(leaves: Leaves, where: str) -> list[str]:
     """The trunks that a file has all leaves of, by whatever library's names, the largest first."""
     found = distilled.backbones(leaves)
-    leaves = found[0].leaves if found else leaves
+    leaves, _ = mean_first(found[0].leaves if found else leaves)
     made = as_timm(leaves, where, biased=True)
     return fitting.complete(made.leaves if made else leaves)
 
@@ -121,12 +125,20 @@ def _port_distilled(
 def _port_plain(
     leaves: Leaves, trunk: str, where: str, form: str | None, ignored: set[str]
 ) -> Ported:
-    plan = vit_plan(trunk)
+    plan, stage = vit_plan(trunk), ""
+    if plan and any(_DISTILLATION.search(name) for name in leaves):
+        raise UserError(
+            f"{where} is of a distilled DeiT, whose feature is the mean of two tokens: no trunk "
+            f"here has the second; take weights of DeiT without it, such as {trunk}'s own"
+        )
+    if plan and plan.class_token:
+        leaves, mean = mean_first(leaves)
+        stage = table.MEAN if mean else ""
     made = as_timm(leaves, where, bool(plan.biased)) if plan else None
-    notes = [f"left out: {fitting.first(made.left)}"] if made and made.left else []
+    notes, left = [], made.left if made else []
     if made:
         leaves, form = made.leaves, form or made.form
-    fit, chosen = fitting.choose(leaves, trunk, form, where, ignored)
+    fit, chosen, branches = fitting.choose(leaves, trunk, form, where, ignored)
     sizes = shapes(trunk, fit.form)
     flat = {
         ours: _to_ours(leaves[theirs], ours, fit.scheme, sizes[ours])
@@ -135,7 +147,10 @@ def _port_plain(
     _check_shapes(flat, trunk, fit.form, where)
     classifier = _classifier(leaves, fit, trunk)
     naming = made.naming if made else fit.naming
-    return Ported(unflatten(flat), fit.form, naming, classifier, (*chosen, *notes))
+    if stage:
+        notes.append(f"its feature is the norm of the patches' mean (fc_norm): --stage={stage}")
+    told = (*chosen, *notes)
+    return Ported(unflatten(flat), fit.form, naming, classifier, told, stage, (*branches, *left))
 
 
 def _matching(leaves: Leaves, pattern: str, where: str) -> list[str]:
@@ -191,9 +206,15 @@ def _check_shapes(flat: Leaves, trunk: str, form: str, where: str) -> None:
         if found.shape != shape and not (
             found.shape[1:] == shape[1:] and same_size(name, found.size, shape)
         ):
+            advice = "are these the weights of another trunk?"
+            if name.endswith("/positions") and found.shape[1:] == shape[1:]:
+                advice = (
+                    "only a square grid of patches is taken: where this one is not, resize its "
+                    "positions to a square one (in timm: resample_abs_pos_embed) and save it again"
+                )
             raise UserError(
-                f"{where}: leaf {name} has the shape {flat[name].shape}, but {trunk} in the {form} "
-                f"form needs {shape}; are these the weights of another trunk?"
+                f"{where}: leaf {name} has the shape {found.shape}, but {trunk} in the {form} "
+                f"form needs {shape}; {advice}"
             )
         if not np.isfinite(flat[name]).all():
             raise UserError(f"{where}: leaf {name} holds NaN or infinity; get the file again")

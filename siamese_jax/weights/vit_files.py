@@ -1,9 +1,9 @@
 """Vision Transformers as others than timm name and cut their leaves, brought to timm's names.
 
-openai: the state dicts of OpenAI's CLIP and of open_clip, below "visual.".
+openai: the state dicts of OpenAI's CLIP and of open_clip, below "visual.", or the tower alone.
 open_clip: those of its models whose tower is timm's own, below "visual.trunk.".
 transformers: models of Hugging Face's library: CLIP's and SigLIP's vision tower, below
-"vision_model."; ViT, DINOv2 and DINOv3.
+"vision_model." or alone; ViT, DINOv2 and DINOv3.
 dinov2, dinov3: facebookresearch's files; positions count the class token, also before registers.
 timm: what its own DINOv3 calls otherwise than its other transformers.
 
@@ -183,6 +183,23 @@ def _gains(leaves: Leaves) -> Leaves:
     return _renamed(leaves, ((r"\.gamma_([12])$", r".ls\1.gamma"),))
 
 
+_FC_NORM = re.compile(r"(^|.*[./])fc_norm\.(weight|bias)$")
+
+
+def mean_first(leaves: Leaves) -> tuple[Leaves, bool]:
+    """Leaves with timm's `fc_norm` as the last norm, and whether there was one.
+
+    A fine-tune on the patches' mean (timm's global_pool="avg", MAE's code) has it behind that mean,
+    and no other last norm.
+    """
+    named = {}
+    for name in leaves:
+        found = _FC_NORM.match(name)
+        if found and f"{found[1]}norm.weight" not in leaves:
+            named[name] = f"{found[1]}norm.{found[2]}"
+    return {named.get(name, name): leaf for name, leaf in leaves.items()}, bool(named)
+
+
 class Library(NamedTuple):
     """A library's tower in a file: its prefix, leaves that it has alone, and the way to timm's.
 
@@ -211,6 +228,9 @@ _LIBRARIES = (
         _transformers,
         projection="visual_projection.weight",
     ),
+    # The towers alone.
+    Library("openai", "", ("class_embedding", "conv1.weight", "ln_pre.weight"), _openai),
+    Library("transformers", "", ("embeddings.patch_embedding.weight",), _transformers),
     Library(
         "transformers",
         "",

@@ -172,6 +172,7 @@ OPTIONS = [
 ]
 CALLS = [
     ("frobnicate", "there is no tool 'frobnicate'"),
+    ("train weights list", "is a tool of its own: python -m siamese_jax weights list"),
     ("train", "give an experiment"),
     ("train --config=resnet_triplets", "no experiment of that name"),
     ("train --config={none}.py", "there is no such file"),

@@ -1,11 +1,13 @@
 """Ctrl-C, SIGTERM and SIGHUP, sent at a point of the work: nothing lost, one line, no traceback."""
 
+import http.server
 import io
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from types import SimpleNamespace
 
@@ -124,6 +126,77 @@ def test_a_download_keeps_its_part(tmp_path, monkeypatch):
     with pytest.raises(stopping.Stopped, match="is kept"), stopping.heeding():
         download.fetch("http://nowhere.invalid/weights.h5", target, "sha256:00")
     assert (tmp_path / "weights.h5.part").read_bytes() == content[: 1 << 20]
+
+
+# A data set of TFDS whose download takes its threads longer than anyone waits.
+SLOW = """
+import sys
+import tensorflow_datasets as tfds
+from siamese_jax.__main__ import process
+
+class SlowPictures(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        label = tfds.features.ClassLabel(num_classes=2)
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+        manager.download([sys.argv[1] + "/a", sys.argv[1] + "/b"])
+
+    def _generate_examples(self):
+        raise AssertionError
+
+process(["embed", "--encoder=resnet18", "--weights=random", "--images=tfds:slow_pictures",
+         "--out=out.npz"])
+"""
+
+
+@pytest.fixture
+def slow_server():
+    """An address, and an event that says that something was asked for: it never comes whole."""
+    asked, over = threading.Event(), threading.Event()
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            self.wfile.write(b"a")
+            self.wfile.flush()
+            asked.set()
+            over.wait(100)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_download_of_tfds_ends_at_the_first_signal(name, slow_server, tmp_path):
+    """Its threads wait for the network, and are waited for as Python ends: not here."""
+    address, asked = slow_server
+    places = {"TFDS_DATA_DIR": str(tmp_path), "SIAMESE_JAX_CACHE": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "JAX_PLATFORMS": "cpu", **places}
+    command = [sys.executable, "-c", SLOW, address]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert asked.wait(120)
+            process.send_signal(getattr(signal, name))
+            said = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
+    assert process.returncode == CODES[name]
+    line = f"stopped by {name}: tfds:slow_pictures is not prepared; downloads that ended are kept"
+    assert last_line(said).startswith(f"{line}; go on: ")
+    assert "Traceback" not in said
 
 
 BUSY = """

@@ -151,7 +151,7 @@ def test_a_pooling_for_each_stage_needs_stages():
 
 
 def test_sets_of_stages_that_are_too_wide_are_named_and_not_tried(caplog):
-    widths = {"stem": 9000, "stage1": 1000, "stage2": 2000, "top": 1000}
+    widths = {"stem": 9000, "stage1": 1000, "stage2": 3000, "top": 1000}
     sets = fitting.stage_sets(widths)
     assert sets == [
         ("top",),
@@ -161,9 +161,9 @@ def test_sets_of_stages_that_are_too_wide_are_named_and_not_tried(caplog):
         ("stage1:max", "stage2:max", "stage1", "stage2", "top"),
     ]
     assert [record.getMessage() for record in caplog.records] == [
-        "stages stage2:grid2,top are not tried: 9000 features, more than 8192; name them to take "
+        "stages stage2:grid2,top are not tried: 13000 features, more than 10240; name them to take "
         "them",
-        "stages stage1:grid2,stage2:grid2,top are not tried: 13000 features, more than 8192; name "
+        "stages stage1:grid2,stage2:grid2,top are not tried: 17000 features, more than 10240; name "
         "them to take them",
     ]
     assert fitting.stage_sets(widths, "max") == sets[:3]

@@ -3,7 +3,9 @@
 `benchmarks/timm_trunks.py` compares the same with timm itself.
 """
 
+import json
 import math
+import re
 from functools import partial
 
 import jax
@@ -207,10 +209,11 @@ def oracle(state, x, plan, rule="torch"):
         outputs |= {f"block{i + 1}": patches(x), f"block{i + 1}:tokens": x}
         if plan.class_token:
             outputs[f"block{i + 1}:cls"] = norm(s, "norm", x, plan.epsilon)[:, :1, None]
+    mean = norm(s, "norm", patches(x).mean((1, 2)), plan.epsilon)[:, None, None]
     x = norm(s, "norm", x, plan.epsilon)
     outputs |= {"top": patches(x), "top:tokens": x}
     if plan.class_token:
-        return outputs | {"cls": x[:, :1, None]}
+        return outputs | {"cls": x[:, :1, None], "mean": mean}
     if plan.flat:
         x = x.reshape(n, -1)
         for i in (0, 2):
@@ -252,7 +255,8 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
         outputs = jax.jit(module.apply)(found.variables, jnp.asarray(x, jnp.float32))
         expected = oracle(state, x, plan, rule)
         assert outputs.keys() == expected.keys()
-        assert plan.widths.keys() == {stage for stage in expected if ":" not in stage}
+        stages = {stage for stage in expected if ":" not in stage}
+        assert TRUNKS[f"small_{name}"].channels.keys() == stages
         for stage, output in outputs.items():
             scale = np.abs(expected[stage]).max()
             np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
@@ -262,6 +266,29 @@ def test_every_stage_is_that_of_the_definition(name, small, tmp_path, rng):
             assert rest.keys() == {stage for stage in outputs if not stage.startswith("stem")}
             for stage, output in rest.items():
                 np.testing.assert_allclose(output, outputs[stage], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "registers"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_fine_tune_on_the_patches_mean(name, prefix, small, tmp_path, rng, caplog):
+    """timm's `fc_norm` stands behind the mean, in place of the last norm; an export keeps that."""
+    plan, images = PLANS[name], rng.integers(0, 256, (2, 20, 20, 3), np.uint8)
+    state = fill(entries(plan))
+    x = (images - 127.5) / 127.5
+    outputs = oracle(state, x, plan)
+    theirs = {prefix + re.sub(r"^norm\.", "fc_norm.", n): leaf for n, leaf in state.items()}
+    save_file(theirs, tmp_path / "a.safetensors")
+    found = weights.load(f"small_{name}", tmp_path / "a.safetensors")
+    weights.save(tmp_path / "a.npz", found)
+    assert "the norm of the patches' mean (fc_norm): --stage=mean" in caplog.text
+    assert "keras" not in caplog.text  # a form that no Vision Transformer has
+    np.testing.assert_array_equal(found.classifier["kernel"], state["head.weight"].T)
+    for file in ("a.safetensors", "a.npz"):
+        encoder = sj.load_encoder(f"small_{name}", tmp_path / file)
+        assert encoder.model.stage == "mean"
+        np.testing.assert_allclose(encoder(images), outputs["mean"][:, 0, 0], rtol=0, atol=1e-4)
+        asked = sj.load_encoder(f"small_{name}", tmp_path / file, stage="cls")(images)
+        np.testing.assert_allclose(asked, outputs["cls"][:, 0, 0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -283,21 +310,36 @@ def test_positions_are_resized_by_the_rule_of_their_source(rule, old, new, rng):
     assert positions.resize(same, (old, old), rule) is same
 
 
-def test_weights_of_another_grid_keep_it(small, tmp_path, rng):
+def test_weights_of_another_grid_keep_it(small, tmp_path, rng, caplog):
     """Fine-tuned at another size: resized from there, and exported and loaded as they are."""
     state = fill(entries(PLAN, grid=7))
     save_file(state, tmp_path / "a.safetensors")
     found = weights.load("small_plain", tmp_path / "a.safetensors")
+    assert found.image_size == 28  # 7 patches of 4, where the trunk has 5
+    assert "are of 7 x 7 patches: images of 28 pixels" in caplog.text
     weights.save(tmp_path / "a.npz", found)
     again = weights.load("small_plain", tmp_path / "a.npz")
     x = rng.normal(size=(1, 20, 20, 3))
     module = TRUNKS["small_plain"].build()
+    assert again.image_size == 28
     output = module.apply(again.variables, jnp.asarray(x, jnp.float32))["cls"]
     np.testing.assert_allclose(output, oracle(state, x, PLAN)["cls"], rtol=0, atol=1e-4)
     state["pos_embed"] = state["pos_embed"][:, :-1]
     save_file(state, tmp_path / "b.safetensors")
-    with pytest.raises(UserError, match="stem/positions has the shape"):
+    with pytest.raises(UserError, match=r"stem/positions has .* resize its positions to a square"):
         weights.load("small_plain", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(("pixels", "line"), [(28, None), (16, "resized to 4 x 4: image_size=28")])
+def test_a_config_comes_before_the_grid_of_the_file(pixels, line, small, tmp_path, caplog):
+    """What it says is the size of images; where that resizes the positions, one line says so."""
+    scaled = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": pixels}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(scaled))
+    save_file(fill(entries(PLAN, grid=7)), tmp_path / "a.safetensors")
+    assert sj.load_encoder("small_plain", tmp_path / "a.safetensors").image_size == pixels
+    (said,) = [r.getMessage() for r in caplog.records if "a.safetensors" in r.getMessage()]
+    assert ("resized" in said) == (line is not None)
+    assert (line or "") in said
 
 
 @pytest.mark.parametrize(
@@ -402,6 +444,15 @@ def test_class_tokens_of_several_blocks(small, rng):
     for trunk, stage in (("small_registers", "top"), ("small_siglip", "block1")):
         with pytest.raises(UserError, match=f"{trunk} has no class token beside '{stage}'"):
             sj.load_encoder(trunk, "random", stage=f"{stage}:cls")
+
+
+@pytest.mark.parametrize("stage", ["cls:cls", "mean:max", "cls:gem3", "block1,cls:max"])
+def test_one_vector_is_not_pooled(stage, small):
+    name, way = stage.split(",")[-1].split(":")
+    line = f"'{name}' of small_plain is one vector, which nothing pools: .* without '{way}'"
+    with pytest.raises(UserError, match=line):
+        sj.load_encoder("small_plain", "random", stage=stage)
+    assert sj.load_encoder("small_plain", "random", stage=f"{name}:average").model.stage
 
 
 def test_a_trunk_is_known_by_what_it_was_known_by():

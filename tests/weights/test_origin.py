@@ -184,6 +184,23 @@ def test_transformers_processor_tells_pixels(tmp_path):
         assert find(tmp_path, trunk, preprocessor_config=names | other).preprocessing is None
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers"])
+def test_dinov2_of_transformers_is_cut_as_its_preprocessor_says(kind, tmp_path):
+    """config.json has the pixels that positions are made for: 518. Images are cut to 224."""
+    config = {"model_type": kind, "hidden_size": 384, "patch_size": 14, "image_size": 518}
+    trunk = "vit_small_patch14_dinov2"
+    alone = find(tmp_path, trunk, config=config)
+    assert alone.image_size == 518
+    (line,) = alone.notes
+    assert "cuts images to 224 pixels" in line
+    assert "image_size=224 is as there" in line
+    cut = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": True,
+           "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}  # fmt: skip
+    told = find(tmp_path, trunk, preprocessor_config=cut)
+    assert told.image_size == 224
+    assert told.notes == ("images of 224 pixels by preprocessor_config.json beside it",)
+
+
 def test_open_clips_config_tells_pixels_and_timms_name(tmp_path):
     told = find(tmp_path, QUICK, open_clip_config=OPEN_CLIP)
     assert (told.preprocessing, told.scaled_by) == (HALF, "open_clip_config.json beside it")
@@ -230,3 +247,5 @@ def test_a_file_whose_feature_is_the_mean_of_patches_says_so(pool, said, tmp_pat
     config = {"architecture": "vit_tiny_patch16_224", "global_pool": pool}
     notes = find(tmp_path, "vit_tiny_patch16_224", config=config).notes
     assert any("--stage=top" in note for note in notes) == said
+    again = find(tmp_path, "vit_tiny_patch16_224", leaves=["fc_norm.weight"], config=config)
+    assert not any("--stage=top" in note for note in again.notes)  # the norm stands behind the mean

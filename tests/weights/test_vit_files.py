@@ -4,10 +4,12 @@ The state dicts are written here as the libraries' modules nest, from one set of
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import torch_files as tf
 from safetensors.numpy import save_file
 
 import siamese_jax as sj
@@ -140,6 +142,21 @@ def test_openais_clip(prefix, small, tmp_path, rng, caplog):
     same(found, values)
     np.testing.assert_array_equal(found.classifier["kernel"], np.arange(30).reshape(6, 5))
     assert "left out: logit_scale, positional_embedding, transformer.resblocks" in caplog.text
+
+
+TOWERS = {"openai": (openai, "visual."), "transformers": (transformers, "vision_model.")}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("library", TOWERS)
+def test_clips_tower_alone(library, prefix, small, tmp_path, rng):
+    """As `model.visual.state_dict()` of open_clip, or `vision_model` of transformers, is saved."""
+    values, (write, tower) = ours("file_clip", rng), TOWERS[library]
+    whole = write(values, tower).items()
+    state = {prefix + n.removeprefix(tower): leaf for n, leaf in whole if n.startswith(tower)}
+    found = load("file_clip", tmp_path / "a.safetensors", state)
+    same(found, values)
+    assert (found.classifier is not None) == (library == "openai")
 
 
 @pytest.mark.parametrize("trunk", ["file_clip", "file_siglip"])
@@ -299,6 +316,54 @@ def test_dinov3_with_gates_and_biases(library, small, tmp_path, rng):
     found = load("file_plus", tmp_path / "a.safetensors", state)
     assert found.form == ("torch" if library == "timm" else "dino")
     same(found, values)
+
+
+def test_both_of_clips_activations_are_named(small, monkeypatch, tmp_path, rng, capsys):
+    """Nothing in the leaves tells GELU from QuickGELU: a tag, such as openai, does."""
+    gelu, quick = "vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"
+    for name in [name for name in TRUNKS if not name.startswith("file_")]:
+        monkeypatch.delitem(TRUNKS, name)
+    values, row = ours("file_clip", rng), TRUNKS["file_clip"]
+    larger = PLANS["clip"]._replace(grid=5)
+    build = partial(vit.ViT, PLANS["clip"]._replace(act="quick_gelu"))
+    monkeypatch.setitem(TRUNKS, "vit_base_patch32_clip_384", replace(
+        row, build=partial(vit.ViT, larger), image_size=20))  # fmt: skip
+    monkeypatch.setitem(TRUNKS, gelu, row)
+    monkeypatch.setitem(TRUNKS, quick, replace(row, build=build))
+    monkeypatch.delitem(TRUNKS, "file_clip")
+    for file, trunk, other in (("a.safetensors", gelu, quick), (f"{gelu}.openai.pth", quick, gelu)):
+        state = {name: np.ascontiguousarray(leaf) for name, leaf in openai(values).items()}
+        save_file(state, tmp_path / file)
+        tool.main(["verify", str(tmp_path / file)])
+        said = capsys.readouterr().out
+        assert f"is sound: {trunk}, torch form" in said
+        assert f"{other} would fit as well" in said
+        assert ("by its name" in said and "tells them apart" in said) == (trunk == quick)
+
+
+@pytest.mark.parametrize("token", ["dist_token", "deit.embeddings.distillation_token"])
+def test_a_distilled_deit_is_told(token, plain, tmp_path, rng):
+    """By timm's name of its second token, and by transformers'."""
+    values = ours("file_plain", rng)
+    state = (
+        timm("file_plain", values) if token == "dist_token" else transformers_vit(values, "deit.")
+    )
+    state[token] = np.ones((1, 1, 6), np.float32)
+    with pytest.raises(UserError, match="is of a distilled DeiT") as caught:
+        load("file_plain", tmp_path / "a.safetensors", state)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_left_out_is_one_list(small, tmp_path, rng, caplog):
+    """The text tower and the entries of a checkpoint that are no weights."""
+    storages = tf.Storages()
+    entries = {"state_dict": storages.add_all(openai(ours("file_clip", rng)))}
+    entries |= {"optimizer": storages.add_all({"exp_avg": np.ones(3, np.float32)})}
+    tf.write_zip(tmp_path / "a.pth", tf.pickle(tf.plain(entries)), storages)
+    weights.load("file_clip", tmp_path / "a.pth")
+    (said,) = [r.getMessage() for r in caplog.records if "a.pth" in r.getMessage()]
+    assert said.count("left out:") == 1
+    assert "logit_scale" in said
 
 
 def test_a_tower_that_lacks_leaves_is_one_line(small, tmp_path, rng):
