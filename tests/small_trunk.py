@@ -1,7 +1,8 @@
 """A stand-in for ResNet-18, of one narrow convolution a stage: for tests of what is around a trunk.
 
 It has ResNet-18's name, stages and batch normalisation, folds and trains as it does, and compiles,
-is saved and is hashed in a tenth of the time. Run as a file it is `main.py` on that trunk.
+is saved and is hashed in a tenth of the time. Run as a file it is `main.py` on that trunk, or the
+tool that it is given.
 """
 
 import runpy
@@ -20,6 +21,10 @@ from siamese_jax.trunks.table import TRUNKS, Trunk
 from siamese_jax.weights import namings
 
 NAME, STAGES, WIDTH = "resnet18", ("stem", "stage1", "stage2", "stage3", "stage4"), 32
+
+
+# Of the trunk: a kernel of 3 x 3 a stage, and a scale and a shift for each channel.
+PARAMETERS = 9 * (3 + 4 * WIDTH) * WIDTH + 5 * 2 * WIDTH
 
 
 class Small(nn.Module):
@@ -58,5 +63,7 @@ def installed() -> Iterator[None]:
 
 if __name__ == "__main__":
     with installed():
-        sys.argv[0] = "main.py"
-        runpy.run_path(str(Path(__file__).parents[1] / "main.py"), run_name="__main__")
+        if sys.argv[1].startswith("--"):
+            sys.argv[0] = "main.py"
+            runpy.run_path(str(Path(__file__).parents[1] / "main.py"), run_name="__main__")
+        runpy.run_module("siamese_jax", run_name="__main__", alter_sys=True)
