@@ -54,3 +54,12 @@ def small_trunk():
 
     with small_trunk.installed():
         yield
+
+
+@pytest.fixture(scope="module")
+def short_trunk():
+    """ResNet-18 has one block a stage in all the module's tests: half of it compiles in half."""
+    import small_trunk
+
+    with small_trunk.installed(small_trunk.SHORT):
+        yield
