@@ -1,7 +1,6 @@
 """Strict by default: no silent dtype promotion, no silent rank promotion, warnings are errors."""
 
 import os
-import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,22 +21,6 @@ LONG = ("test_readme.py", "test_config_fields.py", "test_experiment.py", "test_d
 def pytest_collection_modifyitems(items):
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory):
-    """One folder of compiled programs: for all tests of this worker, and the processes they start.
-
-    A folder a worker: JAX writes in place, so that another worker could read half a program.
-    """
-    folder = tmp_path_factory.mktemp("xla")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
