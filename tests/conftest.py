@@ -15,7 +15,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # Files of minutes, the longest first: workers take whole files, and none should end alone.
-LONG = ("test_readme.py", "test_config_fields.py", "test_experiment.py", "test_disk.py")
+LONG = (
+    "test_readme.py",
+    "test_config_fields.py",
+    "test_experiment.py",
+    "test_disk.py",
+    "test_choosing.py",
+    "test_configs.py",
+    "test_boundary.py",
+)
 
 
 def pytest_collection_modifyitems(items):
