@@ -15,7 +15,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # Files of minutes, the longest first: workers take whole files, and none should end alone.
-LONG = ("test_readme.py", "test_config_fields.py", "test_experiment.py", "test_disk.py")
+LONG = (
+    "test_readme.py",
+    "test_config_fields.py",
+    "test_experiment.py",
+    "test_disk.py",
+    "test_choosing.py",
+    "test_configs.py",
+    "test_boundary.py",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -36,4 +44,13 @@ def small_trunk():
     import small_trunk
 
     with small_trunk.installed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_trunk():
+    """ResNet-18 has one block a stage in all the module's tests: half of it compiles in half."""
+    import small_trunk
+
+    with small_trunk.installed(small_trunk.SHORT):
         yield

@@ -57,6 +57,7 @@ def _train(
     import jax
 
     jax.config.update("jax_compilation_cache_dir", environment["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     import small_trunk
 
     from siamese_jax.__main__ import main

@@ -1,9 +1,12 @@
 """A stand-in for ResNet-18, of one narrow convolution a stage: for tests of what is around a trunk.
 
 It has ResNet-18's name, stages and batch normalisation, folds and trains as it does, and compiles,
-is saved and is hashed in a tenth of the time. Run as a file it is `main.py` on that trunk.
+is saved and is hashed in a tenth of the time. Run as a file it is `main.py` on that trunk, or the
+tool that it is given. Where a trunk's own parts matter, there is ResNet-18 of fewer blocks.
 """
 
+import dataclasses
+import functools
 import runpy
 import sys
 from collections.abc import Iterator
@@ -16,10 +19,13 @@ import jax.numpy as jnp
 import pytest
 
 from siamese_jax.trunks.layers import Conv, Norm, run_stages
+from siamese_jax.trunks.resnet import ResNet
 from siamese_jax.trunks.table import TRUNKS, Trunk
 from siamese_jax.weights import namings
 
 NAME, STAGES, WIDTH = "resnet18", ("stem", "stage1", "stage2", "stage3", "stage4"), 32
+# Of this trunk: a kernel of 3 x 3 a stage, and a scale and a shift for each channel.
+PARAMETERS = 9 * (3 + 4 * WIDTH) * WIDTH + 5 * 2 * WIDTH
 
 
 class Small(nn.Module):
@@ -40,8 +46,17 @@ class Small(nn.Module):
         return run_stages(self, x, layers, STAGES[:1], STAGES[1:], train_stages, after=after)
 
 
+NARROW = Trunk(Small, dict.fromkeys(STAGES, WIDTH), ("torch",), 32, "")
+# ResNet-18's widths, blocks and fast kernels, but one block a stage.
+SHORT = dataclasses.replace(
+    TRUNKS[NAME],
+    build=functools.partial(ResNet, (1, 1, 1, 1), False),
+    blocks=dict.fromkeys(STAGES[1:], 1),
+)
+
+
 @contextmanager
-def installed() -> Iterator[None]:
+def installed(row: Trunk = NARROW) -> Iterator[None]:
     """It stands where ResNet-18 did."""
 
     def forget():
@@ -50,7 +65,7 @@ def installed() -> Iterator[None]:
                 known.cache_clear()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TRUNKS, NAME, Trunk(Small, dict.fromkeys(STAGES, WIDTH), ("torch",), 32, ""))
+        patch.setitem(TRUNKS, NAME, row)
         forget()
         yield
     forget()
@@ -58,5 +73,7 @@ def installed() -> Iterator[None]:
 
 if __name__ == "__main__":
     with installed():
-        sys.argv[0] = "main.py"
-        runpy.run_path(str(Path(__file__).parents[1] / "main.py"), run_name="__main__")
+        if sys.argv[1].startswith("--"):
+            sys.argv[0] = "main.py"
+            runpy.run_path(str(Path(__file__).parents[1] / "main.py"), run_name="__main__")
+        runpy.run_module("siamese_jax", run_name="__main__", alter_sys=True)

@@ -1,7 +1,8 @@
 """What the README and the configs tell people to type, typed: a plain install, no network.
 
 Nothing in a command is replaced. They run in a copy of main.py and configs/ whose runs are short
-and whose pictures are small, beside folders of the README's names, and find one emoji in six drawn.
+and whose pictures are small, beside folders of the README's names, and find an emoji in twelve
+drawn. The default config rehearses its runs; the others do in test_configs.py.
 """
 
 import json
@@ -30,6 +31,7 @@ ENDS = {  # of commands that need what is not here
     "compare_zoo": CUT,
     "dinov2_fit": CUT,
 }
+ALONE = "config.train.rehearse = False"
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m pip" | "-m pytest") printf '%s\\n' "$*" >> "$ASIDE"; exit;;
@@ -68,13 +70,15 @@ def place(tmp_path_factory):
         text = re.sub(r'("steps": |steps = |steps=)\d+', r"\g<1>4", text)
         text = re.sub(r'("batch_size": )(256|512)', r"\g<1>64", text)
         text = text.replace('stage = "auto"', 'stage = "stage6,stage7"')
+        if path.stem not in ("common", "resnet_triplet"):
+            text = text.replace("    return config\n", f"    {ALONE}\n    return config\n")
         if "\nGRID" in text:
             text += "\nGRID = {a: dict([*GRID[a].items()][:n]) for a, n in zip(GRID, (2, 1, 1))}\n"
         (root / "configs").mkdir(exist_ok=True)
         (root / "configs" / path.name).write_text(text, encoding="utf-8")
     for side in emoji_folder(root / "cache").iterdir():
         for i, picture in enumerate(sorted(side.iterdir())):
-            picture.unlink() if i % 6 else None
+            picture.unlink() if i % 12 else None
     tiny.make_folder(root / "shop", classes=8, images=4)
     shutil.copytree(root / "shop" / "class2", root / "photos" / "class2")
     shutil.copytree(root / "shop" / "class5", root / "photos" / "class5")
@@ -127,7 +131,7 @@ def test_every_command_of_the_readme(place):
     results = json.loads((place / "runs" / "emoji" / "results.json").read_text())
     assert list(results["test"]["after"]) == [row.split()[0] for row in shown.splitlines()[1:]]
     emoji = len([*emoji_folder(place / "cache").glob("query/*.png")])
-    assert results["test"]["after"]["queries"] == round(emoji / 2) > 150
+    assert results["test"]["after"]["queries"] == round(emoji / 2) > 75
 
 
 def test_the_python_of_the_readme(place):

@@ -19,6 +19,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.search import rerank
 
 SIZE = 32
+pytestmark = pytest.mark.usefixtures("short_trunk")
 ENCODER = ["--encoder=resnet18", "--weights=random", f"--image-size={SIZE}"]
 
 
@@ -33,7 +34,7 @@ def normal(x):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, short_trunk):
     """Labelled images, and a cache that all tests share."""
     root = tmp_path_factory.mktemp("combined")
     tiny.make_folder(root / "shop", classes=5, images=4, size=64)
@@ -43,7 +44,7 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder(short_trunk):
     return load("resnet18", weights="random", image_size=SIZE)
 
 

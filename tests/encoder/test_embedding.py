@@ -8,6 +8,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_trunk import WIDTH
 
 import siamese_jax as sj
 from siamese_jax.data.records import content_keys
@@ -211,7 +212,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def encoder():
+def encoder(small_trunk):
     with jax.numpy_dtype_promotion("standard"):
         return sj.load_encoder("resnet18", weights="random", image_size=32)
 
@@ -232,7 +233,7 @@ class Counting:
 def test_a_folder_is_embedded_once(folder, encoder, tmp_path):
     counting = Counting(encoder)
     found = embed_folder(counting, folder, cache_dir=tmp_path, batch_size=4)
-    assert found.vectors.shape == (9, 512)
+    assert found.vectors.shape == (9, WIDTH)
     assert counting.count == 12  # three batches of four
     np.testing.assert_array_equal(found.labels, np.repeat(["class0", "class1", "class2"], 3))
     assert str(found.paths[0]).endswith("class0/0.png")
@@ -294,7 +295,7 @@ def test_another_option_is_another_cache(folder, encoder, tmp_path):
     assert len(list((tmp_path / "embeddings").iterdir())) == 1
     embed_folder(padded, folder, cache_dir=tmp_path)
     assert len(list((tmp_path / "embeddings").iterdir())) == 2
-    assert plain.vectors.shape == (9, 512)
+    assert plain.vectors.shape == (9, WIDTH)
 
 
 def test_a_broken_image_is_left_out(folder, encoder, tmp_path):

@@ -23,6 +23,7 @@ from siamese_jax.train import optim
 from siamese_jax.train.step import init_state, make_train_step
 
 SIZE = 32
+pytestmark = pytest.mark.usefixtures("short_trunk")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def optax_promotion():
 
 
 @pytest.fixture(scope="module")
-def trunk():
+def trunk(short_trunk):
     """A ResNet18 whose statistics and gains are far from those that change nothing."""
     found = weights.load("resnet18", "random", key=jax.random.key(1))
     rng = np.random.default_rng(2)

@@ -18,7 +18,7 @@ ENCODER = ["--encoder=resnet18", "--weights=random", "--image-size=32"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, small_trunk):
     root = tmp_path_factory.mktemp("evaluate")
     shop = tiny.make_folder(root / "shop", classes=6, images=5)
     for i in range(4):  # some images are in the wrong class, or every answer would be right

@@ -22,7 +22,7 @@ FIT = ["fit", "--trunk=resnet18", "--weights=random"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, short_trunk):
     root = tmp_path_factory.mktemp("fit")
     tiny.make_folder(root / "shop", classes=8, images=4, noise=30)
     rng = np.random.default_rng(1)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from small_trunk import WIDTH
 
 import siamese_jax as sj
 from siamese_jax.__main__ import main
@@ -25,7 +26,7 @@ ENCODER = ("--encoder=resnet18", "--weights=random", "--image-size=32")
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def shop(tmp_path_factory, small_trunk):
     """Four classes of three images, hard enough that nothing is perfect; and one broken image."""
     root = tiny.make_folder(tmp_path_factory.mktemp("data") / "shop", 4, 3, noise=150)
     with pytest.MonkeyPatch.context() as patch:
@@ -50,14 +51,15 @@ def test_stage_and_pool_of_a_trunk(shop, tmp_path):
     """At 64 px the last map is 2 x 2: its largest values are above its means."""
     plain = embedded(shop, tmp_path, "--image-size=64")
     largest = embedded(shop, tmp_path, "--image-size=64", "--pool=max")
-    assert plain.shape == largest.shape == (12, 512)
+    assert plain.shape == largest.shape == (12, WIDTH)
     assert (largest >= plain - 1e-6).all()
     assert (largest > plain + 1e-6).any()
     third = embedded(shop, tmp_path, "--stage=stage3")
-    assert third.shape == (12, 256)
+    assert third.shape == (12, WIDTH)
+    assert not np.allclose(third, embedded(shop, tmp_path))
     several = embedded(shop, tmp_path, "--stage=stage3,stage4", "--pool=max,average")
-    assert several.shape == (12, 256 + 512)
-    np.testing.assert_allclose(np.square(several[:, :256]).sum(axis=1), 1, atol=1e-5)
+    assert several.shape == (12, WIDTH + WIDTH)
+    np.testing.assert_allclose(np.square(several[:, :WIDTH]).sum(axis=1), 1, atol=1e-5)
     assert not np.allclose(
         several, embedded(shop, tmp_path, "--stage=stage3,stage4", "--signed-sqrt"), atol=1e-2
     )

@@ -19,7 +19,7 @@ ENCODER = ["--encoder=resnet18", "--weights=random", "--image-size=32"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, small_trunk):
     """photos/ of five pictures; shop/ of the same five, loose beside a folder of thumbnails."""
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
@@ -221,6 +221,7 @@ def test_a_lone_picture_does_not_stop_the_main_job(tmp_path):
         f"--config.data.root={root}",
         f"--workdir={tmp_path / 'run'}",
         "--config.train.steps=3",
+        script=tiny.SMALL,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -245,7 +246,7 @@ def test_data_that_can_teach_or_measure_nothing(tmp_path, names, options, said):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     where = [f"--config.data.root={tmp_path}", f"--workdir={tmp_path / 'run'}"]
-    done = tiny.run(tmp_path / "cache", *tiny.TINY, *where, *options)
+    done = tiny.run(tmp_path / "cache", *tiny.TINY, *where, *options, script=tiny.SMALL)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

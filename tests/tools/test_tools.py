@@ -13,8 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 import warm
 from PIL import Image
+from small_trunk import PARAMETERS, WIDTH
 
 from siamese_jax.__main__ import main
 from siamese_jax.errors import UserError
@@ -62,7 +64,7 @@ def draw(path, colour, rng):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, small_trunk):
     """query/ and gallery/ of four classes, a flat folder, and a broken image in the gallery."""
     jax.clear_caches()  # tests before these may have compiled the same, elsewhere
     root = tmp_path_factory.mktemp("world")
@@ -91,7 +93,7 @@ def run(*argv):
 def run_process(*argv):
     """Runs a tool in a process of its own, from the checkout; what it printed."""
     done = subprocess.run(
-        [warm.python(), "-m", "siamese_jax", *map(str, argv)],
+        [warm.python(), tiny.SMALL, *map(str, argv)],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -128,8 +130,8 @@ def cosine_distances(x, y):
 
 def test_embed_leaves_out_the_broken_image_and_says_so(vectors):
     query, gallery = vectors["query"], vectors["gallery"]
-    assert query["vectors"].shape == (8, 512)
-    assert gallery["vectors"].shape == (12, 512)
+    assert query["vectors"].shape == (8, WIDTH)
+    assert gallery["vectors"].shape == (12, WIDTH)
     assert sorted(query["labels"]) == sorted(CLASSES * 2)
     assert [Path(p).parent.name for p in gallery["paths"]] == list(gallery["labels"])
     facts = json.loads(str(gallery["provenance"]))
@@ -318,7 +320,7 @@ def test_csv_of_embeddings_reads_back_exactly(world, tmp_path, capsys):
     outs = [f"--out={tmp_path}/v.csv", f"--out={tmp_path}/v.npy"]
     assert main(["embed", *ENCODER, f"--images={world}/flat", *outs]) == 0
     rows = read_csv(tmp_path / "v.csv")
-    read = np.array([[row[f"v{i}"] for i in range(512)] for row in rows], np.float32)
+    read = np.array([[row[f"v{i}"] for i in range(WIDTH)] for row in rows], np.float32)
     np.testing.assert_array_equal(read, np.load(tmp_path / "v.npy"))
 
 
@@ -390,8 +392,7 @@ def test_compare_writes_one_table_three_times(compared):
         results = json.loads((workdir / row["runs"] / "results.json").read_text())
         assert float(row["recall@1"]) == results["test"]["after"]["recall@1"]
         assert float(row["map@r"]) == results["test"]["after"]["map@r"]
-        # resnet18 without its classifier has 11,176,512 parameters; 512 x 4 + 4 are the layer's.
-        assert int(row["parameters"]) == 11_176_512 + 2052
+        assert int(row["parameters"]) == PARAMETERS + WIDTH * 4 + 4  # the last are the layer's
         assert int(row["width"]) == 4
         assert float(row["images/s"]) > 0
         assert row["published"] == ("0.625" if row["loss"] == "near" else "nan")

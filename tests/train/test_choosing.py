@@ -23,7 +23,7 @@ from siamese_jax.train.metrics_log import read_curves
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, short_trunk):
     root = tmp_path_factory.mktemp("choosing")
     tiny.make_folder(root / "shop", classes=16, images=4, noise=120)
     with pytest.MonkeyPatch.context() as patch:
