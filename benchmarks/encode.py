@@ -4,16 +4,12 @@
 
 Each peer computes the same architecture with the same weights, and its features are compared with
 ours. Runs alternate (ours, peer, ours, peer, ...); the table has the medians and the ratio of ours
-to the peer. Peers that are not installed are left out. On a GPU, PyTorch is compiled, channels
-last, in bfloat16, and ours is shown in bfloat16 and float32 with the share of the card's measured
-bfloat16 matrix rate.
+to the peer. Peers that are not installed are left out. This is for a CPU; `gpu.py` is for a GPU.
 """
 
 import argparse
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,12 +22,14 @@ import numpy as np
 
 from siamese_jax import weights
 from siamese_jax.encoder import encoder
-from siamese_jax.trunks.table import TRUNKS, find, normalise
+from siamese_jax.trunks.table import TRUNKS, find
 from siamese_jax.weights.port import flatten, names, schemes
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import measuring
 import records
+from measuring import Spent
 
 from siamese_jax.encoder import model as encoder_model
 
@@ -40,23 +38,6 @@ DEFAULT = [
     *("vit_small_patch16_224", "vit_base_patch16_224", "convnext_tiny"),
 ]
 Run = Callable[[np.ndarray], np.ndarray]
-
-
-def random_weights(trunk: str, form: str) -> weights.TrunkWeights:
-    """Random kernels and biases, and statistics that are not those of an identity."""
-    found = weights.load(trunk, "random", form=form)
-    rng = np.random.default_rng(0)
-
-    def vary(path: Any, leaf: Any) -> Any:
-        name = path[-1].key
-        low = {"scale": 0.5, "var": 0.5, "kernel": None}.get(name, -0.2)
-        if low is None:
-            return leaf
-        high = 1.0 if low > 0 else 0.2
-        return jnp.asarray(rng.uniform(low, high, leaf.shape), jnp.float32)
-
-    variables = jax.tree_util.tree_map_with_path(vary, found.variables)
-    return weights.TrunkWeights(**{**vars(found), "variables": variables})
 
 
 def ours(found: weights.TrunkWeights, size: int, dtype: Any = jnp.float32) -> Run:
@@ -144,71 +125,30 @@ def torch_model(found: weights.TrunkWeights, device: Any) -> tuple[Any, Callable
 
 
 def torch_peer(found: weights.TrunkWeights, size: int) -> Run | None:
-    """torch.nn: eager on the CPU, compiled in bfloat16 on a GPU."""
-    gpu = jax.default_backend() == "gpu"
+    """torch.nn, eager."""
     try:
         import torch
 
-        device = torch.device("cuda" if gpu else "cpu")
-        model, scale = torch_model(found, device)
+        model, scale = torch_model(found, torch.device("cpu"))
     except ImportError:
         return None
     model.eval()
 
-    def forward(images: Any) -> Any:
-        return model(scale(images)).mean((2, 3))
-
-    if gpu:
-        forward = torch.compile(forward)
-
     def run(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=gpu):
-            return forward(torch.from_numpy(images).to(device)).float().cpu().numpy()
+        with torch.inference_mode():
+            return model(scale(torch.from_numpy(images))).mean((2, 3)).numpy()
 
     return run
 
 
-def seconds(run: Run, images: np.ndarray) -> tuple[float, float]:
-    """(wall, processor) seconds of one call."""
-    wall, processor = time.perf_counter(), time.process_time()
-    run(images)
-    return time.perf_counter() - wall, time.process_time() - processor
-
-
-def compare(a: Run, b: Run, images: np.ndarray, repeats: int) -> tuple[tuple, tuple, float]:
-    """Median (wall, processor) seconds of both, and the largest difference of their features."""
+def compare(a: Run, b: Run, images: np.ndarray, repeats: int) -> tuple[Spent, Spent, float]:
+    """Median seconds of both, and the largest difference of their features."""
     first, second = a(images), b(images)
     scale = np.abs(second).max()
     difference = float(np.max(np.abs(first - second)) / scale)
-    times: tuple[list, list] = ([], [])
-    for _ in range(repeats):
-        times[0].append(seconds(a, images))
-        times[1].append(seconds(b, images))
-    medians = [tuple(statistics.median(t) for t in zip(*rows, strict=True)) for rows in times]
-    return medians[0], medians[1], difference
-
-
-def matrix_rate() -> float:
-    """The device's bfloat16 matrix product, in FLOP/s."""
-    n = 8192
-    x = jnp.ones((n, n), jnp.bfloat16)
-    product = jax.jit(lambda x: x @ x)
-    product(x).block_until_ready()
-    start = time.perf_counter()
-    for _ in range(10):
-        y = product(x)
-    y.block_until_ready()
-    return 10 * 2 * n**3 / (time.perf_counter() - start)
-
-
-def flops(trunk: str, form: str, size: int) -> float:
-    """Of one image, as XLA counts them for plain convolutions."""
-    found = weights.load(trunk, "random", form=form)
-    module = find(trunk).build(form=form)
-    image = jnp.zeros((1, size, size, 3), jnp.uint8)
-    scaled = lambda x: module.apply(found.variables, normalise(x, found.preprocessing))  # noqa: E731
-    analysis: Any = jax.jit(scaled).lower(image).compile().cost_analysis()
-    return float(analysis["flops"])
+    runs = {"ours": lambda: a(images), "peer": lambda: b(images)}
+    spent = measuring.turns(runs, repeats)
+    return measuring.median(spent["ours"]), measuring.median(spent["peer"]), difference
 
 
 def main() -> None:
@@ -220,8 +160,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     records.add_option(parser)
     args = parser.parse_args()
-    gpu = jax.default_backend() == "gpu"
-    peers = {"keras": None if gpu else keras_peer, "torch": torch_peer}
+    peers = {"keras": keras_peer, "torch": torch_peer}
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}, medians of {args.repeats}")
     table = []
     print("trunk             size  peer    ours img/s  peer img/s  ratio  (processor)  difference")
@@ -231,32 +170,19 @@ def main() -> None:
                 0, 256, (args.batch, size, size, 3), np.uint8
             )
             for peer in [peer for peer in args.peers if peer in find(trunk).forms]:
-                found = random_weights(trunk, peer)
-                make = peers[peer]
-                other = make(found, size) if make else None
+                found = measuring.random_weights(trunk, peer)
+                other = peers[peer](found, size)
                 if other is None:
                     continue
-                for dtype in [jnp.bfloat16, jnp.float32] if gpu else [jnp.float32]:
-                    a, b, difference = compare(
-                        ours(found, size, dtype), other, images, args.repeats
-                    )
-                    print(
-                        f"{trunk:17} {size:4}  {peer:6} {args.batch / a[0]:10.1f} "
-                        f"{args.batch / b[0]:11.1f} {b[0] / a[0]:6.2f} {b[1] / a[1]:12.2f} "
-                        f"{difference:12.1e}  {jnp.dtype(dtype).name if gpu else ''}",
-                        flush=True,
-                    )
-                    kind = jnp.dtype(dtype).name
-                    row = [trunk, size, kind, peer, f"{args.batch / a[0]:.0f}"]
-                    table.append([*row, f"{b[0] / a[0]:.2f}", f"{difference:.0e}"])
-            if gpu:
-                rate, work = matrix_rate(), flops(trunk, "torch", size) * args.batch
-                t = statistics.median(
-                    seconds(ours(random_weights(trunk, "torch"), size, jnp.bfloat16), images)[0]
-                    for _ in range(3)
+                a, b, difference = compare(ours(found, size), other, images, args.repeats)
+                print(
+                    f"{trunk:17} {size:4}  {peer:6} {args.batch / a[0]:10.1f} "
+                    f"{args.batch / b[0]:11.1f} {b[0] / a[0]:6.2f} {b[1] / a[1]:12.2f} "
+                    f"{difference:12.1e}",
+                    flush=True,
                 )
-                share, peak = 100 * work / t / rate, rate / 1e12
-                print(f"{trunk:17} {size:4}  {share:.0f}% of {peak:.0f} TFLOP/s")
+                row = [trunk, size, "float32", peer, f"{args.batch / a[0]:.0f}"]
+                table.append([*row, f"{b[0] / a[0]:.2f}", f"{difference:.0e}"])
     if args.record:
         columns = ["trunk", "px", "dtype", "peer", "ours images/s", "/ peer", "difference"]
         note = f"Batch {args.batch}, medians of {args.repeats} turns."

@@ -7,20 +7,17 @@ does, and the step of a trunk that is trained whole. Random weights: speed does 
 """
 
 import argparse
-import functools
 import statistics
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import measuring
 import numpy as np
 
 from siamese_jax import weights
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.losses import LOSSES
-from siamese_jax.train import optim
-from siamese_jax.train.step import init_state, make_train_step
 
 
 def main() -> None:
@@ -47,11 +44,11 @@ def main() -> None:
     one_pass = time.perf_counter() - began
 
     variants = {
-        "cached features": ("feature", cached, ["trunk/"]),
-        "frozen, no cache": ("image", images, ["trunk/"]),
-        "trained whole": ("image", images, []),
+        "cached features": ("feature", cached, ()),
+        "frozen, no cache": ("image", images, ()),
+        "trained whole": ("image", images, None),
     }
-    runs = {name: prepare(model, trunk, args, *how, labels) for name, how in variants.items()}
+    runs = {name: prepare(trunk, args, *how, labels) for name, how in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(args.epochs):
         for name, run in runs.items():
@@ -72,29 +69,21 @@ def features_of(model: encoder_model.Model, trunk: Any) -> Any:
 
 
 def prepare(
-    model: encoder_model.Model,
     trunk: Any,
     args: argparse.Namespace,
     kind: str,
     inputs: np.ndarray,
-    freeze: list[str],
+    moving: tuple[str, ...] | None,
     labels: np.ndarray,
 ) -> dict[str, Any]:
     """The compiled step's FLOPs, and a function that runs an epoch and says how long it took."""
-    loss = LOSSES["triplet"](margin=0.2, mining="hard")
-    shape = encoder_model.feature_shape(model, trunk.variables, args.size)
-    head = encoder_model.init_head(model, shape, jax.random.key(0))
-    params = {"trunk": trunk.variables["params"], "head": head["params"], "loss": {}}
-    stats = {"trunk": trunk.variables["batch_stats"], "head": head["batch_stats"]}
-    params, stats = jax.tree.map(jnp.array, (params, stats))
-    tx = optim.make_optimizer(params, learning_rate=1e-4, freeze=freeze)
-    step: Any = make_train_step(
-        apply_fn=functools.partial(encoder_model.embed, model),
-        loss=loss,
-        tx=tx,
-        trainable=optim.trainable(params, freeze),
+    _, state, step = measuring.training(
+        *(trunk, moving),
+        head={"layers": (512,)},
+        loss=LOSSES["triplet"](margin=0.2, mining="hard"),
+        learning_rate=1e-4,
     )
-    held = [init_state(params, stats, tx, jax.random.key(1))]
+    held = [state]
 
     def batch(start: int) -> dict[str, np.ndarray]:
         rows = slice(start, start + args.batch)

@@ -17,18 +17,14 @@ With --approximate, the graph indexes of `rank` are timed too, and their recall 
 import argparse
 import importlib
 import statistics
-import time
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
+import measuring
 import numpy as np
 import records
-from jax import lax
 
 from siamese_jax.search.engine import reused_memory
 from siamese_jax.search.engine.approximate_index import recall
@@ -156,45 +152,6 @@ def peak(search: Search) -> float:
         return float("nan")
 
 
-def float64_sort(x: np.ndarray, y: np.ndarray, k: int) -> np.ndarray:
-    """The k first rows by distance for each query, ties in the order of rows; a loop over both."""
-    found = np.empty((len(x), k), np.int64)
-    for n, query in enumerate(x.astype(np.float64)):
-        squares = [
-            ((y[at : at + 4096].astype(np.float64) - query) ** 2).sum(1)
-            for at in range(0, len(y), 4096)
-        ]
-        away = np.sqrt(np.concatenate(squares)).astype(np.float32)
-        found[n] = np.argsort(away, kind="stable")[:k]
-    return found
-
-
-def matrix_rate(dtype: Any) -> float:
-    """Multiply-adds counted twice, per second, of a large matrix product; the best of nine."""
-    n = 2048 if jax.default_backend() == "cpu" else 8192
-    # Two operands: a product of a matrix with itself takes another, slower way on the CPU.
-    a, b = jnp.ones((n, n), dtype), jnp.full((n, n), 2, dtype)
-
-    # Into memory that was used before: the first use of memory can take longer than the product.
-    @partial(jax.jit, donate_argnums=0, keep_unused=True)
-    def product(spare: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-        return lax.dot_general(
-            a,
-            b,
-            (((1,), (1,)), ((), ())),
-            precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-            preferred_element_type=jnp.float32,
-        )
-
-    found = jax.block_until_ready(product(jnp.empty((n, n), jnp.float32), a, b))
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        found = jax.block_until_ready(product(found, a, b))
-        times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
-
-
 def compare(
     q: int, g: int, d: int, k: int, repeats: int, only: list[str], approximate: bool
 ) -> dict[str, str]:
@@ -210,9 +167,9 @@ def compare(
             print(f"({name} is not installed)")
     if only:
         searches = {n: s for n, s in searches.items() if any(n.startswith(v) for v in only)}
-    rates = {t: matrix_rate(t) for t in (jnp.float32, jnp.bfloat16)}
+    rates = {kind: measuring.matrix_rate(kind) for kind in ("float32", "bfloat16")}
     print(f"\n{q} queries, {g} items, d = {d}, k = {k}; matrix product, Gflop/s: ", end="")
-    print(", ".join(f"{t.__name__} {rate / 1e9:.0f}" for t, rate in rates.items()))
+    print(", ".join(f"{kind} {rate / 1e9:.0f}" for kind, rate in rates.items()))
     answers = {name: search() for name, search in searches.items()}
     memory = {name: peak(search) for name, search in searches.items()}
     first = next(iter(searches))
@@ -222,43 +179,37 @@ def compare(
     }
     spread = np.unique(np.linspace(0, q - 1, min(q, 64)).astype(int))
     some = np.unique(np.concatenate([spread, *(rows[:32] for rows in differ.values())]))
-    truth = dict(zip(some.tolist(), float64_sort(x[some], y, k), strict=True))
+    truth = dict(zip(some.tolist(), measuring.float64_sort(x[some], y, k), strict=True))
 
     def right(name: str, rows: np.ndarray) -> list[bool]:
         return [bool((answers[name][row] == truth[row]).all()) for row in rows.tolist()]
 
-    wall: dict[str, list[float]] = {name: [] for name in searches}
-    busy: dict[str, list[float]] = {name: [] for name in searches}
-    for _ in range(repeats):
-        for name, search in searches.items():
-            start, cpu = time.perf_counter(), time.process_time()
-            search()
-            wall[name].append(time.perf_counter() - start)
-            busy[name].append(time.process_time() - cpu)
-    faiss = statistics.median(wall["FAISS flat"]) if "FAISS flat" in wall else float("nan")
-    faiss_cpu = statistics.median(busy["FAISS flat"]) if "FAISS flat" in wall else float("nan")
+    spent = measuring.turns(searches, repeats)
+    unknown = [measuring.Spent(float("nan"), float("nan"))]
+    faiss, faiss_cpu = measuring.median(spent.get("FAISS flat", unknown))
     print(
         f"{'':15}{'ms':>8}{'best ms':>9}{'FAISS / it':>11}{'CPU s':>8}{'FAISS / it':>11}"
         f"{'of rate':>9}{'peak MiB':>10}{'same':>9}{'us, it':>12}{'right':>8}{'recall':>8}"
     )
     for name in searches:
-        median, cpu = statistics.median(wall[name]), statistics.median(busy[name])
+        (median, cpu), best = measuring.median(spent[name]), min(spent[name]).wall
         half = name.startswith("rank") and ("bf" in name or (q >= 64 and "32" not in name))
-        rate = rates[jnp.bfloat16 if half else jnp.float32]
+        rate = rates["bfloat16" if half else "float32"]
         same = np.mean(np.all(answers[name] == answers[first], axis=1))
         other = differ[name][:32]
         sides = f"{sum(right(first, other))}, {sum(right(name, other))} of {len(other)}"
         found = recall(answers[name][spread], np.stack([truth[row] for row in spread.tolist()]))
         print(
-            f"{name:15}{median * 1e3:8.0f}{min(wall[name]) * 1e3:9.0f}{faiss / median:11.2f}"
+            f"{name:15}{median * 1e3:8.0f}{best * 1e3:9.0f}{faiss / median:11.2f}"
             f"{cpu:8.2f}{faiss_cpu / cpu:11.2f}{2 * q * g * d / median / rate:9.0%}"
             f"{memory[name]:10.0f}{same:9.2%}{sides:>12}"
             f"{np.mean(right(name, spread)):8.1%}{found:8.4f}",
             flush=True,
         )
     row = {"shape": f"{q:,} x {g:,} x {d:,}, k = {k:,}"}
-    for name in (n for n in searches if n.startswith("rank") and "FAISS flat" in wall):
-        turns = [theirs / ours for theirs, ours in zip(wall["FAISS flat"], wall[name], strict=True)]
+    for name in (n for n in searches if n.startswith("rank") and "FAISS flat" in spent):
+        pairs = zip(spent["FAISS flat"], spent[name], strict=True)
+        turns = [theirs.wall / ours.wall for theirs, ours in pairs]
         row[name] = f"{statistics.median(turns):.2f} ({min(turns):.2f} to {max(turns):.2f})"
     return row
 

@@ -13,7 +13,6 @@ that fills it is left out; the peers run the trunk. Peers that are not installed
 """
 
 import argparse
-import functools
 import json
 import os
 import resource
@@ -52,40 +51,29 @@ def ours(args: argparse.Namespace, found: Any, kernel: np.ndarray) -> Step:
     """The step that `siamese-jax` trains with."""
     import jax
     import jax.numpy as jnp
+    import measuring
 
-    from siamese_jax.encoder import model as encoder_model
+    from siamese_jax.encoder.model import run_features
     from siamese_jax.losses import LOSSES
-    from siamese_jax.train import optim
-    from siamese_jax.train.step import init_state, make_train_step
-    from siamese_jax.trunks.table import find
 
-    stages = find(args.trunk).stages
-    moving = {"whole": stages, "partly": LAST[args.trunk]["ours"], "frozen": ()}[args.moves]
-    model = encoder_model.build_model(found, head={"layers": (AXES,)}, train_stages=moving)
-    head = encoder_model.init_head(model, (len(kernel),), jax.random.key(0))
-    shaped = {2: jnp.asarray(kernel), 1: jnp.zeros(AXES)}
-    head["params"] = jax.tree.map(lambda leaf: shaped[leaf.ndim], head["params"])
-    params = {"trunk": found.variables["params"], "head": head["params"], "loss": {}}
-    stats = {"trunk": found.variables["batch_stats"], "head": head["batch_stats"]}
-    params, stats = jax.tree.map(jnp.array, (params, stats))
-    still = [f"trunk/{name}/" for name in params["trunk"] if name not in moving]
-    still = still if args.moves == "partly" else ["trunk/"] * (args.moves == "frozen")
-    name = {"sgd": "sgd", "adam": "adamw"}[args.optimizer]
-    tx = optim.make_optimizer(params, name=name, learning_rate=args.rate, freeze=still)
-    step: Any = make_train_step(
-        apply_fn=functools.partial(encoder_model.embed, model),
+    moving = {"whole": None, "partly": LAST[args.trunk]["ours"], "frozen": ()}[args.moves]
+    model, state, step = measuring.training(
+        *(found, moving),
+        head={"layers": (AXES,)},
         loss=LOSSES["triplet"](margin=MARGIN, mining="hard", average="all"),
-        tx=tx,
-        trainable=optim.trainable(params, still),
+        name={"sgd": "sgd", "adam": "adamw"}[args.optimizer],
+        learning_rate=args.rate,
     )
-    held = [init_state(params, stats, tx, jax.random.key(1))]
+    shaped = {2: jnp.asarray(kernel), 1: jnp.zeros(AXES)}
+    head = jax.tree.map(lambda leaf: shaped[leaf.ndim], state.params["head"])
+    held = [state.replace(params={**state.params, "head": head})]
     cache: dict[int, Any] = {}
 
     def run(images: np.ndarray, labels: np.ndarray) -> float:
         batch: dict[str, Any] = {"label": labels, "mask": np.ones(len(labels), bool)}
         if args.moves == "frozen":
             if id(images) not in cache:
-                cache[id(images)] = encoder_model.run_features(model, found.variables, images)
+                cache[id(images)] = run_features(model, found.variables, images)
             batch["feature"] = cache[id(images)]
         else:
             batch["image"] = images
@@ -183,9 +171,9 @@ SIDES = {"ours": ours, "keras": keras, "torch": torch}
 
 def serve(args: argparse.Namespace) -> None:
     """Makes the step, then does one for each line that it reads: its loss and seconds."""
-    import encode
+    import measuring
 
-    found = encode.random_weights(args.trunk, args.form)
+    found = measuring.random_weights(args.trunk, args.form)
     from siamese_jax.trunks.table import find
 
     rng = np.random.default_rng(1)
