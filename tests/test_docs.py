@@ -61,6 +61,22 @@ def test_a_table_is_made_from_the_newest_record(tmp_path):
     )
 
 
+def test_a_table_of_a_gpu_waits_for_its_first_record(tmp_path):
+    page, folder = tmp_path / "page.md", tmp_path / "records"
+    page.write_text("<!-- table: gpu_rank -->\n<!-- end -->\n")
+    folder.mkdir()
+    options = f"--page={page}", f"--records={folder}"
+    assert tables("--write", *options).returncode == 0
+    assert "No record has been taken yet" in page.read_text()
+    write_record(folder, name="gpu_rank")
+    assert tables("--check", *options).returncode == 1
+    assert tables("--write", *options).returncode == 0
+    assert "No record" not in page.read_text()
+    assert "| 1 x 2 | 1.50 |" in page.read_text()
+    page.write_text("No place for it.\n")
+    assert "gpu_rank" in tables("--write", *options).stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
