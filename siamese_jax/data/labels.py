@@ -32,6 +32,8 @@ _LOW, _HIGH = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 _SEVERAL = (tuple, list, set, frozenset)
 _KINDS = {int: "whole numbers", str: "strings", bytes: "bytes"}
 
+ONE_CLASS = "the gallery has one class: every answer is right, and nothing is told by it"
+
 
 # --- labels ----------------------------------------------------------------------------------
 

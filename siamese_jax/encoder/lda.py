@@ -31,6 +31,10 @@ IMAGES_AN_AXIS = 2  # or all are kept
 NARROW = 2048  # matrices up to here are taken apart at once: small, and other threads run meanwhile
 
 
+class Copies(UserError):
+    """No two images of a class differ."""
+
+
 class Scatter(NamedTuple):
     """What LDA needs of n rows; the scatter of two sets is the sum of theirs.
 
@@ -162,6 +166,12 @@ def _deviations(
         first, start = stop, end
 
 
+def mean_square(found: Scatter) -> float:
+    """The mean of the rows' squared lengths."""
+    moved = np.trace(found.products) + 2 * found.total @ found.origin
+    return float(moved / found.rows + found.origin @ found.origin)
+
+
 def moments(found: Scatter, shrinkage: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """m [d], C [d, d] and L [d, d] of the formula above; errors as `factor`."""
     return *mean_and_covariance(found), factor(found, shrinkage)
@@ -196,9 +206,9 @@ def factor(found: Scatter, shrinkage: float, size: int | None = None) -> np.ndar
     shared = found.within / found.freedom
     size = size or len(shared)
     level = np.trace(shared) / size
-    every = np.trace(found.products) / found.rows - np.square(found.total / found.rows).sum()
-    if not level > 1e-12 * every / size:
-        raise UserError("LDA needs images of one class that differ: all are copies")
+    # Against the rows' own length: what rounding leaves of copies is no spread.
+    if not level * size > 1e-12 * mean_square(found):
+        raise Copies("LDA needs images of one class that differ: all are copies")
     shared *= 1 - shrinkage
     # Even unasked, rounding must not make a direction without spread negative.
     shared[np.diag_indices(len(shared))] += max(shrinkage, 1e-12) * level

@@ -13,7 +13,7 @@ from siamese_jax import values
 from siamese_jax.encoder import folder as encoder_folder
 from siamese_jax.encoder.combined import Combined
 from siamese_jax.encoder.encoder import Encoder, make_encoder
-from siamese_jax.encoder.model import build_model, feature_shape, init_head, model_of_config
+from siamese_jax.encoder.model import Model, build_model, feature_shape, init_head, model_of_config
 from siamese_jax.encoder.pooling import split_stages
 from siamese_jax.errors import UserError
 from siamese_jax.storage import checkpoint, run_folder, tree
@@ -101,9 +101,14 @@ def load_encoder(
         params,
         batch_stats,
         image_size=image_size or found.image_size,
-        provenance=found.describe(),
+        provenance=found.describe() | features_of(model),
         arguments=arguments,
     )
+
+
+def features_of(model: Model) -> dict[str, Any]:
+    """What a model's head takes of its trunk, as JSON can hold it."""
+    return {"stage": model.stage, "pool": model.pool, "signed_sqrt": model.head.signed_sqrt}
 
 
 def check_name(name: str | os.PathLike[str]) -> None:
@@ -154,7 +159,7 @@ def _from_run(folder: Path, image_size: int | None) -> Encoder:
         image_size=image_size or run.config["trunk"]["image_size"],
         fit=run.config["data"]["fit"],
         distance=distance,
-        fitted_to=run_folder.trained_on(folder),
-        provenance={"run": str(folder), "step": step, **run.facts["trunk"]},
+        fitted_to=frozenset() if bare else run_folder.trained_on(folder),
+        provenance={"run": str(folder), "step": step, **run.facts["trunk"], **features_of(model)},
         arguments={"name": str(folder), "image_size": image_size},
     )

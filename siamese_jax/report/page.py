@@ -23,13 +23,13 @@ def is_number(value: object) -> bool:
 
 
 def number(value: object) -> str:
-    """A number as people read it: counts whole, measures with four significant digits.
+    """A number as people read it: counts whole, measures with four places or digits.
 
     >>> number(965), number(0.48123456), number(1.25e-7), number(True)
     ('965', '0.4812', '1.25e-07', 'True')
     """
     if isinstance(value, float):
-        return f"{value:.4f}" if 0.01 <= abs(value) <= 1 or value == 0 else f"{value:.4g}"
+        return f"{value:.4f}" if 1e-4 <= abs(value) <= 1 or value == 0 else f"{value:.4g}"
     return str(value)
 
 

@@ -20,6 +20,7 @@ def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Si
     Raises:
       UserError: so it is, and labels are needed.
     """
+    from siamese_jax.data.labels import ONE_CLASS
     from siamese_jax.data.sources import tell
 
     said = ""
@@ -45,6 +46,8 @@ def match_classes(query: Side, gallery: Side, *, needed: bool) -> tuple[Side, Si
     if said:
         tell([f"{said}: both sides are taken as unlabelled, and nothing is measured"])
         return _unlabelled(query), _unlabelled(gallery)
+    if len(searched) == 1 and shared:
+        tell([ONE_CLASS])
     if asked != searched:
         # Queries without an answer are worth a warning; a larger gallery is only a fact.
         log.log(

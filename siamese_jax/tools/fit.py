@@ -11,9 +11,11 @@ Linear discriminant analysis (LDA) makes pictures of one class alike. Trunks, st
 shrinkage and width are chosen by folds over whole classes: each candidate is asked for classes that
 it was not fitted to. Several stages are taken where the folds tell them from the last one; of
 shrinkages, and then of widths, that they do not tell from the best, the one nearest to .5 and the
-narrowest. The winner is fitted to all pictures and saved, or the encoder as it is where LDA was not
-better; from then on `--encoder=encoders/shop`, and load_encoder, take it, and --no-whitening leaves
-LDA out. With --encoder, LDA lies behind that encoder; `whiten` is this with nothing to choose.
+narrowest. The winner is fitted to all pictures and saved; where its mean over the folds is not
+above the bare trunk's, that is saved instead (or several stages as they are, or signed roots, where
+folds tell them from it). From then on `--encoder=encoders/shop`, and load_encoder, take it, and
+--no-whitening leaves LDA out. With --encoder, LDA lies behind that encoder; `whiten` is this with
+nothing to choose.
 
 The table has, beside LDA, the bare trunk (its features as they are) and their signed roots, which
 are what LDA is fitted to. Pictures without labels have no classes: --method=pca whitens by their
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from siamese_jax.train.fit import Grid, Source
 
 
+ONE = "give one set of --stages, one --shrinkage and one --width"
+
+
 def main(argv: Sequence[str]) -> None:
     run(options(), argv)
 
@@ -58,25 +63,29 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
     from siamese_jax.report.tables import aligned
     from siamese_jax.tools import fit_table
     from siamese_jax.train.fit import fit
+    from siamese_jax.train.fitting import TooFew
 
     sources = _sources(args)
     if args.encoder and not isinstance(args.width, str):  # before the work
         most = sources[0].load(("",)).embedding_dim
         for width in args.width:
             values.check("--dim", width, values.whole(1, most))
-    made = fit(sources, records, out, grid=_grid(args), **kept)
+    try:
+        made = fit(sources, records, out, grid=_grid(args), **kept)
+    except TooFew as error:
+        raise UserError(f"{error}; to fit all the same, {ONE}") from None
     table = fit_table.rows_of(made)
     write_json(out / "fit.json", table)
-    if table:
+    if made.rows:
         print(aligned(fit_table.shown(made, table)))
-        alike = sum(row["not told apart from the best"] for row in table)
-        said = f"{alike} of {len(table)} are not told apart from the best"
+        alike = sum(row["not told apart from the best"] for row in table) - 1
+        said = f"{alike} of the other {len(table) - 1} are not told apart from the best"
         print(f"{said}: {out}/fit.json has them all")
         print(fit_table.verdict(made))
     if not made.chosen.fits:
         saved = f"wrote {out}: it is" if args.trunk or args.out else "nothing is written: keep"
         print(f"{saved} {fit_table.named(made.chosen)}, without a fit")
-        print("to fit all the same, give one set of --stages, one --shrinkage and one --width")
+        print(f"to fit all the same, {ONE}")
         return
     assert isinstance(made.encoder, Combined)
     about, width = made.encoder.provenance["whitening"], made.encoder.parts[0].embedding_dim

@@ -40,6 +40,7 @@ from siamese_jax.train.loop import (
     evaluated,
     kept_queries,
     run_steps,
+    tell,
     validation_metric,
 )
 from siamese_jax.train.start import start, start_head
@@ -245,11 +246,11 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
         folds = held_out(run.inputs.records, config.seed)
     except fitting.TooFew as error:
         if config.head.init != "lda":
-            log.warning("all steps are taken: %s", error)
+            tell([f"all steps are taken: {error}"], run.facts)
             return None
-        log.warning(
-            "the bare trunk stays as it is: %s; train.rehearse=False takes all steps", error
-        )
+        said = f"the bare trunk stays as it is: {error}; train.rehearse=False takes all steps"
+        tell([said], run.facts)
+        run.facts["choices"]["by"] = "nothing: too few classes to choose by"
         return -1
     curves = []
     for number, records in enumerate(folds, 1):
@@ -298,10 +299,12 @@ def choose(run: Run, curves: Sequence[Curve]) -> int:
     means = {step: float(np.nanmean(queries)) for step, queries in values.items()}
     bare = np.concatenate([curve.bare for curve in curves])
     best, least = checkpoint.best_first(means)[0], float(np.nanmean(bare))
+    later = checkpoint.best_first({step: mean for step, mean in means.items() if step})[:1]
     log.info(
-        "validation %s: bare trunk %.4f, step 0 %s, step %d %.4f",
+        "validation %s: bare trunk %.4f%s%s",
         validation_metric(run.config).rpartition("/")[2], least,
-        f"{means[0]:.4f}" if 0 in means else "-", best, means[best],
+        f", the head as it starts (step 0) {means[0]:.4f}" if 0 in means else "",
+        "".join(f", the best step after it, {step}, {means[step]:.4f}" for step in later),
     )  # fmt: skip
     if len(curves) > 1 and best:
         classes = np.concatenate([curve.classes for curve in curves])
@@ -311,6 +314,8 @@ def choose(run: Run, curves: Sequence[Curve]) -> int:
             best, bootstrap.compared(gain), gain.mean, gain.low, gain.high,
         )  # fmt: skip
         best = best if gain.low > 0 else 0
+    if means[best] <= least:
+        log.info("the bare trunk is taken: %.4f is not above %.4f", means[best], least)
     return best if means[best] > least else -1
 
 
@@ -335,6 +340,8 @@ def verdict(split: str, name: str, before: np.ndarray, after: np.ndarray) -> str
       before, after: float64 [q], what each query gets by the bare trunk and by the result.
     """
     told = bootstrap.difference(before, after)
+    if np.array_equal(before, after, equal_nan=True):
+        return f"{split}: the same as {run_folder.BARE}, query by query"
     return (
         f"{split}: {bootstrap.compared(told)} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % "
         f"interval {told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from siamese_jax import stopping, weights
+from siamese_jax.data.labels import ONE_CLASS
 from siamese_jax.data.preprocess import limit_pixels
 from siamese_jax.data.records import Records, content_keys, fingerprint, marks
 from siamese_jax.data.sources import load_records
@@ -373,6 +374,8 @@ def log_summary(records: Records, trunk: TrunkWeights) -> None:
             part.is_query.sum(),
             part.is_gallery.sum(),
         )
+        if split in evaluated(records) and class_count(part.select(part.is_gallery)) == 1:
+            log.warning("%s: %s", split, ONE_CLASS)
     count = sum(leaf.size for leaf in jax.tree.leaves(trunk.variables["params"]))
     log.info("trunk: %s, %.1f million parameters, %s", trunk.trunk, count / 1e6, trunk.source)
 
@@ -455,7 +458,8 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     state = averaged(state)
     steps = run.facts["choices"].get("steps")
     if steps is not None:
-        return Chosen(state, steps < 0, "validation, in a rehearsal")
+        by = run.facts["choices"].get("by", "validation, in a rehearsal")
+        return Chosen(state, steps < 0, by)
     # Runs that version 0.1.0 began know nothing of choices, others not how the trunk was.
     frozen = is_frozen(run.config, trunk)
     first = 0 in checkpoint.steps(run.folder / "checkpoints")
@@ -502,6 +506,14 @@ def started(state: TrainState, trunk: TrunkWeights, head: dict[str, Any]) -> Any
     params = {**state.params, "trunk": trunk.variables["params"], "head": head["params"]}
     stats = {"trunk": trunk.variables["batch_stats"], "head": head["batch_stats"]}
     return SimpleNamespace(params=params, batch_stats=stats)
+
+
+def made_of(chosen: Chosen, choices: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """What was chosen, as far as the result has it: of a bare trunk its stages and the steps."""
+    if not chosen.bare:
+        return dict(choices)
+    there = {"stage": choosing.bare_stage(config, choices["stage"])} if "stage" in choices else {}
+    return there | {name: choices[name] for name in ("steps",) if name in choices}
 
 
 def with_trunk_of(state: TrainState, trunk: TrunkWeights) -> TrunkWeights:
@@ -571,7 +583,8 @@ def finish(
         "saved": chosen.name,
         "chosen_by": chosen.by,
         "verdict": told,
-        **{name: facts[name] for name in ("trunk", "data", "split", "choices")},
+        **{name: facts[name] for name in ("trunk", "data", "split")},
+        "choices": made_of(chosen, facts["choices"], config),
         "parameters": {
             part: sum(leaf.size for leaf in jax.tree.leaves(chosen.state.params[part]))
             for part in ("trunk", "head")
@@ -580,7 +593,9 @@ def finish(
         "warnings": facts["warnings"],
         "skipped": skipped,
     }
-    log.info("saved: %s, chosen by %s", chosen.name, chosen.by)
+    start = chosen.name == "step 0" and is_fitted(config)
+    fitted = ", the head as it was fitted" if start else ""
+    log.info("saved: %s%s, chosen by %s", chosen.name, fitted, chosen.by)
     if skipped:
         log.warning("%d images could not be read and were left out:", len(skipped))
         for reason in skipped.values():

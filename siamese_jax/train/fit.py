@@ -80,7 +80,7 @@ class Fitted(NamedTuple):
       encoder: the winner, refitted on all images; as it is, where no fit was better.
       rows: all candidates, the best first; of a single candidate none is scored.
       chosen: the winner's row, which is not scored where it is the only candidate.
-      bare: the best row of a trunk's features as they are, without their roots, or of the encoder
+      bare: the best row of the trunks' features as they are, without their roots, or of the encoder
         that is there; None where none is scored.
       fitted: the chosen row of the fits, the winner's or not; None where none is scored.
       sets: of each set of stages the row whose shrinkage would be chosen.
@@ -128,16 +128,16 @@ def fit(
     for source, candidates in tried:
         plain = [Candidate(stages, None) for stages in source.stages]
         rows += _scored(source, [*plain, *candidates], records, grid, options)
-    # Of equals the bare trunk, whose source does not fit.
-    plain_row = max(
-        (r for r in rows if not r.fits), key=lambda r: (r.scored.mean, not r.source.fits)
-    )
+    # The bare trunk, unless folds tell that several stages, or roots, are better.
+    unfitted = sorted((row for row in rows if not row.fits), key=lambda row: row.source.fits)
+    bare = _of([row for row in unfitted if not row.source.fits] or unfitted, fitting.best)
+    others = [row for row in unfitted if row is not bare]
+    plain_row = _of([bare, *others], fitting.best_if_told)
     top, sets, why = _top(rows)
     if not grid.widths:
         top, found, more = _narrowed(top, plain_row, records, grid, options)
         rows, why = [*rows, *found], [*why, *more]
     rows.sort(key=lambda row: -row.scored.mean)
-    bare = max((r for r in rows if r.what in (BARE, AS_IT_IS)), key=lambda r: r.scored.mean)
     if plain_row.scored.mean < top.scored.mean:
         return Fitted(_refit(top, records, out, options), rows, top, bare, top, sets, why)
     encoder = plain_row.source.load(plain_row.scored.candidate.stages)
@@ -184,10 +184,11 @@ def _narrowed(
     folds do not tell from them only where they tell none.
     """
     full = sum(_parts(top.source, top.scored.candidate.stages).values())
-    narrower = [w for w in WIDTHS if w < full and not lda.few(len(records), w, full)]
+    images = _readable(top, records, options)
+    narrower = [w for w in WIDTHS if w < full and not lda.few(images, w, full)]
     if not narrower:
         few = min(WIDTHS) < full
-        said = f", as {len(records)} images are too few to tell which to leave out" if few else ""
+        said = f", as {images} images are too few to tell which to leave out" if few else ""
         return top, [], [f"all {full} axes{said}"]
     more = [top.scored.candidate._replace(width=width) for width in narrower]
     found = _scored(top.source, more, records, grid, options)
@@ -203,6 +204,12 @@ def _narrowed(
     if kept is None:
         return row, found, [f"all {full} axes, as fewer are worse"]
     return row, found, [f"{kept} axes, the fewest that are not told apart from the best"]
+
+
+def _readable(row: Row, records: Records, options: Mapping[str, Any]) -> int:
+    """How many of the images can be read."""
+    encoder = row.source.load(row.scored.candidate.stages)
+    return len(embedded_rows(encoder, records, **options)[1])
 
 
 def _of(rows: Sequence[Row], choose: Callable[[Sequence[Scored]], Scored]) -> Row:

@@ -183,6 +183,12 @@ def _dealt(names: np.ndarray, sizes: np.ndarray, count: int, seed: int) -> dict[
         raise TooFew(
             f"there is nothing to choose by: {len(several)} classes have two images or more, and "
             "two folds need four of them, for among images of one class every answer is right"
+            + (
+                "; pictures of the same things, beside these as the folders query/ and gallery/, "
+                "would give each class two"
+                if not len(several)
+                else ""
+            )
         )
     rng = np.random.default_rng(seed)
     # Those that can be asked are dealt evenly, and then the others.
@@ -225,9 +231,15 @@ def score(
         )
     of = np.concatenate([one_class(asked.label[asked.is_query]) for _, asked in dealt])
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
-    for space in _spaces(rows, len(records), parts, candidates):
-        for candidate, values in _scored(space, records, dealt):
-            found[candidate].append(values)
+    try:
+        for space in _spaces(rows, len(records), parts, candidates):
+            for candidate, values in _scored(space, records, dealt):
+                found[candidate].append(values)
+    except lda.Copies:
+        raise TooFew(
+            f"{records.root}: there is nothing to choose by: without the classes of one fold, all "
+            "images of a class are copies of one another"
+        ) from None
     return [Scored(candidate, np.concatenate(values), of) for candidate, values in found.items()]
 
 

@@ -138,6 +138,12 @@ def test_what_cannot_be_fitted(x):
     copies = lda.scatter(taken(np.repeat(x[:3], 30, axis=0)), np.arange(90) // 30, block=16)
     with pytest.raises(UserError, match="all are copies"):
         lda.closed_form(copies, shrinkage=0.5, width=2)
+    # All rows are one, but for what rounding leaves.
+    one = np.repeat(x[:1] + 3, 90, axis=0).astype(np.float32)
+    one *= (1 + 1e-7 * np.random.default_rng(5).normal(size=one.shape)).astype(np.float32)
+    rounded = lda.scatter(taken(one), np.arange(90) // 30, block=16)
+    with pytest.raises(lda.Copies, match="all are copies"):
+        lda.factor(rounded, 0.5)
     good = lda.scatter(taken(x), np.arange(90) % 9, block=16)
     with pytest.raises(UserError, match="1 to 7 axes"):
         lda.closed_form(good, shrinkage=0.5, width=8)
