@@ -115,7 +115,8 @@ def torch_contenders(
         device = torch.device("cuda" if cuda else "cpu")
         model, scale = encode.torch_model(found, device)
     except ImportError as error:
-        told.append(f"PyTorch is left out of {found.trunk}: {error}")
+        of = "" if error.name == "torch" else f" of {found.trunk}"
+        told.append(f"PyTorch is left out{of}: {error}")
         return {}
     torch.set_float32_matmul_precision("high")  # tf32, as XLA takes it
     kind = getattr(torch, dtype)
