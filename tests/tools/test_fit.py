@@ -289,3 +289,72 @@ def test_too_few_classes_are_said():
     fold = fold_of(np.repeat(np.arange(7), 2), 4, 0)
     assert [len(set(np.repeat(np.arange(7), 2)[fold == f])) for f in range(3)] == [3, 2, 2]
     assert fold.max() == 2
+
+
+def copies(root, classes, *, differ=0):
+    """Three pictures a class, all of them one; but for some classes."""
+    rng = np.random.default_rng(7)
+    one = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    for number in range(classes):
+        (root / f"c{number}").mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, one.shape).astype(np.uint8) if number < differ else one
+            Image.fromarray(pixels).save(root / f"c{number}" / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("differ", [0, 1])
+def test_copies_of_one_picture_tell_nothing(world, tmp_path, capsys, differ):
+    shop = copies(tmp_path / "shop", 6, differ=differ)
+    options = [f"--images={shop}", f"--out={tmp_path / 'out'}", "--image-size=32"]
+    assert main([*FIT, *options, "--stages=last"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "all images of a class are copies of one another; to fit all the same, give" in error
+
+
+def test_too_few_classes_come_with_a_way(world, tmp_path, capsys):
+    shop = tiny.make_folder(tmp_path / "shop", classes=3, images=3)
+    options = [f"--images={shop}", f"--out={tmp_path / 'out'}", "--image-size=32"]
+    assert main([*FIT, *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    way = "give one set of --stages, one --shrinkage and one --width"
+    assert error.endswith(f"to fit all the same, {way}")
+    assert main([*FIT, *options, "--stages=last", "--shrinkage=0.5", "--width=8"]) == 0
+    (row,) = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert (row["map@r"], row["shrinkage"], row["width"]) == (None, 0.5, 8)
+    assert row["chosen"] is True
+
+
+def test_features_of_more_stages_are_taken_as_they_are_only_where_they_are_told(rng, monkeypatch):
+    """Of the unfitted ones a better mean alone does not leave the bare trunk."""
+    base, noise = rng.random(400), rng.normal(0, 0.3, 400)
+    bare = fit.Source("some", lambda stages: stages, [("top",)], fit.BARE, fits=False)
+    roots = fit.Source("some", lambda stages: stages, [("top",), ("a", "top")], fit.ROOTS)
+
+    def chosen(gain, spread):
+        def scored(source, candidates, *rest):
+            values = {
+                (): base,
+                ("a", "top"): base + gain + spread * (noise - noise.mean()),
+            }
+            of = [c.stages if c.shrinkage is None and source is roots else () for c in candidates]
+            found = [values.get(stages, base) for stages in of]
+            worse = [0.5 if c.shrinkage is not None else 0 for c in candidates]
+            return [
+                fit.Row(source, fitting.Scored(c, v - w))
+                for c, v, w in zip(candidates, found, worse, strict=True)
+            ]
+
+        monkeypatch.setattr(fit, "_scored", scored)
+        monkeypatch.setattr(fit, "_narrowed", lambda top, *rest: (top, [], []))
+        monkeypatch.setattr(fit, "content_keys", lambda records: [b"x"])
+        monkeypatch.setattr(fitting, "held_folds", lambda *args, **kwargs: [])
+
+        class Images:
+            label = np.repeat(np.arange(8), 50)
+
+        made = fit.fit([roots, bare], Images())
+        return made.chosen.scored.candidate.stages, made.chosen.what
+
+    assert chosen(0.01, 1.0) == (("top",), fit.BARE)
+    assert chosen(0.1, 0.1) == (("a", "top"), fit.ROOTS)

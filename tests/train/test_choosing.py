@@ -192,6 +192,11 @@ def test_the_bare_trunk_is_saved_where_it_is_better(world, tmp_path, monkeypatch
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(encoder(images), bare(images), atol=1e-5)
     assert encoder.distance == "cosine"
+    assert not encoder.fitted_to  # nothing was fitted to the training images
+    assert {name: encoder.provenance[name] for name in ("stage", "pool")} == {
+        "stage": "stage4",
+        "pool": "average",
+    }
     expected = measured(world, tmp_path / "bare")["map@r"]
     assert expected == pytest.approx(results["test"]["after"]["map@r"], abs=1e-3)
 
