@@ -25,7 +25,7 @@ from siamese_jax.encoder import encoder
 from siamese_jax.trunks.table import TRUNKS, find
 from siamese_jax.weights.port import flatten, names, schemes
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))
 
 import measuring
 import records

@@ -55,15 +55,16 @@ SHORT = dataclasses.replace(
 )
 
 
+def forget() -> None:
+    """What is known of a trunk by its name: another stands there now."""
+    for known in vars(namings).values():
+        if hasattr(known, "cache_clear"):
+            known.cache_clear()
+
+
 @contextmanager
 def installed(row: Trunk = NARROW) -> Iterator[None]:
     """It stands where ResNet-18 did."""
-
-    def forget():
-        for known in vars(namings).values():
-            if hasattr(known, "cache_clear"):
-                known.cache_clear()
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRUNKS, NAME, row)
         forget()

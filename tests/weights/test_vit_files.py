@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import small_trunk
 import torch_files as tf
 from safetensors.numpy import save_file
 
@@ -30,6 +31,14 @@ PLANS = {
     "plus": PLAN._replace(width=8, gains=True, registers=2, turned=True, biased=True, gated=True),
     "registers": PLAN._replace(gains=True, registers=2, class_position=False),
 }
+
+
+@pytest.fixture
+def renamed():
+    """For a test that gives a trunk of the table another form."""
+    small_trunk.forget()
+    yield
+    small_trunk.forget()
 
 
 @pytest.fixture
@@ -318,6 +327,7 @@ def test_dinov3_with_gates_and_biases(library, small, tmp_path, rng):
     same(found, values)
 
 
+@pytest.mark.usefixtures("renamed")
 def test_both_of_clips_activations_are_named(small, monkeypatch, tmp_path, rng, capsys):
     """Nothing in the leaves tells GELU from QuickGELU: a tag, such as openai, does."""
     gelu, quick = "vit_base_patch32_clip_224", "vit_base_patch32_clip_quickgelu_224"
