@@ -263,7 +263,9 @@ from siamese_jax.data.sources import load_records
 from siamese_jax.train.experiment import train
 enable_compilation_cache()
 root, work = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = [sys.argv[3], sys.argv[3] + "/tests"]
+import small_trunk
+small_trunk.installed().__enter__()
 from configs import resnet_triplet
 config = resnet_triplet.get_config()
 config.data.update(source="folder", root=str(root))
