@@ -4,10 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from torture import hostile_files
-from torture.reader import Reader, complaint
 
 from benchmarks import fuzz
+from torture import hostile_files
+from torture.reader import Reader, complaint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it asks by select")
 
