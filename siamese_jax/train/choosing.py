@@ -348,9 +348,9 @@ def verdict(split: str, name: str, before: np.ndarray, after: np.ndarray) -> str
       name: of the metric.
       before, after: float64 [q], what each query gets by the bare trunk and by the result.
     """
-    told = bootstrap.difference(before, after)
     if np.array_equal(before, after, equal_nan=True):
         return f"{split}: the same as {run_folder.BARE}, query by query"
+    told = bootstrap.difference(before, after)
     return (
         f"{split}: {bootstrap.compared(told)} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % "
         f"interval {told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"

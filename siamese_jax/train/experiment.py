@@ -533,12 +533,13 @@ def keep_start(run: Run, model: Model, fitted: Any) -> None:
 def measure(run: Run, model: Model, chosen: Chosen, fitted: Any) -> dict[str, dict[str, Evaluated]]:
     """Every split before, fitted (where it began so) and after: the one look at the test data."""
     splits = evaluated(run.inputs.records)
-    found = {"before": choosing.before(run, model, splits)}
+    known = choosing.kept(run, "before", splits)
+    found = {"before": known or choosing.evaluate_bare(run, model, splits)}
     start = choosing.kept(run, "fitted", splits)
     if start or fitted is not None:
         found["fitted"] = start or evaluate_state(run, fitted, splits)
-    if chosen.bare:
-        found["after"] = choosing.evaluate_bare(run, model, splits)
+    if chosen.bare:  # what is kept has no vectors, to show what they find
+        found["after"] = choosing.evaluate_bare(run, model, splits) if known else found["before"]
     else:
         found["after"] = evaluate_state(run, chosen.state, splits)
     return {split: {name: each[split] for name, each in found.items()} for split in splits}
