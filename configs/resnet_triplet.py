@@ -22,6 +22,6 @@ def get_config():
     config.trunk.stage = "auto"
     config.head = common.linear_head(512)
     config.loss = {"name": "triplet", "mining": "hard", "margin": 0.2}
-    config.sampler = {"name": "classes", "batch_size": 512, "per_class": 2}
-    config.train.update(steps=300, eval_every=50, checkpoint_every=50)
+    config.sampler = {"name": "classes", "batch_size": 256, "per_class": 2}
+    config.train.update(steps=300, eval_every=25, checkpoint_every=25)
     return config

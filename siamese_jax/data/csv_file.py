@@ -108,6 +108,7 @@ def from_csv(
         super_classes=columns.get("category"),
         side=_sides(path, columns.get("side"), lines),
         notes=tuple(notes),
+        given=str(path),
     )
     if separator is None or labels == "none":
         return records

@@ -67,7 +67,7 @@ def relabel(records: Records, labels: str) -> Records:
     known = records.label.any() if records.label.ndim == 2 else (records.label >= 0).any()
     if labels == "needed" and not known:
         raise UserError(
-            f"{records.root}: there are no labels; make class folders, a CSV with labels, or give "
+            f"{records.name}: there are no labels; make class folders, a CSV with labels, or give "
             "--labels=stem where file names tell the class"
         )
     return records
@@ -147,4 +147,4 @@ def _listed(
     if not paths:
         raise UserError(f"{what} holds no picture; {'; '.join(notes)}")
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    return make_records(paths, [None] * len(paths), root=root, notes=tuple(notes))
+    return make_records(paths, [None] * len(paths), root=root, notes=tuple(notes), given=what)

@@ -186,9 +186,9 @@ def _refuse_other(name: str, records: Records, counts: Counts) -> None:
         if have != want
     ]
     if wrong:
-        raise UserError(f"{name} at {records.root} is not the protocol's: {', '.join(wrong)}")
+        raise UserError(f"{name} at {records.name} is not the protocol's: {', '.join(wrong)}")
     if np.intersect1d(records.label[train], records.label[test]).size:
-        raise UserError(f"{name} at {records.root}: a class is in both train and test")
+        raise UserError(f"{name} at {records.name}: a class is in both train and test")
 
 
 _ORIGINAL: dict[str, Callable[[Path, Counts], Records]] = {

@@ -36,6 +36,7 @@ class Records:
         sought on another side. 0 for query/ or anchor/, 1 for gallery/ or positive/; a CSV's column
         `side`. None where there is one side only; who happens to be asked says nothing about it.
       notes: what the user should hear about this data set, a line each.
+      given: the file or folder that it was read from, where that is not the root.
     """
 
     path: np.ndarray
@@ -50,6 +51,12 @@ class Records:
     super_label: np.ndarray | None = None
     side: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    given: str = ""
+
+    @property
+    def name(self) -> str:
+        """What messages call it: the file or folder that was given."""
+        return self.given or self.root
 
     def __len__(self) -> int:
         return len(self.path)
@@ -68,7 +75,7 @@ class Records:
         rows = self.split == split
         if not rows.any():
             there = ", ".join(sorted({str(s) for s in self.split} - {""})) or "none"
-            raise UserError(f"{self.root}: no images in the split '{split}' (splits: {there})")
+            raise UserError(f"{self.name}: no images in the split '{split}' (splits: {there})")
         return self.select(rows)
 
 
@@ -84,6 +91,7 @@ def make_records(
     super_classes: Sequence[str] | None = None,
     side: Sequence[int] | np.ndarray | None = None,
     notes: tuple[str, ...] = (),
+    given: str = "",
 ) -> Records:
     """Records of images with one class name each, or None; labels follow the sorted names.
 
@@ -106,6 +114,7 @@ def make_records(
         root=str(root),
         box=box,
         notes=notes,
+        given=given,
         super_label=None if super_classes is None else _numbers(super_classes),
         side=None if side is None else np.array(side, dtype=np.int32),
     )
@@ -163,7 +172,7 @@ def split_by_class(records: Records, *, seed: int, fractions: Sequence[float]) -
         )
     if records.label.ndim != 1:
         raise UserError(
-            f"{records.root}: images with several labels cannot be split by class, because classes "
+            f"{records.name}: images with several labels cannot be split by class, because classes "
             "share images: give the CSV a column 'split' (train, validation, test)"
         )
     present = np.unique(records.label)
@@ -177,7 +186,7 @@ def split_by_class(records: Records, *, seed: int, fractions: Sequence[float]) -
     for name, share in zip(SPLITS, shares, strict=True):
         if share > 0 and len(parts[name]) == 0:
             raise UserError(
-                f"{records.root}: {len(order)} classes are too few for {share:.0%} {name}; "
+                f"{records.name}: {len(order)} classes are too few for {share:.0%} {name}; "
                 "add classes or change the fractions"
             )
     split = np.full(len(records), "", dtype="U10")

@@ -360,5 +360,5 @@ def _rows(
     title = f"embedding at {encoder.image_size} px{mirrored}"
     kept = cached.kept(records.id, keys, describe=title)
     if not kept.there.any():
-        raise UserError(f"{records.root}: none of the {len(records)} images can be read")
+        raise UserError(f"{records.name}: none of the {len(records)} images can be read")
     return lambda places: finish(kept.take(places)), kept.there

@@ -75,7 +75,7 @@ def whiten(
         raise UserError(f"method={method!r} is no whitening: choose pca or learned")
     if method == "learned" and not known:
         raise UserError(
-            f"{records.root}: learned whitening needs one label for each image; make class folders "
+            f"{records.name}: learned whitening needs one label for each image; make class folders "
             "or a CSV with labels, or take pca"
         )
     keys = options.pop("keys", None) or content_keys(records)

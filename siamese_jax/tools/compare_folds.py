@@ -92,16 +92,22 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def empty_intervals(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """A sentence where intervals hold all that a metric can be: they tell nothing."""
-    empty = [
-        row for row in rows for m in metrics if (row.get(f"{m} low"), row.get(f"{m} high")) == ALL
-    ]
-    if not empty:
-        return []
-    return [
-        f"An interval from 0 to 1: {len(empty[0]['runs'])} runs tell nothing of what others would "
-        "get, by Student's t; take more folds"
-    ]
+    """A sentence where intervals hold all that a metric can be, and one where they hold nothing."""
+    ends = [(r.get(f"{m} low"), r.get(f"{m} high"), len(r["runs"])) for r in rows for m in metrics]
+    wide = [runs for low, high, runs in ends if (low, high) == ALL]
+    flat = [runs for low, high, runs in ends if low is not None and low == high]
+    said = []
+    if wide:
+        said += [
+            f"An interval from 0 to 1: {wide[0]} runs tell nothing of what others would get, by "
+            "Student's t; take more folds"
+        ]
+    if flat:
+        said += [
+            f"An interval of no width: {flat[0]} runs got the same, by which nothing is known of "
+            "what others would get; take more folds"
+        ]
+    return said
 
 
 def best_tries(rows: Sequence[Row], axis: str, chosen: Sequence[Cell]) -> list[Row]:

@@ -66,9 +66,9 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
     from siamese_jax.train.fitting import TooFew
 
     sources = _sources(args)
-    if args.encoder and not isinstance(args.width, str):  # before the work
+    if args.encoder and _numbers(args.width):  # before the work
         most = sources[0].load(("",)).embedding_dim
-        for width in args.width:
+        for width in _numbers(args.width):
             values.check("--dim", width, values.whole(1, most))
     try:
         made = fit(sources, records, out, grid=_grid(args), **kept)
@@ -133,10 +133,10 @@ def options() -> cli.Parser:
         "--width",
         "--dim",
         type=cli.Value(
-            values.either(values.choice("auto", "all"), values.several(values.COUNT, 1))
+            values.either(auto, values.several(values.either(values.choice("all"), values.COUNT), 1))
         ),
         default="auto",
-        help="axes to keep, or several to try",
+        help="axes to keep, or all; or several to try: 128,512,all",
     )
     group.add_argument(
         "--folds", type=cli.Value(values.whole(2, 1000)), default=4, help="over whole classes"
@@ -200,11 +200,17 @@ def _check_trunks(args: argparse.Namespace) -> None:
 def _grid(args: argparse.Namespace) -> "Grid":
     from siamese_jax.train.fit import Grid
 
-    widths = {"auto": None, "all": (None,)}.get(str(args.width), args.width)
+    auto = args.width == "auto"
+    widths = None if auto else tuple(None if w == "all" else w for w in args.width)
     shrinkages = None if args.shrinkage == "auto" else args.shrinkage
     given = {"shrinkages": shrinkages, "widths": widths}
     chosen = {name: value for name, value in given.items() if value}
     return Grid(**chosen, folds=args.folds, seed=args.seed)
+
+
+def _numbers(width: str | Sequence[str | int]) -> list[int]:
+    """The axes that --width gives a number of."""
+    return [] if width == "auto" else [one for one in width if isinstance(one, int)]
 
 
 def _images(args: argparse.Namespace) -> tuple[str, "Records"]:
@@ -290,7 +296,7 @@ def _whiten(
         )
     encoder = _sources(args)[0].load(("",))
     part = 0.5 if args.shrinkage == "auto" else min(args.shrinkage[0], 0.999)
-    dim = None if isinstance(args.width, str) else args.width[0]
+    dim = next(iter(_numbers(args.width)), None)
     if dim is not None:  # before the work
         values.check("--dim", dim, values.whole(1, encoder.embedding_dim))
     made = whiten(

@@ -17,7 +17,7 @@ def options() -> cli.Parser:
     """The options of `fit`, with other defaults."""
     parser = fit.options()
     parser.prog, parser.description = "siamese-jax whiten", __doc__
-    parser.set_defaults(shrinkage=(0.5,), width="all")
+    parser.set_defaults(shrinkage=(0.5,), width=("all",))
     return parser
 
 

@@ -265,13 +265,13 @@ def _check_trainable(records: Records) -> None:
     """UserError where there is nothing to train on or to measure by; said before the work."""
     if records.label.ndim == 1 and (records.label < 0).all():
         raise UserError(
-            f"{records.root}: the images have no labels to train on: make class folders, or a CSV "
+            f"{records.name}: the images have no labels to train on: make class folders, or a CSV "
             "with the columns path and label"
         )
     held = {str(split) for split in np.unique(records.split)} & {"test", "validation"}
     if held and not evaluated(records):
         raise UserError(
-            f"{records.root}: no image of the {' or '.join(sorted(held))} split has another of its "
+            f"{records.name}: no image of the {' or '.join(sorted(held))} split has another of its "
             "class to find, so there is nothing to measure: add images to its classes"
         )
     if "test" not in held:

@@ -226,7 +226,7 @@ def score(
     dealt = list(_asked(all_asked(records, np.ones(len(records), bool)), folds, seed))
     if not dealt:
         raise TooFew(
-            f"{records.root}: there is nothing to choose by: no image has another of its class to "
+            f"{records.name}: there is nothing to choose by: no image has another of its class to "
             "find"
         )
     of = np.concatenate([one_class(asked.label[asked.is_query]) for _, asked in dealt])
@@ -237,7 +237,7 @@ def score(
                 found[candidate].append(values)
     except lda.Copies:
         raise TooFew(
-            f"{records.root}: there is nothing to choose by: without the classes of one fold, all "
+            f"{records.name}: there is nothing to choose by: without the classes of one fold, all "
             "images of a class are copies of one another"
         ) from None
     return [Scored(candidate, np.concatenate(values), of) for candidate, values in found.items()]

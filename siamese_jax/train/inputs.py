@@ -144,7 +144,7 @@ def _views(
     )
     plain = cached.kept(records.id, keys, describe=f"{once.title} on plain images")
     if not plain.there.any():
-        raise UserError(f"{records.root}: none of the {len(records)} images can be read")
+        raise UserError(f"{records.name}: none of the {len(records)} images can be read")
     plain = plain.by_id(records.id)
     key_of = dict(zip(records.id.tolist(), keys, strict=True))
     records = records.select(plain.there[records.id])

@@ -176,6 +176,17 @@ def test_mistakes_in_a_csv(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_messages_name_the_csv_and_not_the_folder_that_its_paths_start_from(tmp_path, monkeypatch):
+    fill(tmp_path, "1.png", "2.png")
+    (tmp_path / "a.csv").write_text("path,label\n1.png,u;v\n2.png,u\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^a\.csv: images with several labels cannot be split"):
+        load_records("csv", "a.csv", separator=";")
+    records = load_records("csv", "a.csv", separator=";", fractions=None)
+    with pytest.raises(UserError, match=r"^a\.csv: no images in the split 'test'"):
+        records.where("test")
+
+
 def test_a_csv_that_is_none(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match="not a CSV file in UTF-8"):

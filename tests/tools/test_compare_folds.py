@@ -20,7 +20,7 @@ from siamese_jax.encoder.embedding import embed_records
 from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.tools import compare as compare_tool
-from siamese_jax.tools import compare_table
+from siamese_jax.tools import compare_folds, compare_table
 from siamese_jax.tools.compare_grid import Cell
 from siamese_jax.train import choosing, inputs
 
@@ -196,3 +196,15 @@ def test_a_finished_fold_is_not_run_again(compared):
     assert {p: p.stat().st_mtime_ns for p in root.glob("runs/*/results.json")} == times
     assert read(root) == before
     assert not seen
+
+
+def test_intervals_that_tell_nothing_are_said():
+    def row(low, high):
+        return {"recall@1 low": low, "recall@1 high": high, "runs": ["a", "b"]}
+
+    assert compare_folds.empty_intervals([row(0.2, 0.4)], ["recall@1", "map@r"]) == []
+    said = compare_folds.empty_intervals([row(0.5, 0.5), row(0.0, 1.0)], ["recall@1"])
+    assert [sentence.split(":")[0] for sentence in said] == [
+        "An interval from 0 to 1",
+        "An interval of no width",
+    ]

@@ -251,6 +251,14 @@ def test_several_labels_and_pairs_are_fitted(world, tmp_path):
     assert sj.load_encoder(tmp_path / "of_pairs").fitted_to
 
 
+def test_widths_and_all_are_tried_together(world, tmp_path):
+    """Those that are named, and all axes, and no others."""
+    run(*FIT, f"--images={world}/shop", f"--out={tmp_path}/out", "--image-size=32",
+        "--stages=last", "--shrinkage=.5", "--width=8,all")  # fmt: skip
+    table = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert {row["width"] for row in table if row["shrinkage"] is not None} == {8, "all"}
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -258,7 +266,7 @@ def test_several_labels_and_pairs_are_fitted(world, tmp_path):
         (["--images={shop}", "--trunk=resnet18"], "give --out=DIR"),
         (["--trunk=resnet18", "--out={out}"], "give --images=DIR"),
         (["--images={shop}", *FIT[1:], "--out={out}", "--shrinkage=2"], "from 0 to 1"),
-        (["--images={shop}", *FIT[1:], "--out={out}", "--width=wide"], "one of auto, all"),
+        (["--images={shop}", *FIT[1:], "--out={out}", "--width=8,wide"], "--width"),
         (["--images={shop}", *FIT[1:], "--out={out}", "--stages=stage9"], "no stage 'stage9'"),
         (["--images={shop}", *FIT[1:], "--out={out}", "--stages=stage2+stage3"],
          "as in --stages=stage2,stage3, and each set has a --stages of its own"),
