@@ -197,3 +197,53 @@ def test_values_are_those_of_the_plain_forms():
     plain = {"relu": nn.relu, "relu6": lambda x: jnp.clip(x, 0, 6), "silu": nn.silu}
     for name, form in plain.items():
         np.testing.assert_array_equal(getattr(activations, name)(x), form(x))
+
+
+def sums(x, kernel, dy, stride, padding):
+    """(dx, dkernel) of the sum over y * dy for a y of all channels, from its definition."""
+    k, (top, bottom), (left, right) = len(kernel), *padding
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    dx, dkernel = np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j in np.ndindex(dy.shape[1:3]):
+        for a, b in np.ndindex(k, k):
+            row, column = i * stride + a, j * stride + b
+            dx[:, row, column] += dy[:, i, j] @ kernel[a, b].T
+            dkernel[a, b] += padded[:, row, column].T @ dy[:, i, j]
+    height, width = x.shape[1:3]
+    return dx[:, top : top + height, left : left + width], dkernel
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "k", "stride", "padding", "channels"),
+    [
+        *((*shape, (3, 5)) for shape in SHAPES),
+        *((*shape, (16, 5)) for shape in SHAPES),
+        # Winograd's: whole tiles, parts of them, other numbers of channels.
+        (8, 12, 3, 1, ((1, 1), (1, 1)), (32, 32)),
+        (7, 5, 3, 1, ((1, 1), (1, 1)), (32, 40)),
+        (9, 6, 3, 1, ((1, 1), (1, 1)), (64, 32)),
+        # Not: a border of another width, few pixels to many channels.
+        (8, 8, 3, 1, ((0, 2), (1, 1)), (32, 32)),
+        (4, 4, 3, 1, ((1, 1), (1, 1)), (64, 64)),
+    ],
+)
+def test_convolution_gradients_are_the_sums_of_their_definition(
+    height, width, k, stride, padding, channels
+):
+    x, kernel = normal(0, 3, height, width, channels[0]), normal(1, k, k, *channels)
+    run = lambda x, kernel: convolve(x, kernel, stride, padding)  # noqa: E731
+    y, pull = jax.vjp(run, jnp.float32(x), jnp.float32(kernel))
+    dy = normal(2, *y.shape)
+    found = pull(jnp.float32(dy))
+    for one, wanted in zip(found, sums(x, kernel, dy, stride, padding), strict=True):
+        close(one, wanted, 2e-5)
+
+
+def test_convolution_gradients_in_bfloat16_keep_the_dtype():
+    x, kernel = (jnp.asarray(normal(*s), jnp.bfloat16) for s in ((0, 2, 9, 9, 32), (1, 3, 3, 32, 8)))
+    padding = ((1, 1), (1, 1))
+    y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, padding), x, kernel)
+    wanted = sums(*(np.float64(a) for a in (x, kernel, jnp.ones_like(y))), 1, padding)
+    for one, other in zip(pull(jnp.ones_like(y)), wanted, strict=True):
+        assert one.dtype == jnp.bfloat16
+        close(one, other, 0.05)
