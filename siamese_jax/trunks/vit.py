@@ -152,15 +152,23 @@ class Part(nn.Module):
 
 
 class Block(Part):
-    """x [n,t,c] -> y = x + attention(norm(x)) -> y + mlp(norm(y))."""
+    """x [n,t,c] -> y = x + attention(norm(x)) -> y + mlp(norm(y)); `first`: of the first token."""
 
     @nn.compact
-    def __call__(self, x: Array, turns: tuple[Array, ...] = (), drop: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        turns: tuple[Array, ...] = (),
+        drop: Array | None = None,
+        first: bool = False,
+    ) -> Array:
         plan = self.plan
         project = self.dense(3 * plan.width, "qkv", not plan.turned and plan.biased is not False)
         q, k, v = jnp.split(project(self.norm("norm1")(x)), 3, axis=-1)
         if plan.turned and plan.biased:
             q, v = (y + self.offset(name)[None, None] for name, y in (("q_bias", q), ("v_bias", v)))
+        if first:
+            x, q = x[:, :1], q[:, :1]
         x = x + dropped(self.gained(self.attend(q, k, v, turns), "gain1"), drop, 0)
         return x + dropped(self.gained(self.mlp(self.norm("norm2")(x)), "gain2"), drop, 1)
 
@@ -280,22 +288,28 @@ class ViT(nn.Module):
         block = nn.jit(kind)  # the first one's trace serves them all
         top, outputs = Top(*shared, name="top"), {}
         blocks = [f"block{i + 1}" for i in range(plan.depth)]
+        token = None
         names = ["stem", *blocks, "top"]
         for name in names[names.index(after) :] if after else names:
             if name == "stem" != after:
                 x = Stem(*shared, self.form, name=name)(x)
             elif name != after:
                 drop = drops[name][0] if drops and name in drops else None
-                x = top(x) if name == "top" else block(*shared, name=name)(x, turns, drop)
+                if name == blocks[-1] and plan.class_token and not (self.remat or turns):
+                    # Where nothing but the class token is asked for, XLA drops the other one.
+                    last = Block(*shared, name=name)
+                    token, x = last(x, (), drop, first=True), last(x, (), drop)
+                else:
+                    x = top(x) if name == "top" else block(*shared, name=name)(x, turns, drop)
             outputs[f"{name}:tokens"] = x
             outputs[name] = x[:, -rows * columns :].reshape(-1, rows, columns, plan.width)
             if plan.class_token and name in blocks:
-                outputs[f"{name}:cls"] = top(x[:, :1])[:, :, None]
+                outputs[f"{name}:cls"] = top(x[:, :1] if token is None else token)[:, :, None]
         if plan.flat:
             feature = Feature(*shared, name="feature")
             outputs["feature"] = feature(outputs["top"], "feature" in train_stages)
         elif plan.class_token:
-            outputs["cls"] = x[:, :1, None]
+            outputs["cls"] = x[:, :1, None] if token is None else top(token)[:, :, None]
             if after != "top":
                 outputs["mean"] = top(outputs[blocks[-1]].mean((1, 2), keepdims=True))
             if self.has_variable("params", "proj"):
