@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -212,14 +213,20 @@ class Side:
         return {"missing": f"it ended with status {self.process.wait()}"}
 
     def turn(self) -> None:
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        self.turns.append(self.answer())
+        """Two steps, of which the second counts, as in training each follows another one."""
+        self.process.send_signal(signal.SIGCONT)
+        for _ in range(2):
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+            found = self.answer()
+        self.turns.append(found)
+        self.process.send_signal(signal.SIGSTOP)  # threads that wait for work may spin
 
     def median(self, what: str) -> float:
         return statistics.median(turn[what] for turn in self.turns)
 
     def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 

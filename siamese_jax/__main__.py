@@ -62,9 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 2, after one line, for a mistake of the user's.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
     logging.basicConfig(format="%(levelname)s: %(message)s")
     for handler in logging.root.handlers:
         handler.addFilter(_is_news)
@@ -87,11 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _end(f"error: {os_error_line(error)}", 2)
-    return 0
+    return 0 if argv else 2
 
 
-def run(name: str, *rest: str) -> None:
+def run(name: str = "--help", *rest: str) -> None:
     """Runs a tool to its end, with all that it prints."""
+    if name in ("-h", "--help"):
+        print(usage())
+        _flush()
+        return
     if name not in TOOLS:
         raise UserError(f"there is no tool {name!r}; choose from {', '.join(TOOLS)}")
     if name == "train" and rest and rest[0] in TOOLS:
@@ -100,6 +101,10 @@ def run(name: str, *rest: str) -> None:
     tool = importlib.import_module(TOOLS[name][0])
     stopping.check("nothing was begun")
     tool.main(rest)
+    _flush()
+
+
+def _flush() -> None:
     with naming("standard output", "what was to be written to files is written"):
         sys.stdout.flush()
 
@@ -141,10 +146,16 @@ def process(argv: Sequence[str] | None = None) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # before `main` heeds it, and after
     sys.unraisablehook = _unraisable
-    code = main(argv)
+    try:
+        code = main(argv)
+    except SystemExit as end:  # of a parser that has printed its help
+        code = end.code if isinstance(end.code, int) else 1
     try:
         sys.stdout.flush()
-    except OSError:  # said already; Python would say it again as it ends
+    except OSError as error:
+        if code == 0 and not isinstance(error, BrokenPipeError):
+            code = _end(f"error: standard output: {os_error_line(error)}", 2)
+        # Or Python would say it again as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

@@ -133,7 +133,9 @@ def options() -> cli.Parser:
         "--width",
         "--dim",
         type=cli.Value(
-            values.either(auto, values.several(values.either(values.choice("all"), values.COUNT), 1))
+            values.either(
+                auto, values.several(values.either(values.choice("all"), values.COUNT), 1)
+            )
         ),
         default="auto",
         help="axes to keep, or all; or several to try: 128,512,all",
@@ -203,7 +205,7 @@ def _grid(args: argparse.Namespace) -> "Grid":
     auto = args.width == "auto"
     widths = None if auto else tuple(None if w == "all" else w for w in args.width)
     shrinkages = None if args.shrinkage == "auto" else args.shrinkage
-    given = {"shrinkages": shrinkages, "widths": widths}
+    given: dict[str, Any] = {"shrinkages": shrinkages, "widths": widths}
     chosen = {name: value for name, value in given.items() if value}
     return Grid(**chosen, folds=args.folds, seed=args.seed)
 

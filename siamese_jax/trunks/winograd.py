@@ -86,8 +86,8 @@ def kernel_gradient(x: Array, dy: Array) -> Array:
     dy = jnp.pad(dy, ((0, 0), (0, _STEP * rows - h), (0, _STEP * columns - w), (0, 0)))
     dy = dy.reshape(n, rows, _STEP, columns, _STEP, o)
     dy = lax.optimization_barrier(jnp.stack(_combine(_A.T, [dy[:, :, i] for i in range(_STEP)])))
-    dy = [dy[..., j, :] for j in range(_STEP)]
-    dy = lax.optimization_barrier(jnp.stack(_combine(_A.T, dy))).reshape(_TILE**2, -1, o)
+    dy = lax.optimization_barrier(jnp.stack(_combine(_A.T, [dy[..., j, :] for j in range(_STEP)])))
+    dy = dy.reshape(_TILE**2, -1, o)
     tiles = lax.dot_general(_of_input(x), dy, (((1,), (1,)), ((0,), (0,))))
     g = jnp.asarray(_G, tiles.dtype)
     tiles = tiles.reshape(_TILE, _TILE, *tiles.shape[1:])

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 
 import jax
@@ -185,3 +186,24 @@ def test_a_device_without_memory_halves_the_block(rng, caplog, monkeypatch):
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         model.in_blocks(broken, rows, 25)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("options", [[], ["--help"], ["weights", "trunks"]])
+def test_standard_output_is_full(options):
+    with open("/dev/full", "w") as file:
+        command = [sys.executable, "-m", "siamese_jax", *options]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "No space left on device" in line
+
+
+def test_help_may_be_read_in_part():
+    """`... --help | head -1`: the reader is gone before all is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "siamese_jax", "rank", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.stderr == ""

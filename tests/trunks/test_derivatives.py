@@ -216,8 +216,8 @@ def sums(x, kernel, dy, stride, padding):
 @pytest.mark.parametrize(
     ("height", "width", "k", "stride", "padding", "channels"),
     [
-        *((*shape, (3, 5)) for shape in SHAPES),
         *((*shape, (16, 5)) for shape in SHAPES),
+        *((*shape, (3, 5)) for shape in SHAPES[2:6:3]),  # few colours
         # Winograd's: whole tiles, parts of them, other numbers of channels.
         (8, 12, 3, 1, ((1, 1), (1, 1)), (32, 32)),
         (7, 5, 3, 1, ((1, 1), (1, 1)), (32, 40)),
@@ -240,7 +240,9 @@ def test_convolution_gradients_are_the_sums_of_their_definition(
 
 
 def test_convolution_gradients_in_bfloat16_keep_the_dtype():
-    x, kernel = (jnp.asarray(normal(*s), jnp.bfloat16) for s in ((0, 2, 9, 9, 32), (1, 3, 3, 32, 8)))
+    x, kernel = (
+        jnp.asarray(normal(*s), jnp.bfloat16) for s in ((0, 2, 9, 9, 32), (1, 3, 3, 32, 8))
+    )
     padding = ((1, 1), (1, 1))
     y, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, 1, padding), x, kernel)
     wanted = sums(*(np.float64(a) for a in (x, kernel, jnp.ones_like(y))), 1, padding)
