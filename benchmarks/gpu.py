@@ -46,7 +46,7 @@ SIZES: dict[str, tuple[Any, Any, Any]] = {
     "train_dtypes": (DTYPES, DTYPES, DTYPES[1:]),
     "pixels": (224, 112, 32),
     "batch": (256, 16, 2),
-    "train_batch": ((512, 128, 128), (512, 32, 32), (16, 4, 4)),  # of MOVES
+    "train_batch": ((256, 128, 128), (512, 32, 32), (16, 4, 4)),  # of MOVES
     "triplets": ([256, 1024], [256, 1024], [32]),
     "rank": ([10_000, 1_000_000, 128, 100], [1_000, 100_000, 128, 100], [64, 2_000, 16, 5]),
     "checked": (16, 16, 4),

@@ -63,8 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    _said.clear()
     for handler in logging.root.handlers:
         handler.addFilter(_is_news)
+        if type(handler) is logging.StreamHandler:  # that of the line above
+            handler.addFilter(_is_new)
     logging.getLogger("siamese_jax").setLevel(logging.INFO)  # of the libraries, only warnings
     print_anything()
 
@@ -128,6 +131,19 @@ def _end(line: str, code: int) -> int:
 def _printable(line: str) -> str:
     """One line it is, whatever is in it."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+_said: set[str] = set()
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    """Whether a warning is given for the first time: a broken picture is met in every pass."""
+    line = record.getMessage()
+    if record.levelno != logging.WARNING or not record.name.startswith("siamese_jax"):
+        return True
+    known = line in _said
+    _said.add(line)
+    return not known
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -216,6 +216,41 @@ def content_keys(records: Records) -> list[bytes]:
         return list(pool.map(key_of, records.path, boxes, chunksize=64))
 
 
+def told_copies(records: Records, keys: Sequence[bytes]) -> list[str]:
+    """Lines on pictures that are in two splits, or in two classes: what is fitted to the one has
+    seen the other, and figures are too good.
+
+    Args:
+      records: n of them.
+      keys: their `content_keys`.
+    """
+    first: dict[bytes, int] = {}
+    for i, key in enumerate(keys):
+        if records.split[i] in ("train", "") and key not in first:
+            first[key] = i
+    said = []
+    for split in ("validation", "test"):
+        seen = [i for i in np.flatnonzero(records.split == split).tolist() if keys[i] in first]
+        if seen:
+            one, other = records.path[first[keys[seen[0]]]], records.path[seen[0]]
+            said.append(
+                f"{records.name}: {len(seen)} pictures of {split} are in train as well, and make "
+                f"its figures too good (the first is {other}, which is {one})"
+            )
+    if records.label.ndim == 1:
+        classes: dict[bytes, dict[int, int]] = {}
+        for i in np.flatnonzero(records.label >= 0).tolist():
+            classes.setdefault(keys[i], {}).setdefault(int(records.label[i]), i)
+        several = [list(found.values()) for found in classes.values() if len(found) > 1]
+        if several:
+            one, other = (records.path[i] for i in several[0][:2])
+            said.append(
+                f"{records.name}: {len(several)} pictures are in several classes, and folds over "
+                f"classes take each for unseen (the first is {one}, which is {other})"
+            )
+    return said
+
+
 def content_key(data: bytes, box: np.ndarray | None = None) -> bytes:
     """The key of a file's bytes, as `content_keys` gives it, 16 bytes."""
     return _with_box(_blake2b(data), box)

@@ -66,8 +66,10 @@ def load_encoder(
     """
     values.check("image_size", image_size, values.optional(values.PIXELS))
     if Path(name).is_dir():
-        if form or preprocessing or ignore:
-            said = "form, preprocessing and ignore are for a trunk's weights"
+        given: dict[str, Any] = {"stage": stage, "form": form, "preprocessing": preprocessing}
+        given |= {"ignore": ignore, "pool": pool != "average", "signed_sqrt": signed_sqrt}
+        if idle := [option for option, value in given.items() if value]:
+            said = f"{' and '.join(idle)}: for a trunk by its name"
             raise UserError(f"{said}; {name} is a folder, which has its own")
         return _from_folder(Path(name), image_size, whitening)
     check_name(name)

@@ -85,8 +85,8 @@ LOSS_OPTIONS: dict[str, dict[str, Option]] = {
         "rho": Option(_POSITIVE, "slope of the step where a negative is far ahead"),
         "delta": Option(_POSITIVE, "by how much cosine a negative is far ahead"),
         "calibration": Option(number(0, 1), "share of the thresholds; 0 is SupAP alone"),
-        "positive_threshold": Option(number(), "positives of a greater cosine cost nothing"),
-        "negative_threshold": Option(number(), "negatives of a smaller cosine cost nothing"),
+        "positive_threshold": Option(number(-1, 1), "positives of a greater cosine cost nothing"),
+        "negative_threshold": Option(number(-1, 1), "negatives of a smaller cosine cost nothing"),
         "self_included": _SELF,
     },
     "recall_at_k": {

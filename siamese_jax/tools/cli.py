@@ -201,19 +201,17 @@ def open_encoder(args: argparse.Namespace, name: str, *, whitening: bool = True)
 
     enable_compilation_cache()
     limit_pixels(args.max_pixels)
-    of_file = reading(args)
+    names = ("stage", "pool", "signed_sqrt")
+    of_trunk = {key: getattr(args, key) for key in names} | reading(args)
     if Path(name).is_dir() and not all(Path(other).is_dir() for other in args.encoder):
-        of_file = {}  # for the others
+        of_trunk = {}  # for the others
     return load_encoder(
         name,
         args.weights,
         args.image_size,
-        stage=args.stage,
-        pool=args.pool,
-        signed_sqrt=args.signed_sqrt,
         offline_fallback=args.offline_fallback,
         whitening=whitening,
-        **of_file,
+        **of_trunk,
     )
 
 

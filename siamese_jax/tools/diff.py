@@ -72,12 +72,14 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name}: {warning}")
     for name, (old, new) in fields.items():
         print(f"  {name}: {old} -> {new}")
+    known = {name for name, one in (("A", a), ("B", b)) if fitted_warning(one.provenance)}
     ends = f"{args.confidence:.0%} interval of B - A"
     table: list[tuple[Any, ...]] = [("metric", "A", "B", "B - A", ends, "")]
     for name, row in rows.items():
         told = "" if row["low"] <= 0 <= row["high"] else "B" if row["difference"] > 0 else "A"
         interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
         verdict = f"{told} is better" if told else "not told apart"
+        verdict += ", on pictures that it was fitted to" if told in known else ""
         table.append((name, row["a"], row["b"], f"{row['difference']:+.4f}", interval, verdict))
     print(aligned(table))
     split = a.split or b.split

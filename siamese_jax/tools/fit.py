@@ -73,7 +73,8 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
     try:
         made = fit(sources, records, out, grid=_grid(args), **kept)
     except TooFew as error:
-        raise UserError(f"{error}; to fit all the same, {ONE}") from None
+        bare = f"; {args.trunk[0]} as it is needs no fit" if args.trunk else ""
+        raise UserError(f"{error}{bare}; to fit all the same, {ONE}") from None
     table = fit_table.rows_of(made)
     write_json(out / "fit.json", table)
     if made.rows:
@@ -81,6 +82,7 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         alike = sum(row["not told apart from the best"] for row in table) - 1
         said = f"{alike} of the other {len(table) - 1} are not told apart from the best"
         print(f"{said}: {out}/fit.json has them all")
+        print("pictures of a fold are asked among themselves: among all of them less is found")
         print(fit_table.verdict(made))
     if not made.chosen.fits:
         saved = f"wrote {out}: it is" if args.trunk or args.out else "nothing is written: keep"

@@ -130,7 +130,8 @@ def choose_form(
 
 
 def layers_for(config: ConfigDict, width: int, records: Records) -> dict[str, tuple[int, ...]]:
-    """{"layers"}: all axes of an LDA that would keep some, of too few images to tell them.
+    """{"layers"}: all axes of a head that would keep more than there are; and of an LDA that would
+    keep some, of too few images to tell them.
 
     An axis that no training image speaks for is as good as any other, and unseen classes lose what
     lies along those that are left out: of 10 classes of groceries (310 images) 512 axes of 1,280
@@ -142,6 +143,9 @@ def layers_for(config: ConfigDict, width: int, records: Records) -> dict[str, tu
       records: with the training images.
     """
     count, layers = int((records.split == "train").sum()), tuple(config.head.layers)
+    if config.head.init in ("lda", "pca") and len(layers) == 1 and layers[0] > width:
+        log.warning("the head keeps %d axes, not %d: its features have no more", width, layers[0])
+        return {"layers": (width,)}
     if config.head.init != "lda" or len(layers) != 1 or not lda.few(count, layers[0], width):
         return {}
     log.warning(
@@ -253,7 +257,8 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
         tell([said], run.facts)
         run.facts["choices"]["by"] = "nothing: too few classes to choose by"
         return -1
-    if "layers" in run.facts["choices"]:
+    few = run.facts["choices"].get("layers", (0,))[0] > config.head.layers[0]
+    if few:
         # Steps did not help there: of 96 emoji classes .375 -> .360 on the others, recall@1.
         log.warning(
             "no step is tried: images that are too few to tell the axes of LDA are too few to move "
@@ -264,8 +269,9 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
     curves = []
     for number, records in enumerate(folds, 1):
         count = int((records.split == "validation").sum())
-        log.info("rehearsal %d of %d: %d of the training images are held out to choose the steps "
-                 "by", number, len(folds), count)  # fmt: skip
+        what = "between LDA and the bare trunk" if few else "the steps"
+        log.info("rehearsal %d of %d: %d of the training images are held out to choose %s by",
+                 number, len(folds), count, what)  # fmt: skip
         folder = run.folder / "rehearsal" / f"fold{number}"
         inputs = make_inputs(config, model, trunk, records, [keys[i] for i in records.id.tolist()])
         trial = Run(config, folder, inputs, {**run.facts, "warnings": []})

@@ -16,7 +16,13 @@ from ml_collections import ConfigDict
 from siamese_jax import stopping, weights
 from siamese_jax.data.labels import ONE_CLASS
 from siamese_jax.data.preprocess import limit_pixels
-from siamese_jax.data.records import Records, content_keys, fingerprint, marks
+from siamese_jax.data.records import (
+    Records,
+    content_keys,
+    fingerprint,
+    marks,
+    told_copies,
+)
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.encoder.model import Model
@@ -106,8 +112,8 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     if before and before.config["train"]["steps"] != config.train.steps:
         facts.get("choices", {}).pop("steps", None)  # all that are asked for now
 
-    tell(idle_options(config), facts)
     records, keys = load_data(config, facts)
+    tell(idle_options(config) + told_copies(records, keys), facts)
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
     log_summary(records, trunk)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siamese_jax.data.records import Records, content_keys, fingerprint
+from siamese_jax.data.records import Records, content_keys, fingerprint, told_copies
 from siamese_jax.encoder import folder, lda
 from siamese_jax.encoder.combined import Part, whitened
 from siamese_jax.encoder.embedding import embedded_rows
@@ -118,6 +118,8 @@ def fit(
     """
     grid = grid or Grid()
     options["keys"] = options.get("keys") or content_keys(records)
+    for line in told_copies(records, options["keys"]):
+        log.warning("%s", line)
     tried = [(source, _candidates(source, grid)) for source in sources]
     if sum(len(candidates) for _, candidates in tried) == 1 and grid.widths:
         ((source, (only,)),) = [one for one in tried if one[1]]

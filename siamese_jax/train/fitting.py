@@ -447,7 +447,9 @@ def why_shrinkage(scored: Sequence[Scored]) -> str:
         return f"shrinkage {chosen:g}, better than all others"
     near, other = f"the nearest to {MIDDLE}", f"{2 * MIDDLE - chosen:g}"
     if other in alike and chosen != MIDDLE:
-        near = f"as near to {MIDDLE} as {other}, and better,"
+        means = {f"{_share(one):g}": one.mean for one in scored}
+        better = ", and better" if means[f"{chosen:g}"] > means[other] else ""
+        near = f"as near to {MIDDLE} as {other}{better},"
     return f"shrinkage {chosen:g}, {near} of {', '.join(alike)}, which are not told apart"
 
 

@@ -84,7 +84,21 @@ def make_loss(config: ConfigDict) -> Loss:
 
 
 def idle_options(config: ConfigDict) -> list[str]:
-    """A line on each option of the loss that the head leaves without effect."""
+    """A line on each option that another one leaves without effect."""
+    return _never_warm(config) + _never_cut(config)
+
+
+def _never_warm(config: ConfigDict) -> list[str]:
+    steps, warmup = config.train.steps, config.optim.warmup_steps
+    if not 0 < steps <= warmup:
+        return []
+    return [
+        f"train.steps={steps} end before optim.warmup_steps={warmup} do: the learning rate does "
+        f"not come to {config.optim.learning_rate:g}"
+    ]
+
+
+def _never_cut(config: ConfigDict) -> list[str]:
     radius = config.loss.get("clip_radius", CLIP_RADIUS)
     if config.loss.get("name") != "hyperbolic" or not config.head.normalize or radius < 1:
         return []

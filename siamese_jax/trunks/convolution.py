@@ -51,9 +51,9 @@ def convolve(x: Array, kernel: Array, stride: int, padding: Pads, depthwise: boo
     if depthwise:
         return in_depth.convolve(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1):
-        return _product(x[:, ::stride, ::stride, :], kernel)
+        return product(x[:, ::stride, ::stride, :], kernel)
     if math.prod(kernel.shape[:3]) <= _PATCH:
-        return _product(jnp.concatenate(shifted(x, kernel.shape[0], stride, padding), -1), kernel)
+        return product(jnp.concatenate(shifted(x, kernel.shape[0], stride, padding), -1), kernel)
     return _spatial(x, kernel, stride, padding)
 
 
@@ -130,23 +130,27 @@ def _kernel_gradient(
 
 
 @jax.custom_vjp
-def _product(patches: Array, kernel: Array) -> Array:
-    kernel = kernel.reshape(-1, kernel.shape[-1])
-    return lax.dot_general(patches, kernel, (((3,), (0,)), ((), ())))
+def product(x: Array, kernel: Array) -> Array:
+    """x kernel: [..., c] and [c, o], or a 1x1 convolution's [1,1,c,o], of one dtype -> [..., o]."""
+    return lax.dot_general(x, _matrix(kernel), (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _matrix(kernel: Array) -> Array:
+    return kernel.reshape(-1, kernel.shape[-1])
 
 
 def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     """dx = dy kernel' and dkernel = x' dy, with all pixels as rows."""
-    patches, kernel = kept
+    x, kernel = kept
     # Without the barrier XLA writes dy a second time, transposed, which takes longer than the sum.
-    dy = lax.optimization_barrier(dy)
-    dx = lax.dot_general(dy, kernel.reshape(-1, kernel.shape[-1]), (((3,), (1,)), ((), ())))
-    x, rows = (a.reshape(-1, a.shape[-1]) for a in (patches, dy))
-    return dx, lax.dot_general(x, rows, (((0,), (0,)), ((), ()))).reshape(kernel.shape)
+    dy = lax.optimization_barrier(dy) if jax.default_backend() == "cpu" else dy
+    dx = lax.dot_general(dy, _matrix(kernel), (((dy.ndim - 1,), (1,)), ((), ())))
+    dkernel = lax.dot_general(_matrix(x), _matrix(dy), (((0,), (0,)), ((), ())))
+    return dx, dkernel.reshape(kernel.shape)
 
 
-def _product_forward(patches: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(patches, kernel), (patches, kernel)
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel), (x, kernel)
 
 
-_product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward)

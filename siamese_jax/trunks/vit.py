@@ -23,7 +23,7 @@ from jax import Array
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import positions
 from siamese_jax.trunks.activations import Activation, gelu
-from siamese_jax.trunks.layers import Conv, LayerNorm, Norm, Patches
+from siamese_jax.trunks.layers import Conv, Dense, LayerNorm, Norm, Patches
 from siamese_jax.trunks.stochastic_depth import dropped
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -117,9 +117,9 @@ class Part(nn.Module):
         """Over the channels of each token."""
         return LayerNorm(self.plan.epsilon, name=name)
 
-    def dense(self, width: int, name: str, bias: bool = True) -> nn.Dense:
+    def dense(self, width: int, name: str, bias: bool = True) -> Dense:
         """y = x kernel + bias."""
-        return nn.Dense(width, bias, dtype=self.dtype, name=name)
+        return Dense(width, bias, self.dtype, name=name)
 
     def attend(self, q: Array, k: Array, v: Array, turns: tuple[Array, ...] = ()) -> Array:
         """A layer on softmax(q k' / sqrt(d)) v of each head: [n,t,c], twice [n,s,c] -> [n,t,c]."""
@@ -314,7 +314,7 @@ class ViT(nn.Module):
                 outputs["mean"] = top(outputs[blocks[-1]].mean((1, 2), keepdims=True))
             if self.has_variable("params", "proj"):
                 width: int = self.get_variable("params", "proj")["kernel"].shape[1]
-                project = nn.Dense(width, use_bias=False, dtype=self.dtype, name="proj")
+                project = Dense(width, False, self.dtype, name="proj")
                 outputs["proj"] = project(outputs["cls"])
         elif plan.attention_pool:
             outputs["attention"] = AttentionPool(*shared, name="attention")(x)[:, :, None]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from siamese_jax.data.records import make_records
+from siamese_jax.data.records import make_records, told_copies
 from siamese_jax.data.sources import (
     content_keys,
     fingerprint,
@@ -320,3 +320,19 @@ def test_a_box_is_part_of_the_content(tmp_path):
         keys += content_keys(load_images(tmp_path / f"{i}.csv"))
     assert len(set(keys)) == 3
     assert content_keys(load_images(tmp_path / "1.png")) == keys[:1]
+
+
+def test_pictures_in_two_splits_or_two_classes_are_told(tmp_path):
+    """By content: the file's name and folder say nothing of it."""
+    fill(
+        tmp_path, "train/u/1.png", "train/u/2.png", "train/v/1.png", "test/w/1.png", "test/w/2.png"
+    )
+    records = load_records("folder", tmp_path)
+    assert told_copies(records, content_keys(records)) == []
+    (tmp_path / "test" / "w" / "1.png").write_bytes((tmp_path / "train/u/2.png").read_bytes())
+    split, label = told_copies(records, content_keys(records))
+    assert "1 pictures of test are in train as well" in split
+    assert "1 pictures are in several classes" in label
+    for line in (split, label):
+        assert str(tmp_path / "train" / "u" / "2.png") in line
+        assert str(tmp_path / "test" / "w" / "1.png") in line

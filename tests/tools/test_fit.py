@@ -151,10 +151,11 @@ def test_what_is_printed_is_short_with_the_bare_trunk_and_the_reasons(world, tmp
     assert told[len(lines) + 1].startswith(
         f"{alike - 1} of the other {len(table) - 1} are not told apart from the best"
     )
-    why = told[len(lines) + 2]
+    assert "asked among themselves" in told[len(lines) + 2]
+    why = told[len(lines) + 3]
     assert "resnet18 32 stage4 (bare trunk): map@r" in why
-    assert told[len(lines) + 3].startswith("LDA of stage")
-    assert "; shrinkage 0." in told[len(lines) + 3]
+    assert told[len(lines) + 4].startswith("LDA of stage")
+    assert "; shrinkage 0." in told[len(lines) + 4]
 
 
 def test_the_axes_kept_are_the_fewest_that_are_as_good_and_better_than_none(rng, monkeypatch):
@@ -257,6 +258,8 @@ def test_widths_and_all_are_tried_together(world, tmp_path):
         "--stages=last", "--shrinkage=.5", "--width=8,all")  # fmt: skip
     table = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert {row["width"] for row in table if row["shrinkage"] is not None} == {8, "all"}
+    with pytest.raises(UserError, match=r"stage and pool: for a trunk by its name; .* is a folder"):
+        sj.load_encoder(tmp_path / "out", stage="stage1", pool="max")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +320,7 @@ def test_copies_of_one_picture_tell_nothing(world, tmp_path, capsys, differ):
     options = [f"--images={shop}", f"--out={tmp_path / 'out'}", "--image-size=32"]
     assert main([*FIT, *options, "--stages=last"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "all images of a class are copies of one another; to fit all the same, give" in error
+    assert "all images of a class are copies of one another; resnet18 as it is needs no" in error
 
 
 def test_too_few_classes_come_with_a_way(world, tmp_path, capsys):
@@ -356,6 +359,7 @@ def test_features_of_more_stages_are_taken_as_they_are_only_where_they_are_told(
         monkeypatch.setattr(fit, "_scored", scored)
         monkeypatch.setattr(fit, "_narrowed", lambda top, *rest: (top, [], []))
         monkeypatch.setattr(fit, "content_keys", lambda records: [b"x"])
+        monkeypatch.setattr(fit, "told_copies", lambda records, keys: [])
         monkeypatch.setattr(fitting, "held_folds", lambda *args, **kwargs: [])
 
         class Images:

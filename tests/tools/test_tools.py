@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import warm
 from PIL import Image
 from small_trunk import PARAMETERS, WIDTH
 
+from siamese_jax import __main__ as command_line
 from siamese_jax.__main__ import main
 from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
@@ -697,3 +699,20 @@ def test_images_per_second_is_the_median_pass():
 
     assert images_per_second(Fake(), repeats=3, clock=lambda: next(ticks)) == 64 / 2
     assert calls == [(64, 8, 8, 3)] * 4  # the first one, which compiles, is not timed
+
+
+def test_a_warning_is_given_once_on_the_command_line():
+    """Every pass over the images meets the same broken one; other lines are not held back."""
+
+    def new(level, text, name="siamese_jax.data.pipeline"):
+        return command_line._is_new(
+            logging.makeLogRecord({"levelno": level, "msg": text, "name": name})
+        )
+
+    command_line._said.clear()
+    assert new(logging.WARNING, "skipped a.png")
+    assert not new(logging.WARNING, "skipped a.png")
+    assert new(logging.WARNING, "skipped b.png")
+    assert new(logging.INFO, "step 1")
+    assert new(logging.INFO, "step 1")
+    assert new(logging.WARNING, "skipped a.png", "jax")

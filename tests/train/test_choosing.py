@@ -19,6 +19,7 @@ from siamese_jax.metrics.evaluation import sides_of
 from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train import choosing, fitting
 from siamese_jax.train.experiment import load_data, train
+from siamese_jax.train.from_config import idle_options
 from siamese_jax.train.metrics_log import read_curves
 
 
@@ -229,6 +230,25 @@ def test_few_images_keep_all_axes(world, tmp_path, caplog):
 def train_from(config, parent, workdir):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return train(config, workdir, fork=parent)
+
+
+@pytest.mark.parametrize("init", ["lda", "pca"])
+def test_a_head_keeps_no_more_axes_than_its_features_have(init, caplog):
+    config = common.base()
+    config.head = common.linear_head(512, init)
+    records = SimpleNamespace(split=np.array(["train"] * 5000))
+    assert choosing.layers_for(config, 40, records) == {"layers": (40,)}
+    assert "the head keeps 40 axes, not 512: its features have no more" in caplog.text
+    assert choosing.layers_for(config, 512, records) == {}
+
+
+def test_steps_that_end_before_the_warm_up_are_said():
+    config = common.base()
+    config.train.steps = config.optim.warmup_steps
+    (line,) = idle_options(config)
+    assert "train.steps=20 end before optim.warmup_steps=20 do" in line
+    config.train.steps += 1
+    assert idle_options(config) == []
 
 
 def test_few_classes_are_said(world, tmp_path, caplog):
