@@ -103,7 +103,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     before = before and extended(before, config)
     if before and before.results is not None:
         if checkpoint.is_sound(workdir / "checkpoints", before.results["checkpoint_step"]):
-            log.info("%s is finished; its results stand", workdir)
+            tell_finished(config, workdir, before)
             return before.results
         log.warning("%s was finished, but its checkpoint cannot be read: it goes on", workdir)
     found = checkpoint.load_newest(workdir / "checkpoints")
@@ -157,6 +157,22 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     results["seconds"] = round(time.monotonic() - began, 1)
     run_folder.write_checked(workdir / "results.json", results)
     return results
+
+
+def tell_finished(config: ConfigDict, workdir: Path, run: run_folder.RunFolder) -> None:
+    """Says that a run's results stand; and where its data have another number of images by now."""
+    log.info("%s is finished; its results stand", workdir)
+    if not config.data.root or run.results is None or "images" not in run.facts["data"]:
+        return
+    then = run.facts["data"]["images"] + len(run.results.get("skipped", ()))
+    try:
+        now = len(read_records(config))
+    except (UserError, OSError) as error:
+        log.warning("its data cannot be read any more: %s", error)
+        return
+    if now != then:
+        log.warning("%s has %d images now, and had %d then: another --workdir trains on these",
+                    config.data.root, now, then)  # fmt: skip
 
 
 def prepare(
@@ -228,8 +244,8 @@ def trained_ids(records: Records) -> list[int]:
 DATA_OPTIONS = ("layout", "split", "images", "separator", "image_key", "label_key", "super_key")
 
 
-def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
-    """The records and the keys of their contents. UserError where a resumed run's data changed."""
+def read_records(config: ConfigDict) -> Records:
+    """The records as the config divides them; no picture is opened."""
     data = config.data
     limit_pixels(data.get("max_pixels"))
     held_out = data.validation_fraction + data.test_fraction
@@ -257,12 +273,18 @@ def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, li
         )
     if data.get("fold"):
         records = take_fold(records, data.fold, seed)
+    return records
+
+
+def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, list[bytes]]:
+    """The records and the keys of their contents. UserError where a resumed run's data changed."""
+    records = read_records(config)
     _check_trainable(records)
     keys = content_keys(records)
     if "data" in facts and facts["data"]["fingerprint"] != fingerprint(records, keys):
         raise UserError(
-            f"the images of {data.root or data.source} have changed since this run began; "
-            "choose another --workdir"
+            f"the images of {config.data.root or config.data.source} have changed since this run "
+            "began; choose another --workdir"
         )
     return records, keys
 

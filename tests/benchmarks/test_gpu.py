@@ -139,7 +139,7 @@ def test_a_gpus_record_has_date_card_and_shares_of_its_rate(tmp_path, monkeypatc
     assert encode["rows"][1][5] == "78.1%"
     assert [row[2] for row in kept["gpu_train"]["rows"]] == ["frozen", "partly"] * 6
     assert any("memory does not suffice" in note for note in kept["gpu_train"]["notes"])
-    assert {case["batch"] for case in asked if case.get("moves") == "frozen"} == {512}
+    assert {case["batch"] for case in asked if case.get("moves") == "frozen"} == {256}
     assert "left out: train resnet50" in capsys.readouterr().out
 
 

@@ -251,6 +251,24 @@ def test_steps_that_end_before_the_warm_up_are_said():
     assert idle_options(config) == []
 
 
+def test_a_finished_run_says_that_there_are_other_images_now(world, tmp_path, caplog):
+    tiny.make_folder(tmp_path / "shop", classes=4, images=3)
+    config = config_of(world)
+    config.data.root = str(tmp_path / "shop")
+    config.trunk.stage, config.head.shrinkage = "stage4", 0.5
+    config.train.update(steps=1, rehearse=False)
+    results = run(config, tmp_path / "run")
+    for classes, said in ((4, ""), (5, "has 15 images now, and had 12 then")):
+        tiny.make_folder(tmp_path / "shop", classes=classes, images=3)
+        caplog.clear()
+        assert run(config, tmp_path / "run")["test"] == json.loads(json.dumps(results["test"]))
+        assert ("images now" in caplog.text) == bool(said)
+        assert said in caplog.text
+    shutil.rmtree(tmp_path / "shop")
+    run(config, tmp_path / "run")
+    assert "its data cannot be read any more" in caplog.text
+
+
 def test_few_classes_are_said(world, tmp_path, caplog):
     """One class to train on: nothing to choose by."""
     tiny.make_folder(tmp_path / "few", classes=2, images=4)

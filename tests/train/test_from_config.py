@@ -116,7 +116,7 @@ def test_hierarchical_from_the_command_line(shop, tmp_path):
         tmp_path, *options, "--config.sampler.name=hierarchical", f"--workdir={tmp_path / 'b'}"
     )
     assert named.returncode == 2
-    assert "a batch of 512 needs 64 super-classes with 4 classes each" in named.stderr
+    assert "a batch of 256 needs 32 super-classes with 4 classes each" in named.stderr
     wrong = tiny.run(
         tmp_path, *options, "--config.sampler.name=shuffled", f"--workdir={tmp_path / 'c'}"
     )

@@ -488,7 +488,7 @@ def test_what_was_asked_outlives_the_encoders_folder(state, images, tmp_path):
     again = sj.load_encoder(folder, whitening=False)
     same = sj.load_encoder(TRUNK, path, SIZE, **asked)
     assert again.fingerprint == same.fingerprint
-    with pytest.raises(UserError, match="are for a trunk's weights"):
+    with pytest.raises(UserError, match="for a trunk by its name"):
         sj.load_encoder(folder, form="keras")
 
 
