@@ -120,13 +120,9 @@ def _kernel_gradient(
     taps = shifted(x, shape[0], stride, padding)
     along = shape[1] if shape[1] * shape[2] <= _PATCH else 1
     groups = [taps[start : start + along] for start in range(0, len(taps), along)]
-    rows = dy.reshape(-1, dy.shape[-1])
-
-    def product(group: Sequence[Array]) -> Array:
-        views = lax.optimization_barrier(jnp.concatenate(group, -1) if along > 1 else group[0])
-        return lax.dot_general(views.reshape(len(rows), -1), rows, (((0,), (0,)), ((), ())))
-
-    return jnp.concatenate([product(group) for group in groups]).reshape(shape)
+    views = [jnp.concatenate(group, -1) if along > 1 else group[0] for group in groups]
+    rows = [_over_rows(lax.optimization_barrier(view), dy) for view in views]
+    return jnp.concatenate(rows).reshape(shape)
 
 
 @jax.custom_vjp
@@ -135,8 +131,13 @@ def product(x: Array, kernel: Array) -> Array:
     return lax.dot_general(x, _matrix(kernel), (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def _matrix(kernel: Array) -> Array:
-    return kernel.reshape(-1, kernel.shape[-1])
+def _matrix(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _over_rows(x: Array, dy: Array) -> Array:
+    """x' dy, with all pixels as rows: [..., c] and [..., o] -> [c, o]."""
+    return lax.dot_general(_matrix(x), _matrix(dy), (((0,), (0,)), ((), ())))
 
 
 def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -145,8 +146,7 @@ def _product_backward(kept: tuple[Array, Array], dy: Array) -> tuple[Array, Arra
     # Without the barrier XLA writes dy a second time, transposed, which takes longer than the sum.
     dy = lax.optimization_barrier(dy) if jax.default_backend() == "cpu" else dy
     dx = lax.dot_general(dy, _matrix(kernel), (((dy.ndim - 1,), (1,)), ((), ())))
-    dkernel = lax.dot_general(_matrix(x), _matrix(dy), (((0,), (0,)), ((), ())))
-    return dx, dkernel.reshape(kernel.shape)
+    return dx, _over_rows(x, dy).reshape(kernel.shape)
 
 
 def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
