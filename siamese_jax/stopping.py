@@ -135,19 +135,25 @@ def _listen(signals: socket.socket, terminals: list[int], line: Callable[[int, s
             if not os.isatty(fd):  # It has hung up, and writing to it would be an error.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         if heard:
-            _say("stopped at once; the same command goes on from what was saved before")
-            os._exit(128 + number)
+            _end("stopped at once; the same command goes on from what was saved before", number)
         heard = True
         _note(number)
         if _loose and not _holds:
-            _say(line(number, _loose[-1]))
-            os._exit(128 + number)
+            _end(line(number, _loose[-1]), number)
         _say(
             f"{signal.Signals(number).name}: stopping as soon as nothing is lost by it; a second "
             "one stops at once"
         )
 
 
-def _say(text: str) -> None:
+def _end(text: str, number: int) -> None:
+    """Ends the process; what its other threads still write, such as a bar, does not come after."""
+    alone = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _say(text, alone)
+    os._exit(128 + number)
+
+
+def _say(text: str, fd: int = 2) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{text}\n".encode())
+        os.write(fd, f"\n{text}\n".encode())

@@ -279,8 +279,17 @@ def fitted(
 
 
 def in_span(rows: Rows, count: int) -> np.ndarray:
-    """Coordinates float64 [n, n] of n rows of more columns: their products with one another."""
-    return np.transpose(np.linalg.qr(gathered(rows, count).T, mode="r"))
+    """Coordinates float64 [n, n] of n rows of more columns: their products with one another, to
+    1e-15 of the largest. A row that the others span has zeros for a coordinate of its own.
+    """
+    from scipy.linalg import lapack
+
+    x = gathered(rows, count)
+    lower, order, rank, _ = lapack.dpstrf(x @ x.T, lower=1, overwrite_a=1)
+    lower[:, rank:] = 0
+    found = np.empty_like(lower)
+    found[order - 1] = np.tril(lower)
+    return found
 
 
 def gathered(rows: Rows, count: int, block: int = BLOCK) -> np.ndarray:

@@ -11,7 +11,7 @@ one is resumed, and `diff` compares any two. Fields of all cells can be set as f
 --folds follows "A Metric Learning Reality Check" (Musgrave et al. 2020): the training classes are
 dealt into folds, and each cell is trained once for each, with that fold as validation. The table
 has the mean of the runs with its interval, and the metrics of their embeddings side by side; a line
-below says of each row whether it is better than the bare trunk.
+below says of each row whether it is better than the bare trunk. A config without GRID is one row.
 --best-of names an axis of tries: the one that is best on validation is in the table, and no other.
 """
 
@@ -59,7 +59,7 @@ def options() -> cli.Parser:
 def main(argv: Sequence[str]) -> None:
     args, rest = options().parse_known_args(argv)
 
-    base, grid, published = read_grid(args.config)
+    base, grid, published = read_grid(args.config, alone=bool(args.folds))
     override(base, rest, "compare")
     if args.best_of is not None:
         compare_folds.check_tries(args.best_of, grid, args.folds)

@@ -50,15 +50,24 @@ class Cell:
         return "-".join(re.sub(r"[^\w.]+", "_", value) for value in self.choice.values())
 
 
-def read_grid(name: str) -> tuple[ConfigDict, Grid, Published]:
+def read_grid(name: str, *, alone: bool = False) -> tuple[ConfigDict, Grid, Published]:
     """The base config and the axes of a config file, and what others published.
+
+    Args:
+      name: of the file.
+      alone: whether a config without a grid is taken, as the only name on an axis "config".
 
     Raises:
       UserError: no such file, it is no grid, or a published score is of no cell of it.
     """
     config, path, module = read_config(name)
     if not getattr(module, "GRID", None):
-        raise UserError(f"{path} is no grid: it needs get_config() and GRID = {{axis: {{...}}}}")
+        if alone and not hasattr(module, "GRID"):
+            return config, {"config": {path.stem: {}}}, {}
+        raise UserError(
+            f"{path} is no grid: it needs get_config() and GRID = {{axis: {{...}}}}; --folds=4 "
+            "compares the folds of a config without one"
+        )
     if not _is_grid(module.GRID):
         raise UserError(
             f"{path}: GRID must be {{axis: {{name: {{field: value}}}}}}, with one name or more on "

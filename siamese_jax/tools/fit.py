@@ -84,6 +84,12 @@ def run(parser: cli.Parser, argv: Sequence[str]) -> None:
         print(f"{said}: {out}/fit.json has them all")
         print("pictures of a fold are asked among themselves: among all of them less is found")
         print(fit_table.verdict(made))
+    else:
+        than = made.chosen.source.name
+        print(
+            f"of one candidate no folds are asked: whether it is better than {than} as it is, "
+            "evaluate tells, on pictures that it was not fitted to"
+        )
     if not made.chosen.fits:
         saved = f"wrote {out}: it is" if args.trunk or args.out else "nothing is written: keep"
         print(f"{saved} {fit_table.named(made.chosen)}, without a fit")

@@ -174,3 +174,12 @@ def test_of_fewer_rows_than_columns_it_is_the_same_within_their_span(width, shri
         if made is not None:
             a, b = rows @ expected, rows @ made.T
             np.testing.assert_allclose(b @ b.T, a @ a.T, rtol=1e-7, atol=1e-7)
+
+
+def test_coordinates_in_the_span_of_rows_that_depend_on_one_another(rng):
+    """A copy, and a sum of two: the products stay, and the span has two dimensions less."""
+    x = rng.normal(size=(20, 50)).astype(np.float32)
+    x[7], x[9] = x[3], x[1] + x[2]
+    found = lda.in_span(x.__getitem__, 20)
+    np.testing.assert_allclose(found @ found.T, x.astype(float) @ x.T.astype(float), atol=1e-12)
+    assert (np.abs(found).max(axis=0) > 0).sum() == 18 == np.linalg.matrix_rank(found)

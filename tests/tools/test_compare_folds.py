@@ -208,3 +208,12 @@ def test_intervals_that_tell_nothing_are_said():
         "An interval from 0 to 1",
         "An interval of no width",
     ]
+
+
+def test_a_config_without_a_grid_has_folds_too(tmp_path, capsys):
+    path = tmp_path / "alone.py"
+    path.write_text(GRID.format(root=str(tmp_path), rates=RATES).partition("GRID")[0])
+    assert main(["compare", f"--config={path}", "--folds=3", "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["alone-1of3", "alone-2of3", "alone-3of3"]
+    assert main(["compare", f"--config={path}", "--list"]) == 2
+    assert "--folds=4 compares the folds of a config without one" in capsys.readouterr().err

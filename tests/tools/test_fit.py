@@ -331,6 +331,7 @@ def test_too_few_classes_come_with_a_way(world, tmp_path, capsys):
     way = "give one set of --stages, one --shrinkage and one --width"
     assert error.endswith(f"to fit all the same, {way}")
     assert main([*FIT, *options, "--stages=last", "--shrinkage=0.5", "--width=8"]) == 0
+    assert "whether it is better than resnet18 32 as it is, evaluate" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "out" / "fit.json").read_text())
     assert (row["map@r"], row["shrinkage"], row["width"]) == (None, 0.5, 8)
     assert row["chosen"] is True
