@@ -1,6 +1,9 @@
 """Strict by default: no silent dtype promotion, no silent rank promotion, warnings are errors."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,6 +12,17 @@ import jax
 import pytest
 
 collect_ignore = ["offline_site", "keras_oracle.py"]
+
+# Each worker compiles a program once for all its tests, and for the processes that they start.
+# Not all workers together: JAX may read a file there that another process has not written whole.
+PROGRAMS = {
+    "jax_compilation_cache_dir": tempfile.mkdtemp(prefix="programs"),
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+}
+atexit.register(shutil.rmtree, PROGRAMS["jax_compilation_cache_dir"], ignore_errors=True)
+for name, value in PROGRAMS.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 def environment(cache: Path) -> dict[str, str]:
     """Of a process in which only the packages of `pip install ".[demo]"` can be imported."""
-    return os.environ | {
+    own = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    return own | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "offline_site"), str(ROOT)]),
         "OFFLINE_REFUSED": ":".join(refused()),
         "SIAMESE_JAX_CACHE": str(cache),

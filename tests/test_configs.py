@@ -12,7 +12,6 @@ import jax
 import pytest
 import tiny
 
-from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.tools.compare_grid import cells, read_grid
 from siamese_jax.train.experiment import train
 from siamese_jax.train.fields import check_config
@@ -31,10 +30,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIAMESE_JAX_CACHE", str(folder))
-        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        enable_compilation_cache()
         yield folder
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")

@@ -52,13 +52,8 @@ def command(*arguments: str, config: str = "resnet_triplet") -> list[str]:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Of a process with this cache; its compiled programs are small, and are all kept there."""
-    return os.environ | {
-        "SIAMESE_JAX_CACHE": str(cache),
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
+    """Of a process with this cache."""
+    return os.environ | {"SIAMESE_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
 
 
 def run(

@@ -156,10 +156,10 @@ def _run(argv: list[str], cwd: str, env: dict[str, str]) -> None:
         warnings.simplefilter("ignore", category)  # Python's own defaults
     import jax  # which has read the server's environment, not this one
 
-    if folder := env.get("JAX_COMPILATION_CACHE_DIR"):
-        least = float(env.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 1))
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    folder = env.get("JAX_COMPILATION_CACHE_DIR") or None
+    least = float(env.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 1))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     first = "" if argv[0] in ("-m", "-c") else str(Path(argv[0]).resolve().parent)
     own = env.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [first or cwd, *filter(None, own), *sys.path[1:]]

@@ -18,7 +18,6 @@ from siamese_jax.__main__ import main
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.embedding import embed_records
 from siamese_jax.metrics.bootstrap import difference
-from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.tools import compare as compare_tool
 from siamese_jax.tools import compare_folds, compare_table
 from siamese_jax.tools.compare_grid import Cell
@@ -63,14 +62,11 @@ def compared(tmp_path_factory, small_trunk):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
-        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         patch.setattr(inputs, "run_features", run_features)
         patch.setattr(choosing, "choose", choose)
         patch.setattr(compare_tool, "images_per_second", lambda encoder: 1.0)
-        enable_compilation_cache()
         compare(root)
         yield root, seen
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def compare(root):

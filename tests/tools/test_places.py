@@ -257,11 +257,9 @@ import json, sys
 from pathlib import Path
 from ml_collections import ConfigDict
 from siamese_jax.__main__ import main
-from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.data.records import as_text
 from siamese_jax.data.sources import load_records
 from siamese_jax.train.experiment import train
-enable_compilation_cache()
 root, work = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path[:0] = [sys.argv[3], sys.argv[3] + "/tests"]
 import small_trunk

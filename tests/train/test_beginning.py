@@ -11,7 +11,6 @@ import tiny
 
 from siamese_jax.__main__ import main
 from siamese_jax.storage import checkpoint
-from siamese_jax.storage.cache import enable_compilation_cache
 
 OPTIONS = [*tiny.TINY, "--config.optim.schedule=constant", "--config.train.eval_every=2"]
 
@@ -23,14 +22,11 @@ def world(tmp_path_factory, small_trunk):
     tiny.make_folder(root / "shop", classes=8, images=3, noise=90)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
-        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        enable_compilation_cache()
         for steps in (4, 6):
             assert (
                 train(root, f"--workdir={root / str(steps)}", f"--config.train.steps={steps}") == 0
             )
         yield root
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def train(root, *options, config=True):

@@ -16,7 +16,6 @@ from siamese_jax.encoder.embedding import embed_records
 from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
 from siamese_jax.metrics.evaluation import sides_of
-from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train import choosing, fitting
 from siamese_jax.train.experiment import load_data, train
 from siamese_jax.train.from_config import idle_options
@@ -29,10 +28,7 @@ def world(tmp_path_factory, short_trunk):
     tiny.make_folder(root / "shop", classes=16, images=4, noise=120)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
-        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        enable_compilation_cache()
         yield root
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def config_of(world):

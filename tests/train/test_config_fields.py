@@ -9,7 +9,6 @@ from PIL import Image
 
 from configs import common
 from siamese_jax.report.page import flatten
-from siamese_jax.storage.cache import enable_compilation_cache
 from siamese_jax.train.experiment import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_trunk")]
@@ -133,10 +132,7 @@ def log_of(tmp_path_factory, small_trunk):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SIAMESE_JAX_CACHE", str(root / "cache"))
-        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        enable_compilation_cache()
         yield train_with
-        jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
