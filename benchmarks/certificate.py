@@ -1,0 +1,129 @@
+"""Training on several devices against one: the same loss, gradient and parameters, for every loss.
+
+    python benchmarks/certificate.py [--devices 2 4 8] [--losses triplet ...] [--record]
+
+Each case takes five steps with AdamW on a small encoder, in float32 and in float64, of 13 images
+(which no number of devices divides) in 5 classes, one of them masked. The devices are those that
+XLA makes of one CPU (`--xla_force_host_platform_device_count`), the program is the one that trains
+on many. The table has the largest difference of loss, gradient norm and parameters after five
+steps, relative to the largest of each.
+"""
+
+import argparse
+import functools
+import itertools
+import os
+from typing import Any
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import records
+
+from siamese_jax.losses import LOSSES, memory
+from siamese_jax.losses.miners import MINERS
+from siamese_jax.train import mesh as meshes
+from siamese_jax.train.step import init_state, make_train_step
+
+jax.config.update("jax_enable_x64", True)
+ROWS, WIDE, DIM, CLASSES, STEPS, SLOTS = 13, 24, 8, 5, 5, 10
+BOUNDS = {"float32": 1e-6, "float64": 1e-12}
+# What the certificate is of: (loss, miner, size of the memory).
+CASES = [
+    *((name, None, 0) for name in LOSSES),
+    *(("triplet", name, 0) for name in MINERS),
+    *((name, None, SLOTS) for name in ("triplet", "contrastive", "multi_similarity", "nt_xent")),
+]
+COLUMNS = ["loss", "miner", "memory", "shard", "devices", "float32", "float64"]
+
+
+def encoder(params: Any, stats: Any, x: Any, *, train: bool, mask: Any, key: Any) -> Any:
+    """A small one: two layers with batch normalisation over the rows that count, and dropout."""
+    head = params["head"]
+    x = x @ head["first"]
+    weight = mask[:, None].astype(x.dtype)
+    mean = (x * weight).sum(axis=0) / weight.sum()
+    variance = (((x - mean) ** 2) * weight).sum(axis=0) / weight.sum()
+    x = jax.nn.relu((x - mean) / jnp.sqrt(variance + 1e-3))
+    x = jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x / 0.9, 0)
+    x = x @ head["second"]
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True), stats
+
+
+def run(case: tuple, mesh: Any, shard: str, dtype: str, chunks: int = 1) -> dict[str, np.ndarray]:
+    """Losses and gradient norms of the steps, and the parameters after them."""
+    name, miner, slots = case
+    rng = np.random.default_rng(0)
+    explicit = {"triplet": {"margin": 0.5}}
+    loss = LOSSES[name](**explicit.get(name, {}))
+    of = functools.partial(jnp.asarray, dtype=dtype)
+    head = {"first": of(rng.normal(size=(WIDE, 64))), "second": of(rng.normal(size=(64, DIM)))}
+    own = jax.tree.map(of, loss.init(jax.random.key(1), DIM, CLASSES))
+    params = {"trunk": {}, "head": head, "loss": own}
+    tx = optax.adamw(1e-2)
+    bank: Any = memory.init(slots, DIM) if slots else ()
+    state = init_state(params, {}, tx, jax.random.key(2), bank)
+    keep = None
+    if mesh:
+        state = meshes.place(state, mesh, shard)
+        keep = functools.partial(meshes.keep, mesh=mesh, shard=shard)
+    step = make_train_step(
+        apply_fn=encoder, loss=loss, tx=tx, chunks=chunks, keep=keep,
+        miner=MINERS[miner]() if miner else None,
+    )  # fmt: skip
+    found: dict[str, list] = {"loss": [], "gradient": []}
+    for _ in range(STEPS):
+        labels = np.concatenate([np.arange(CLASSES), rng.integers(0, CLASSES, ROWS - CLASSES)])
+        batch = {
+            "feature": rng.normal(size=(ROWS, WIDE)).astype(dtype),
+            "label": labels.astype(np.int32),
+            "mask": np.arange(ROWS) != 3,
+        }
+        given = meshes.spread(batch, mesh) if mesh else batch
+        state, metrics = step(state, given, rows=ROWS)
+        found["loss"].append(float(metrics["loss"]))
+        found["gradient"].append(float(metrics["grad_norm"]))
+    leaves = jax.tree.leaves(jax.device_get(state.params))
+    return {
+        **{k: np.array(v) for k, v in found.items()},
+        **{f"leaf {i}": leaf for i, leaf in enumerate(leaves)},
+    }
+
+
+def difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """The largest, relative to the largest number of each array."""
+    return max(
+        float(np.abs(one[k] - other[k]).max() / max(np.abs(one[k]).max(), 1e-30)) for k in one
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--losses", nargs="+", choices=list(LOSSES))
+    records.add_option(parser)
+    args = parser.parse_args()
+    meshes.LEAST = 1  # so that the small leaves of these cases are split
+    rows, worse = [], 0
+    for case in CASES:
+        if args.losses and case[0] not in args.losses:
+            continue
+        alone = {dtype: run(case, None, "none", dtype) for dtype in BOUNDS}
+        for shard, count in itertools.product(meshes.SHARDS, args.devices):
+            mesh = meshes.make_mesh(jax.devices()[:count])
+            found = {d: difference(alone[d], run(case, mesh, shard, d)) for d in BOUNDS}
+            worse += any(found[dtype] > bound for dtype, bound in BOUNDS.items())
+            name, miner, slots = case
+            cells = [name, miner or "-", str(slots or "-"), shard, str(count)]
+            rows.append([*cells, *(f"{found[d]:.0e}" for d in BOUNDS)])
+            print("  ".join(rows[-1]), flush=True)
+    print(f"{worse} of {len(rows)} are above {BOUNDS}")
+    if args.record:
+        records.save("certificate", COLUMNS, rows, [])
+
+
+if __name__ == "__main__":
+    main()

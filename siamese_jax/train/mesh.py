@@ -1,0 +1,72 @@
+"""Where the arrays of training live: one program over all devices, which sees global arrays.
+
+A batch lies on the devices by rows, the state on each of them, or by parts (`train.shard`). Losses
+and miners are written for the whole batch and stay so: XLA adds what devices have to tell one
+another. A step's result is that of one device but for the order of sums.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from siamese_jax.storage.tree import path_name
+
+Tree = Any
+DATA = "data"
+SHARDS = ("none", "classes", "state")
+LEAST = 2**12  # numbers of a leaf that is worth to be split
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """The devices, or all there are, in a row; None where there is one."""
+    devices = devices or jax.devices()
+    return Mesh(np.array(devices), (DATA,)) if len(devices) > 1 else None
+
+
+def spread(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Columns [n, ...] by rows over the devices, filled up with zeros to a multiple of these."""
+    by_rows = NamedSharding(mesh, PartitionSpec(DATA))
+
+    def of(column: np.ndarray) -> jax.Array:
+        fill = [(0, -len(column) % mesh.size)] + [(0, 0)] * (column.ndim - 1)
+        return jax.device_put(np.pad(column, fill), by_rows)
+
+    return {name: of(column) for name, column in batch.items()}
+
+
+def shardings(tree: Tree, mesh: Mesh, shard: str) -> Tree:
+    """Where each leaf lives.
+
+    Args:
+      tree: a train state, or its shapes.
+      mesh: of `make_mesh`.
+      shard: what is split over the devices, and not on each of them: "none"; "classes", the loss's
+        own parameters (class weights, proxies), what the optimiser keeps of them, and the
+        cross-batch memory; "state", every leaf (FSDP: fully sharded data parallel, Zhao et al.
+        2023, arXiv:2304.11277). A leaf is split along its longest axis that they divide; one of
+        few numbers, or without such an axis, is on each device.
+    """
+
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        parts = path_name(path).split("/")
+        chosen = shard == "state" or (shard == "classes" and {"loss", "memory"} & {*parts})
+        axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if not (chosen and axes and leaf.size >= LEAST):
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def place(tree: Tree, mesh: Mesh, shard: str) -> Tree:
+    """The leaves where they live."""
+    return jax.device_put(tree, shardings(tree, mesh, shard))
+
+
+def keep(tree: Tree, mesh: Mesh, shard: str) -> Tree:
+    """The same inside a jitted step, of what it has made."""
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, shard))
