@@ -207,6 +207,8 @@ def train() -> ConfigDict:
             "eval_every": 100,
             "checkpoint_every": 100,
             "max_to_keep": 2,
+            "accumulate": 1,  # chunks that a batch is embedded in; its loss is of all the same
+            "shard": "none",  # or classes, state: what is split over several devices
             "patience": 3,  # evaluations without a better one on validation, then stop; 0: never
             "rehearse": True,  # without validation: hold training classes out first, for the steps
         }

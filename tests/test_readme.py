@@ -31,6 +31,8 @@ ENDS = {  # of commands that need what is not here
     "compare_zoo": CUT,
     "dinov2_fit": CUT,
 }
+# Of the configs' own commands these are always typed, the others by `pytest -m long`.
+USUAL = ("resnet_triplet", "finetune", "inshop", "compare_zoo", "compare_trunks")
 ALONE = "config.train.rehearse = False"
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
@@ -143,7 +145,11 @@ def test_the_python_of_the_readme(place):
     assert done.stdout.split("\n")[-2] == "(8, 10) 8"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [p if p.stem in USUAL else pytest.param(p, marks=pytest.mark.long) for p in CONFIGS],
+    ids=lambda path: path.stem,
+)
 def test_every_command_of_a_config(place, path):
     """Each config's docstring says how it is started; it gets as far as the network."""
     docstring = path.read_text(encoding="utf-8").split('"""')[1]

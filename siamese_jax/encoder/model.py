@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siamese_jax import values
 from siamese_jax.encoder.head import Head, make_head
@@ -295,8 +296,9 @@ def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: 
     """compute() over blocks of `size` rows, the last one padded: [n, ...] -> [n, ...], n >= 1.
 
     Blocks run side by side, one on each core of a CPU: XLA's own threads leave a third of a second
-    core idle in a trunk. An accelerator copies one block in while it computes another. Where its
-    memory does not suffice for a block, that is told, and blocks are half as large from then on.
+    core idle in a trunk. An accelerator copies one block in while it computes another; of several
+    devices each has a block at a time. Where the memory does not suffice for a block, that is told,
+    and blocks are half as large from then on.
     """
     shape = inputs.shape[1:]
     size = min(size, _room.get(shape, size))
@@ -310,14 +312,20 @@ def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: 
         log.warning("the device is out of memory: going on with blocks of %d at a time", size)
 
 
-def _in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: int) -> np.ndarray:
+def _in_blocks(compute: Callable[[Any], Array], inputs: np.ndarray, size: int) -> np.ndarray:
+    devices = jax.local_devices()
+    by_rows = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+    size *= len(devices)
 
     def run(start: int) -> np.ndarray:
         block = inputs[start : start + size]
         pad = [(0, size - len(block))] + [(0, 0)] * (inputs.ndim - 1)
-        return np.asarray(compute(np.pad(block, pad)))[: len(block)]
+        block = np.pad(block, pad)
+        rows = compute(jax.device_put(block, by_rows) if len(devices) > 1 else block)
+        return np.asarray(rows)[: len(inputs) - start]
 
-    workers = _cores() if jax.default_backend() == "cpu" else 2
+    # Programs of several devices that wait for one another must begin in one order on all.
+    workers = 1 if len(devices) > 1 else _cores() if jax.default_backend() == "cpu" else 2
     with ThreadPoolExecutor(workers) as pool:
         return np.concatenate(list(pool.map(run, range(0, len(inputs), size))))
 

@@ -21,6 +21,7 @@ from siamese_jax.losses import LOSSES
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.losses.options import LOSS_OPTIONS, MINER_OPTIONS
 from siamese_jax.storage.run_folder import flat
+from siamese_jax.train.mesh import SHARDS
 from siamese_jax.train.optim import DECAY_ON, OPTIMIZERS, SCHEDULES
 from siamese_jax.trunks.names import advice
 from siamese_jax.trunks.table import TRUNKS
@@ -231,6 +232,18 @@ FIELDS: dict[str, Option] = {
         optional(flag()),
         "without a validation split: hold training classes out first, to choose the steps",
     ),
+    "train.accumulate": Option(
+        whole(1, 2**20),
+        "chunks that a batch is embedded in, one after the other, in the memory of one; the loss "
+        "is of the whole batch all the same, and so is its gradient (GradCache); dropout is drawn "
+        "by chunk",
+    ),
+    "train.shard": Option(
+        choice(*SHARDS),
+        "what is split over several devices, and not on each of them: classes: class weights, "
+        "proxies and the cross-batch memory; state: all parameters and what the optimiser keeps of "
+        "them (FSDP)",
+    ),
     "train.max_to_keep": Option(whole(1, 10**6), "newest checkpoints to keep, beside the best"),
     "eval.ks": Option(several(COUNT, 1), "depths of recall"),
     "eval.choose_by": Option(
@@ -300,6 +313,8 @@ def needed(section: str, called: str) -> list[str]:
 
 # Fields that came later, with what was done before there was a choice.
 EARLIER: dict[str, Any] = {
+    "train.accumulate": 1,
+    "train.shard": "none",
     "trunk.remat": False,
     "trunk.drop_path": 0.0,
     "optim.ema": 0.0,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -85,7 +86,7 @@ def make_loss(config: ConfigDict) -> Loss:
 
 def idle_options(config: ConfigDict) -> list[str]:
     """A line on each option that another one leaves without effect."""
-    return _never_warm(config) + _never_cut(config)
+    return _never_warm(config) + _never_cut(config) + _never_split(config)
 
 
 def _never_warm(config: ConfigDict) -> list[str]:
@@ -96,6 +97,12 @@ def _never_warm(config: ConfigDict) -> list[str]:
         f"train.steps={steps} end before optim.warmup_steps={warmup} do: the learning rate does "
         f"not come to {config.optim.learning_rate:g}"
     ]
+
+
+def _never_split(config: ConfigDict) -> list[str]:
+    if config.train.shard == "none" or jax.device_count() > 1:
+        return []
+    return [f"train.shard={config.train.shard}: there is one device, so nothing is split"]
 
 
 def _never_cut(config: ConfigDict) -> list[str]:

@@ -27,12 +27,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh | None:
 
 
 def spread(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Columns [n, ...] by rows over the devices, filled up with zeros to a multiple of these."""
+    """Columns [n, ...] by rows over the devices, the last one repeated to fill them."""
     by_rows = NamedSharding(mesh, PartitionSpec(DATA))
 
     def of(column: np.ndarray) -> jax.Array:
         fill = [(0, -len(column) % mesh.size)] + [(0, 0)] * (column.ndim - 1)
-        return jax.device_put(np.pad(column, fill), by_rows)
+        return jax.device_put(np.pad(column, fill, mode="edge"), by_rows)
 
     return {name: of(column) for name, column in batch.items()}
 

@@ -2,10 +2,12 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from siamese_jax.encoder import model as encoder_model
@@ -14,6 +16,7 @@ from siamese_jax.encoder.model import Model
 from siamese_jax.errors import UserError
 from siamese_jax.losses import Loss
 from siamese_jax.storage import tree
+from siamese_jax.train import mesh as meshes
 from siamese_jax.train import optim
 from siamese_jax.train.beginning import Parent, inherit
 from siamese_jax.train.from_config import (
@@ -74,6 +77,13 @@ def start(
     if found:
         state = tree.unflatten(found[1], state)
         log.info("resumed at step %d", found[0])
+    if config.train.accumulate > 1 and _has_batch_statistics(model):
+        raise UserError(
+            f"train.accumulate={config.train.accumulate}: a chunk has other batch statistics than "
+            "its batch; set trunk.batch_norm=frozen and head.norm to none or layer, or accumulate "
+            "to 1"
+        )
+    devices = meshes.make_mesh()
     step = make_train_step(
         apply_fn=functools.partial(encoder_model.embed, model),
         loss=loss,
@@ -81,8 +91,24 @@ def start(
         miner=miner,
         trainable=moving,
         ema=config.optim.ema,
+        chunks=config.train.accumulate,
+        keep=functools.partial(meshes.keep, mesh=devices, shard=config.train.shard)
+        if devices
+        else None,
     )
+    if devices:
+        state = meshes.place(state, devices, config.train.shard)
+        return state, _over(devices, step), moving
     return state, step, moving
+
+
+def _has_batch_statistics(model: Model) -> bool:
+    return bool(model.train_stages) or (model.head.norm == "batch" and len(model.head.layers) > 1)
+
+
+def _over(devices: Mesh, step: Callable[..., Any]) -> Step:
+    """A step of batches [n, ...] on the host, over all devices."""
+    return lambda state, batch: step(state, meshes.spread(batch, devices), rows=len(batch["mask"]))
 
 
 def initial_parameters(

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,6 +12,7 @@ import optax
 
 from siamese_jax.losses import Loss, reduce
 from siamese_jax.losses import memory as memory_bank
+from siamese_jax.train.gradient import in_chunks, whole
 from siamese_jax.train.optim import merge, select
 
 Array = jax.Array
@@ -104,11 +106,6 @@ def make_train_step(
     The gradient is taken with respect to the trainable leaves alone: for a frozen trunk no
     backward pass is built, and its leaves leave the step as the very buffers that came in.
 
-    Of several chunks, all are embedded, the loss of the whole batch gives the gradient of each
-    embedding, and each chunk is embedded again to pass its own on: the same gradient, in the
-    memory of a chunk (GradCache, Gao et al. 2021, arXiv:2101.06983). What `apply_fn` gives for an
-    image must not depend on the others then: no batch statistics.
-
     Args:
       apply_fn: (params, batch_stats, inputs, *, train, mask, key) -> (embeddings [n, d],
         batch_stats), as `siamese_jax.encoder.embed` with its model bound.
@@ -117,7 +114,7 @@ def make_train_step(
       miner: of `siamese_jax.losses.miners.MINERS`, or None for the loss's own choice of pairs.
       trainable: tree of bools over params (or a prefix of it), as `optim.trainable` gives it.
       ema: decay of the average that the state keeps, of `with_average`; 0 for none.
-      chunks: parts of the batch that are embedded one after the other.
+      chunks: parts of the batch that are embedded one after the other, see `gradient.in_chunks`.
       keep: where the new state's arrays live, see `siamese_jax.train.mesh.keep`.
 
     Returns:
@@ -128,7 +125,7 @@ def make_train_step(
       `siamese_jax.train.collapse`.
     """
 
-    def embed(moving: Tree, state: TrainState, batch: Batch, key: Array) -> tuple[Array, Tree]:
+    def embed(state: TrainState, moving: Tree, batch: Batch, key: Array) -> tuple[Array, Tree]:
         return apply_fn(
             merge(moving, state.params, _full_mask(trainable, state.params)),
             state.batch_stats,
@@ -138,66 +135,32 @@ def make_train_step(
             key=key,
         )
 
-    def measure(
-        embeddings: Array, moving: Tree, state: TrainState, batch: Batch, key: Array
-    ) -> Array:
+    def measure(state: TrainState, rows: Array, moving: Tree, batch: Batch, key: Array) -> Array:
         params = merge(moving, state.params, _full_mask(trainable, state.params))
         labels, mask = batch["label"], batch["mask"]
         references = memory_bank.references(state.memory) if state.memory != () else None
-        mined = None
+        more: dict[str, Any] = {"references": references, "mined": None}
         if miner is not None:
-            mined = miner(embeddings, labels, mask, key, references=references)
-        return reduce(
-            *loss.apply(
-                params["loss"], embeddings, labels, mask, mined=mined, references=references
-            )
-        )
+            more["mined"] = miner(rows, labels, mask, key, references=references)
+        return reduce(*loss.apply(params["loss"], rows, labels, mask, **more))
 
-    def whole(moving: Tree, state: TrainState, batch: Batch, keys: Array) -> Gradient:
-        def compute(moving: Tree) -> tuple[Array, tuple[Array, Tree]]:
-            embeddings, batch_stats = embed(moving, state, batch, keys[0])
-            value = measure(embeddings, moving, state, batch, keys[1])
-            return value, (jax.lax.stop_gradient(embeddings), batch_stats)
-
-        (value, (embeddings, stats)), grads = jax.value_and_grad(compute, has_aux=True)(moving)
-        return Gradient(value, grads, embeddings, stats)
-
-    def in_chunks(moving: Tree, state: TrainState, batch: Batch, keys: Array) -> Gradient:
-        parts, each = split(batch, chunks), jax.random.split(keys[0], chunks)
-        cached = jax.lax.map(lambda one: embed(moving, state, *one)[0], (parts, each))
-        embeddings = joined(cached, len(batch["mask"]))
-        value, (passed, grads) = jax.value_and_grad(measure, argnums=(0, 1))(
-            embeddings, moving, state, batch, keys[1]
-        )
-
-        def add(total: Tree, one: tuple[Batch, Array, Array]) -> tuple[Tree, None]:
-            part, key, own = one
-            _, pull = jax.vjp(lambda moving: embed(moving, state, part, key)[0], moving)
-            return jax.tree.map(jnp.add, total, pull(own)[0]), None
-
-        grads, _ = jax.lax.scan(add, grads, (parts, each, split(passed, chunks)))
-        return Gradient(value, grads, embeddings, state.batch_stats)
-
-    def step(
-        state: TrainState, batch: Batch, rows: int | None = None
-    ) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Batch, rows: int | None = None) -> tuple[TrainState, Batch]:
         batch = {name: column[:rows] for name, column in batch.items()}
         mask = _full_mask(trainable, state.params)
         moving = select(state.params, mask)
         keys = jax.random.split(jax.random.fold_in(state.key, state.step))
-        value, grads, embeddings, batch_stats = (whole if chunks == 1 else in_chunks)(
-            moving, state, batch, keys
-        )
+        of = partial(embed, state), partial(measure, state), moving, batch, keys
+        value, grads, embeddings, new = in_chunks(*of, chunks) if chunks > 1 else whole(*of)
+        batch_stats = state.batch_stats if new is None else new
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         moving = optax.apply_updates(moving, updates)
         memory, average = state.memory, state.ema
         if memory != ():
             memory = memory_bank.push(memory, embeddings, batch["label"], batch["mask"])
         if ema:
-            new = {"params": moving, "batch_stats": batch_stats}
-            average = update_average(average, new, ema, state.step + 1)
-        norm = optax.tree.norm(grads)
-        metrics = {"loss": value, "grad_norm": norm, "embeddings": embeddings}
+            after = {"params": moving, "batch_stats": batch_stats}
+            average = update_average(average, after, ema, state.step + 1)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "embeddings": embeddings}
         state = state.replace(
             step=state.step + 1,
             params=merge(moving, state.params, mask),
@@ -209,38 +172,3 @@ def make_train_step(
         return keep(state) if keep else state, metrics
 
     return jax.jit(step, donate_argnums=0, static_argnames="rows")
-
-
-class Gradient(NamedTuple):
-    """What a batch gives: the loss, its gradient, embeddings [n, d] without one, and statistics."""
-
-    value: Array
-    grads: Tree
-    embeddings: Array
-    batch_stats: Tree
-
-
-def split(batch: Tree, chunks: int) -> Tree:
-    """Columns [n, ...] as [chunks, m, ...], m = ceil(n / chunks), filled up with zeros.
-
-    Chunk k has the rows k, k + chunks, ...: where rows are split over devices, each chunk is too.
-
-    >>> split(jnp.arange(1, 6), 2).tolist()
-    [[1, 3, 5], [2, 4, 0]]
-    """
-
-    def of(column: Array) -> Array:
-        fill = [(0, -len(column) % chunks)] + [(0, 0)] * (column.ndim - 1)
-        column = jnp.pad(column, fill)
-        return column.reshape(-1, chunks, *column.shape[1:]).swapaxes(0, 1)
-
-    return jax.tree.map(of, batch)
-
-
-def joined(chunks: Array, rows: int) -> Array:
-    """The [n, ...] that `split` has made [chunks, m, ...] of.
-
-    >>> joined(split(jnp.arange(1, 6), 2), 5).tolist()
-    [1, 2, 3, 4, 5]
-    """
-    return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[:rows]

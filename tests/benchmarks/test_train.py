@@ -41,7 +41,7 @@ def check(row, moves):
     assert number["first losses differ"] < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_loss_is_that_of_keras_and_a_peer_that_is_not_there_is_left_out():
     peers = ["keras"] + ["torch"] * (find_spec("torch") is None)
     heads, *lines = run("--kinds", "whole", "--peers", *peers)

@@ -286,7 +286,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_depends_on_hash_seed_or_locale(tmp_path):
     """The split, a training and a ranking, under four hash seeds and two locales."""
     plain, root = tiny.make_folder(tmp_path / "plain"), tmp_path / "shop"

@@ -56,6 +56,11 @@ CASES = {
 SIZE = 64
 
 
+def usual(*cases):
+    """All cases, the others asked for by -m long."""
+    return [c if c in cases else pytest.param(c, marks=pytest.mark.long) for c in CASES]
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     for case, (row, *_) in CASES.items():
@@ -132,7 +137,7 @@ def drawn_images(config, records, cached):
         yield {"image": image, **rest}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", usual("resnet", "convnext"))
 def test_losses_are_those_of_the_whole_trunk(case, folder, tmp_path):
     config, records, keys, trunk, model = build(case, folder, tmp_path)
     held = frozen.at_boundary(config, model, trunk, records)
@@ -153,7 +158,7 @@ def test_losses_are_those_of_the_whole_trunk(case, folder, tmp_path):
     np.testing.assert_allclose(vectors, expected_vectors, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", usual("efficientnet", "vit"))
 def test_the_fast_form_is_the_plain_one_to_1e5(case, folder, tmp_path):
     """And going on from what the plain form gives is exactly the whole trunk's features."""
     _, records, _, trunk, model = build(case, folder, tmp_path)

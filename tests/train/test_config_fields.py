@@ -91,6 +91,7 @@ ELSEWHERE = {
     *(f"trunk.{n}" for n in ("name", "weights", "offline_fallback", "form", "ignore")),
     *(f"trunk.{n}" for n in ("drop_path", "remat")),  # the stand-in has no blocks
     *(f"train.{n}" for n in ("checkpoint_every", "max_to_keep", "rehearse")),
+    *(f"train.{n}" for n in ("accumulate", "shard")),  # they change no number
     *(f"eval.{n}" for n in ("batch_size", "choose_by")),
 }
 

@@ -233,7 +233,7 @@ def kill_when(process, reached):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_killed_run_goes_on_exactly(kept, cache, folder, tmp_path):
     """20 steps, against 9 or more, kill -9, and the rest: equal bit for bit.
 

@@ -118,6 +118,7 @@ def test_every_stage_is_that_of_the_definition(v2, as_convolutions, tmp_path, rn
         np.testing.assert_allclose(output, expected[stage], rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.long
 def test_a_frozen_trunk_takes_a_few_images_at_a_time_and_gives_the_same(rng):
     build = partial(convnext.ConvNeXt, DEPTHS, WIDTHS, True)
     x = jnp.asarray(rng.normal(size=(4, 64, 64, 3)), jnp.float32)

@@ -75,9 +75,22 @@ def varied(variables, seed=0):
     return jax.tree_util.tree_map_with_path(vary, variables)
 
 
-def test_every_variant_has_its_listed_size():
+def test_every_variant_is_listed():
     assert PARAMETERS.keys() == TRUNKS.keys()
-    for name, form in ((name, form) for name, row in TRUNKS.items() for form in row.forms):
+
+
+# All of them are a minute's work; these are one of each module, and of each way to be built.
+USUAL = (
+    "resnet18", "resnet50", "vgg16_bn", "efficientnet_b0", "efficientnet_lite0", "convnext_tiny",
+    "convnextv2_nano", "mobilenetv3_small_100", "vit_tiny_patch16_224",
+    "vit_small_patch14_reg4_dinov2", "vit_base_patch16_clip_224", "vit_base_patch16_siglip_224",
+    "vit_small_patch16_dinov3", "vit_base_patch32_unicom_224",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("tested", [USUAL, pytest.param(tuple(TRUNKS), marks=pytest.mark.long)])
+def test_a_variant_has_its_listed_size(tested):
+    for name, form in [(each, form) for each in tested for form in TRUNKS[each].forms]:
         found = {"params": 0, "batch_stats": 0}
         for leaf, shape in shapes(name, form).items():
             found[leaf.split("/")[0]] += int(np.prod(shape))
@@ -257,7 +270,7 @@ def test_batch_norm_trains_as_defined(rng):
     [
         ("resnet18", "torch"),
         ("resnet50", "keras"),
-        ("vgg16_bn", "torch"),
+        pytest.param("vgg16_bn", "torch", marks=pytest.mark.long),
         ("vgg16", "keras"),
         ("efficientnet_b0", "keras"),
         ("efficientnet_lite0", "torch"),
