@@ -94,8 +94,9 @@ def choose_form(
     if len(sets) == 1 and (config.head.init != "lda" or len(open_shares) == 1):
         return chosen_as(sets[0], open_shares[0])
     features, records = inputs.features(inputs.records.where("train"))
-    fresh = init_head(model, features.shape[1:], jax.random.key(0))
-    rows = head_inputs(model.head, fresh, features)
+    bare = model._replace(head=model.head.clone(layers=()))  # the layers have no part in it
+    fresh = init_head(bare, features.shape[1:], jax.random.key(0))
+    rows = head_inputs(bare.head, fresh, features)
     parts = model.columns
 
     def tried(
@@ -266,7 +267,7 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
         )
         config = config.copy_and_resolve_references()
         config.train.steps = 0
-    curves = []
+    curves, most = list[Curve](), config.train.steps
     for number, records in enumerate(folds, 1):
         count = int((records.split == "validation").sum())
         what = "between LDA and the bare trunk" if few else "the steps"
@@ -274,9 +275,11 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
                  number, len(folds), count, what)  # fmt: skip
         folder = run.folder / "rehearsal" / f"fold{number}"
         inputs = make_inputs(config, model, trunk, records, [keys[i] for i in records.id.tolist()])
-        trial = Run(config, folder, inputs, {**run.facts, "warnings": []})
+        choices = {**run.facts["choices"], "steps": most}
+        trial = Run(config, folder, inputs, {**run.facts, "warnings": [], "choices": choices})
         _rehearsed(trial, model, trunk)
         curves.append(curve_of(trial, model))
+        most = max(curves[-1].values)  # further steps of other folds are no candidates
     return choose(run, curves)
 
 
