@@ -250,7 +250,7 @@ def embed(
 
 def init_head(model: Model, feature_shape: tuple[int, ...], key: Array) -> dict[str, Any]:
     """Fresh {"params", "batch_stats"} of the head for one feature's shape [c] or [h', w', c]."""
-    variables = model.head.init(key, jnp.zeros((1, *feature_shape), jnp.float32))
+    variables = jax.jit(model.head.init)(key, jnp.zeros((1, *feature_shape), jnp.float32))
     return {"params": {}, "batch_stats": {}, **variables}
 
 
