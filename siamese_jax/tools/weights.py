@@ -9,6 +9,7 @@ weights verify my.h5 [--trunk=resnet50]    read it whole; say which trunk and fo
 
 import argparse
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,10 +31,11 @@ from siamese_jax.weights.download import (
 )
 from siamese_jax.weights.fit import Mismatch, first
 from siamese_jax.weights.load import SOURCES, TrunkWeights, load, save
-from siamese_jax.weights.port import candidates, flatten
+from siamese_jax.weights.port import candidates, flatten, nearest
 from siamese_jax.weights.sources import find_source, unlisted
 
 log = logging.getLogger(__name__)
+NEAR = 0.5  # of a trunk's leaves, from where on a file is said to be nearly one of it
 
 
 def list_sources(trunk: str | None = None, cache_dir: str | None = None) -> list[str]:
@@ -137,7 +139,7 @@ def convert(file: str, trunk: str, out: str, **reading: Any) -> TrunkWeights:
 def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
     """Read a file whole and port it; without a trunk, the one that its names and shapes fit."""
     if trunk is None:
-        log.info("%s is held against all %d trunks; --trunk=NAME is quicker", file, len(TRUNKS))
+        log.info("%s is held against all trunks that are not larger; --trunk=NAME is quicker", file)
     leaves = {} if trunk else formats.read(file)
     problems = []
     for candidate in [trunk] if trunk else _candidates(leaves, file):
@@ -147,8 +149,15 @@ def verify(file: str, trunk: str | None = None, **reading: Any) -> TrunkWeights:
             problems.append(e)
     if problems:
         raise problems[0]
-    called = first([name for name in leaves if name != formats.META])
-    raise UserError(f"{file} fits none of {len(TRUNKS)} trunks; its leaves are called {called}")
+    leaves = {name: leaf for name, leaf in leaves.items() if name != formats.META}
+    near, share = nearest(leaves, file)
+    if share < NEAR:
+        called = first(list(leaves))
+        raise UserError(f"{file} fits none of {len(TRUNKS)} trunks; its leaves are called {called}")
+    raise UserError(
+        f"{file} fits none of {len(TRUNKS)} trunks; the nearest is {near}, of whose leaves it has "
+        f"{share:.1%}: weights verify {shlex.quote(file)} --trunk={near} names the others"
+    )
 
 
 def _candidates(leaves: formats.Leaves, file: str) -> list[str]:

@@ -265,7 +265,11 @@ def read_records(config: ConfigDict) -> Records:
         cache_dir=data.cache_dir,
         **{name: value for name, value in options.items() if value is not None},
     )
-    if data.validation_fraction and not (records.split == "validation").any():
+    held = class_count(records.select(records.split == "validation"))
+    if data.validation_fraction and held:
+        log.info("data.validation_fraction=%g: %d classes choose the step, and are not trained on",
+                 data.validation_fraction, held)  # fmt: skip
+    elif data.validation_fraction:
         log.warning(
             "data.validation_fraction=%g holds nothing out: the source brings its own split, or "
             "has too few classes; data.fold holds out training classes of any",

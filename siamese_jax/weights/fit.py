@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from siamese_jax.errors import UserError
 from siamese_jax.trunks import table
+from siamese_jax.trunks.parameters import PARAMETERS
 from siamese_jax.weights.formats import Leaves
 from siamese_jax.weights.namings import Scheme, names, same_size, schemes, shapes
 
@@ -202,6 +203,8 @@ def complete(leaves: Leaves, like: str | None = None) -> list[str]:
     Of those that differ in the size of images alone, first the one whose grid of positions it has.
     """
     family = re.match(r"[a-z]+", like).group() if like else ""  # type: ignore
+    # A trunk larger than the file is not in it; position embeddings may be fewer.
+    possible = [t for t in _not_above(leaves, 1.1) if t.startswith(family)]
     counts = {
         trunk: max(
             (
@@ -211,11 +214,35 @@ def complete(leaves: Leaves, like: str | None = None) -> list[str]:
             ),
             default=(0, False),
         )
-        for trunk in table.TRUNKS
-        if trunk.startswith(family)
+        for trunk in possible
     }
     found = [trunk for trunk in counts if counts[trunk][0]]
     return sorted(found, key=lambda trunk: counts[trunk], reverse=True)
+
+
+def nearest(leaves: Leaves) -> tuple[str, float]:
+    """The trunk of which the file has the largest share of leaves at their size, and that share.
+
+    "" and 0 where the file has not half the numbers of any.
+    """
+
+    def share(fit: Fit, trunk: str) -> float:
+        sizes = shapes(trunk, fit.form)
+        there = (
+            theirs in leaves and same_size(ours, leaves[theirs].size, sizes[ours])
+            for ours, theirs in fit.wanted.items()
+        )
+        return sum(there) / len(fit.wanted)
+
+    likely = _not_above(leaves, 2)
+    found = {t: max(share(fit, t) for fit in find_fits(leaves, t)) for t in likely}
+    return max(found.items(), key=lambda one: one[1], default=("", 0.0))
+
+
+def _not_above(leaves: Leaves, times: float) -> list[str]:
+    """The trunks that have at most so many times the file's numbers."""
+    most = times * sum(leaf.size for leaf in leaves.values())
+    return [trunk for trunk in table.TRUNKS if PARAMETERS.get(trunk, 0) <= most]
 
 
 def _same_grid(fit: Fit, leaves: Leaves, trunk: str) -> bool:

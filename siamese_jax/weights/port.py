@@ -98,10 +98,19 @@ def port(
 
 def candidates(leaves: Leaves, where: str) -> list[str]:
     """The trunks that a file has all leaves of, by whatever library's names, the largest first."""
+    return fitting.complete(_usual_names(leaves, where))
+
+
+def nearest(leaves: Leaves, where: str) -> tuple[str, float]:
+    """The trunk that a file has most of, and its share: see `fit.nearest`."""
+    return fitting.nearest(_usual_names(leaves, where))
+
+
+def _usual_names(leaves: Leaves, where: str) -> Leaves:
     found = distilled.backbones(leaves)
     leaves, _ = mean_first(found[0].leaves if found else leaves)
     made = as_timm(leaves, where, biased=True)
-    return fitting.complete(made.leaves if made else leaves)
+    return made.leaves if made else leaves
 
 
 def _port_distilled(

@@ -18,6 +18,7 @@ from siamese_jax import weights
 from siamese_jax.errors import UserError
 from siamese_jax.tools import weights as tool
 from siamese_jax.trunks import positions, vit
+from siamese_jax.trunks.parameters import PARAMETERS
 from siamese_jax.trunks.table import HALF, IMAGENET, TRUNKS, Trunk
 from siamese_jax.weights.namings import names, schemes
 from siamese_jax.weights.port import flatten
@@ -341,6 +342,8 @@ def test_both_of_clips_activations_are_named(small, monkeypatch, tmp_path, rng, 
     monkeypatch.setitem(TRUNKS, gelu, row)
     monkeypatch.setitem(TRUNKS, quick, replace(row, build=build))
     monkeypatch.delitem(TRUNKS, "file_clip")
+    for name in TRUNKS:  # these are smaller than what they are called
+        monkeypatch.setitem(PARAMETERS, name, 0)
     for file, trunk, other in (("a.safetensors", gelu, quick), (f"{gelu}.openai.pth", quick, gelu)):
         state = {name: np.ascontiguousarray(leaf) for name, leaf in openai(values).items()}
         save_file(state, tmp_path / file)
@@ -480,6 +483,11 @@ def test_the_trunk_of_a_file_of_any_library_is_found(library, plain, monkeypatch
     found = tool.verify(str(path))
     assert found.trunk == trunk
     same(found, values)
+    cut = {name: np.ascontiguousarray(leaf) for name, leaf in [*state.items()][:-1]}
+    save_file(cut, path)
+    said = rf"fits none of \d+ trunks; the nearest is {trunk}, of whose leaves it has 9\d\.\d%: "
+    with pytest.raises(UserError, match=said):
+        tool.verify(str(path))
     save_file({"other.weight": np.ones(3, np.float32)}, path)
     with pytest.raises(UserError, match=r"fits none of \d+ trunks; its leaves are called other\.w"):
         tool.verify(str(path))
