@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from siamese_jax.data.labels import missing
 from siamese_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -217,8 +218,8 @@ def content_keys(records: Records) -> list[bytes]:
 
 
 def told_copies(records: Records, keys: Sequence[bytes]) -> list[str]:
-    """Lines on pictures that are in two splits, or in two classes: what is fitted to the one has
-    seen the other, and figures are too good.
+    """Lines on pictures that are in two splits, in two classes, or twice in one: what is fitted to
+    the one has seen the other, or finds it at once, and figures are too good.
 
     Args:
       records: n of them.
@@ -248,7 +249,24 @@ def told_copies(records: Records, keys: Sequence[bytes]) -> list[str]:
                 f"{records.name}: {len(several)} pictures are in several classes, and folds over "
                 f"classes take each for unseen (the first is {one}, which is {other})"
             )
+    if twice := _twice(records, keys):
+        one, other = (records.path[i] for i in twice[0])
+        said.append(
+            f"{records.name}: {len(twice)} pictures are copies of another of their class and "
+            "split, which each finds at once: figures are too good (the first is "
+            f"{other}, which is {one})"
+        )
     return said
+
+
+def _twice(records: Records, keys: Sequence[bytes]) -> list[tuple[int, int]]:
+    """The first place of a picture with its labels in a split, and each other place of it."""
+    places: dict[tuple[bytes, str, bytes], list[int]] = {}
+    known = np.flatnonzero(~missing(records.label))
+    for i in known.tolist():
+        place = (keys[i], str(records.split[i]), records.label[i].tobytes())
+        places.setdefault(place, []).append(i)
+    return [(first, other) for first, *others in places.values() for other in others]
 
 
 def content_key(data: bytes, box: np.ndarray | None = None) -> bytes:

@@ -247,7 +247,8 @@ def _sources(args: argparse.Namespace) -> list["Source"]:
     from siamese_jax.train.fit import BARE, ROOTS, Source
 
     made = []
-    for name, size in itertools.product(args.trunk or args.encoder, args.image_size or (None,)):
+    named = dict.fromkeys(args.trunk or args.encoder), dict.fromkeys(args.image_size or (None,))
+    for name, size in itertools.product(*named):
         called = f"{name} {size}" if size else name
         if not args.trunk:
             made.append(Source(called, _loader(args, name, size), [("",)]))

@@ -230,6 +230,7 @@ def score(
             "find"
         )
     of = np.concatenate([one_class(asked.label[asked.is_query]) for _, asked in dealt])
+    candidates = list(dict.fromkeys(candidates))
     found: dict[Candidate, list[np.ndarray]] = {candidate: [] for candidate in candidates}
     try:
         for space in _spaces(rows, len(records), parts, candidates):
@@ -444,7 +445,7 @@ def why_shrinkage(scored: Sequence[Scored]) -> str:
     alike = [f"{share:g}" for share in dict.fromkeys(_share(one) for one in untold(scored))]
     chosen = _share(moderate(scored))
     if len(alike) == 1:
-        return f"shrinkage {chosen:g}, better than all others"
+        return f"shrinkage {chosen:g}, better than all other shrinkages"
     near, other = f"the nearest to {MIDDLE}", f"{2 * MIDDLE - chosen:g}"
     if other in alike and chosen != MIDDLE:
         means = {f"{_share(one):g}": one.mean for one in scored}

@@ -336,3 +336,8 @@ def test_pictures_in_two_splits_or_two_classes_are_told(tmp_path):
     for line in (split, label):
         assert str(tmp_path / "train" / "u" / "2.png") in line
         assert str(tmp_path / "test" / "w" / "1.png") in line
+    (tmp_path / "train" / "v" / "copy.png").write_bytes((tmp_path / "train/v/1.png").read_bytes())
+    records = load_records("folder", tmp_path)
+    *_, twice = told_copies(records, content_keys(records))
+    assert "1 pictures are copies of another of their class and split" in twice
+    assert "copy.png" in twice

@@ -252,6 +252,14 @@ def test_several_labels_and_pairs_are_fitted(world, tmp_path):
     assert sj.load_encoder(tmp_path / "of_pairs").fitted_to
 
 
+def test_what_is_named_twice_is_tried_once(world, tmp_path):
+    run("fit", "--trunk=resnet18,resnet18", *FIT[2:], f"--images={world}/shop",
+        f"--out={tmp_path}/out", "--image-size=32,32", "--stages=last", "--stages=last",
+        "--shrinkage=.5,.5", "--width=8,8")  # fmt: skip
+    table = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert len(table) == 3  # with the bare trunk and its roots
+
+
 def test_widths_and_all_are_tried_together(world, tmp_path):
     """Those that are named, and all axes, and no others."""
     run(*FIT, f"--images={world}/shop", f"--out={tmp_path}/out", "--image-size=32",

@@ -118,7 +118,7 @@ def test_of_shrinkages_that_are_not_told_apart_the_moderate_one():
     few = [scored[0], scored[1]]
     said = "shrinkage 0.4, the nearest to 0.5 of 0.1, 0.4, which are not told apart"
     assert fitting.why_shrinkage(few) == said
-    assert fitting.why_shrinkage(clear) == "shrinkage 0.1, better than all others"
+    assert fitting.why_shrinkage(clear) == "shrinkage 0.1, better than all other shrinkages"
     assert fitting.why_shrinkage(clear[:1]) == ""
 
 
