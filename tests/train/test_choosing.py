@@ -120,8 +120,10 @@ def fold(rng, gain, classes):
     return choosing.Curve({0: at_0, 50: at_50}, at_0 * 0.9, of)
 
 
-def asked_of(curves):
-    run = choosing.Run(common.base(), None, None, {"choices": {}, "warnings": []})
+def asked_of(curves, init="random"):
+    config = common.base()
+    config.head.init = init
+    run = choosing.Run(config, None, None, {"choices": {}, "warnings": []})
     return choosing.choose(run, curves)
 
 
@@ -141,6 +143,23 @@ def test_steps_are_taken_where_the_folds_tell_that_they_help(rng, caplog):
     # The bare trunk, where it is better than what is chosen.
     worse = [curve._replace(bare=np.ones(len(curve.bare))) for curve in few]
     assert asked_of(worse) == -1
+
+
+def test_lda_stays_unless_the_bare_trunk_is_told_to_be_better(rng, caplog):
+    """By a hundredth over few classes it is not; another start has no such claim."""
+    caplog.set_level("INFO")
+    of = np.repeat(np.arange(10), 8)
+    lda = (rng.random(80) < 0.9).astype(float)
+    near = lda.copy()
+    near[np.flatnonzero(lda == 0)[:1]] = 1
+    assert asked_of([choosing.Curve({0: lda}, near, of)], init="lda") == 0
+    assert "LDA (step 0) is taken, as nothing tells the bare trunk to be better" in caplog.text
+    assert asked_of([choosing.Curve({0: lda}, near, of)], init="pca") == -1
+    assert asked_of([choosing.Curve({0: lda * 0.5}, near, of)], init="lda") == -1
+    one = np.zeros(80, int)  # of one class every answer is right
+    assert asked_of([choosing.Curve({0: np.ones(80)}, np.ones(80), one)], init="lda") == 0
+    known = choosing.Curve({0: np.array([0.8])}, near, of)  # of an earlier version
+    assert asked_of([known], init="lda") == -1
 
 
 def test_queries_without_an_answer_choose_nothing(rng):
