@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+import warm
 
 pytestmark = pytest.mark.slow
 CERTIFICATE = """
@@ -27,7 +27,7 @@ def on_devices(count, argv, flags="", **more):
     flags = f"--xla_force_host_platform_device_count={count} {flags}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny.ROOT)}
     done = subprocess.run(
-        [sys.executable, *argv],
+        [warm.python(), *argv],
         cwd=tiny.ROOT, env=environment | more, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -112,7 +112,7 @@ def test_chunks_and_batch_statistics_are_refused(place):
     argv = [*RUN, f"--config.data.root={place / 'shop'}", f"--workdir={place / 'refused'}"]
     argv += ["--config.train.accumulate=2", "--config.trunk.batch_norm=train"]
     environment = os.environ | {"SIAMESE_JAX_CACHE": str(place / "cache")}
-    done = subprocess.run([sys.executable, tiny.SMALL, *argv], cwd=tiny.ROOT, env=environment,
+    done = subprocess.run([warm.python(), tiny.SMALL, *argv], cwd=tiny.ROOT, env=environment,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 2
     assert "train.accumulate=2: a chunk has other batch statistics" in done.stderr
