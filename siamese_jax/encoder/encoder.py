@@ -15,6 +15,7 @@ from siamese_jax.encoder.model import (
     in_blocks,
     inference_trunk,
     model_fingerprint,
+    on_each_device,
     run_embed,
 )
 from siamese_jax.errors import UserError
@@ -151,9 +152,9 @@ def make_encoder(
     model, trunk = inference_trunk(model, trunk, image_size)
     return Encoder(
         model,
-        {"trunk": trunk["params"], "head": params["head"]},
-        {"trunk": trunk.get("batch_stats", {}), "head": batch_stats["head"]},
+        on_each_device({"trunk": trunk["params"], "head": params["head"]}),
+        on_each_device({"trunk": trunk.get("batch_stats", {}), "head": batch_stats["head"]}),
         image_size=image_size,
-        kernels=trunk["tiles"],
+        kernels=on_each_device(trunk["tiles"]),
         **options,
     )

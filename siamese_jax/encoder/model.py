@@ -312,9 +312,18 @@ def in_blocks(compute: Callable[[np.ndarray], Array], inputs: np.ndarray, size: 
         log.warning("the device is out of memory: going on with blocks of %d at a time", size)
 
 
+def on_each_device(tree: Any) -> Any:
+    """The same leaves on all devices of the process, where it has several: copied once."""
+    return jax.device_put(tree, _over_devices()) if jax.local_device_count() > 1 else tree
+
+
+def _over_devices(*axes: str) -> NamedSharding:
+    """By rows over the process's devices ("data"), or whole on each."""
+    return NamedSharding(Mesh(np.array(jax.local_devices()), ("data",)), PartitionSpec(*axes))
+
+
 def _in_blocks(compute: Callable[[Any], Array], inputs: np.ndarray, size: int) -> np.ndarray:
-    devices = jax.local_devices()
-    by_rows = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+    devices, by_rows = jax.local_devices(), _over_devices("data")
     size *= len(devices)
 
     def run(start: int) -> np.ndarray:
