@@ -196,6 +196,7 @@ def prepare(
         model = at_boundary(config, model, trunk, records) if final else model
         return model, make_inputs(config, model, trunk, records, keys)
 
+    check_chunks(config, trunk)
     if "trunk" in facts:  # a run that goes on
         return build(facts.setdefault("choices", {}))
     before = parent.run.facts.get("choices", {}) if parent else {}
@@ -357,6 +358,17 @@ def warn_of_idle_options(config: ConfigDict, trunk: TrunkWeights) -> None:
     idle = [name for name, usual in OF_A_MOVING_TRUNK.items() if given[name] != usual]
     if idle and is_frozen(config, trunk):
         log.warning("trunk.freeze leaves nothing of the trunk to move: no effect of %s", idle)
+
+
+def check_chunks(config: ConfigDict, trunk: TrunkWeights) -> None:
+    """UserError where batches are embedded in chunks and batch statistics are used."""
+    of_head = config.head.norm == "batch" and len(config.head.layers) > 1
+    if config.train.accumulate > 1 and (of_head or train_stages(config, trunk)):
+        raise UserError(
+            f"train.accumulate={config.train.accumulate}: a chunk has other batch statistics than "
+            "its batch; set trunk.batch_norm=frozen and head.norm to none or layer, or accumulate "
+            "to 1"
+        )
 
 
 def with_remat(model: Model) -> Any:

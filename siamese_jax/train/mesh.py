@@ -67,6 +67,11 @@ def place(tree: Tree, mesh: Mesh, shard: str) -> Tree:
     return jax.device_put(tree, shardings(tree, mesh, shard))
 
 
+def count_split(tree: Tree) -> int:
+    """How many leaves of a placed tree are not whole on each device."""
+    return sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tree))
+
+
 def keep(tree: Tree, mesh: Mesh, shard: str) -> Tree:
     """The same inside a jitted step, of what it has made."""
     return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh, shard))

@@ -77,12 +77,6 @@ def start(
     if found:
         state = tree.unflatten(found[1], state)
         log.info("resumed at step %d", found[0])
-    if config.train.accumulate > 1 and _has_batch_statistics(model):
-        raise UserError(
-            f"train.accumulate={config.train.accumulate}: a chunk has other batch statistics than "
-            "its batch; set trunk.batch_norm=frozen and head.norm to none or layer, or accumulate "
-            "to 1"
-        )
     devices = meshes.make_mesh()
     step = make_train_step(
         apply_fn=functools.partial(encoder_model.embed, model),
@@ -98,12 +92,10 @@ def start(
     )
     if devices:
         state = meshes.place(state, devices, config.train.shard)
+        log.info("%d devices: batches lie on them by rows; train.shard=%s splits %d leaves",
+                 devices.size, config.train.shard, meshes.count_split(state))  # fmt: skip
         return state, _over(devices, step), moving
     return state, step, moving
-
-
-def _has_batch_statistics(model: Model) -> bool:
-    return bool(model.train_stages) or (model.head.norm == "batch" and len(model.head.layers) > 1)
 
 
 def _over(devices: Mesh, step: Callable[..., Any]) -> Step:

@@ -97,7 +97,9 @@ def test_a_run_on_several_devices_and_its_rest_on_others(place):
     """10 images on 4 devices; resumed on 2, with parameters split; as the run on one."""
     said = trained(place, "one", 1, "--config.train.shard=state")
     assert "train.shard=state: there is one device, so nothing is split" in said
-    trained(place, "several", 4, "--config.train.shard=state", steps=3)
+    said = trained(place, "several", 4, "--config.train.shard=state", steps=3)
+    assert "4 devices: batches lie on them by rows; train.shard=state splits " in said
+    assert "splits 0 leaves" not in said
     trained(place, "several", 2, "--config.train.shard=state")
     assert_alike(place, "one", "several")
 
