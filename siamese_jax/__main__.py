@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from siamese_jax import stopping
+from siamese_jax import huge_pages, stopping
 from siamese_jax.errors import UserError, naming, os_error_line, print_anything
 
 # TensorFlow only reads images here; its start-up messages would bury ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# They make and drop large arrays, step after step.
+TRAINING = ("train", "compare")
 TOOLS = {
     "embed": ("siamese_jax.tools.embed", "the embeddings of a folder of images, as a file"),
     "rank": ("siamese_jax.tools.rank", "for every query, its nearest images of a gallery"),
@@ -159,6 +161,8 @@ def _unraisable(args: "sys.UnraisableHookArgs") -> None:
 
 def process(argv: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process of its own, which ends without a traceback whenever it is told to."""
+    if (sys.argv[1:] if argv is None else argv)[:1] in [[name] for name in TRAINING]:
+        huge_pages.begin_again()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # before `main` heeds it, and after
     sys.unraisablehook = _unraisable

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from siamese_jax import huge_pages
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.encoder.head import fit_head
 from siamese_jax.encoder.model import Model
@@ -77,6 +78,8 @@ def start(
     if found:
         state = tree.unflatten(found[1], state)
         log.info("resumed at step %d", found[0])
+    if said := huge_pages.line():
+        log.info(said)
     devices = meshes.make_mesh()
     step = make_train_step(
         apply_fn=functools.partial(encoder_model.embed, model),
