@@ -10,6 +10,10 @@ runs in a process of its own, for its peak of memory, and they take turns: the t
 What moves: "whole", everything; "partly", the last stages and the head; "frozen", the head. Frozen,
 ours reads the trunk's features from its cache, which is what it does in earnest, and the one pass
 that fills it is left out; the peers run the trunk. Peers that are not installed are left out.
+
+Ours starts with huge pages of memory, as `siamese-jax train` does. To give them to all:
+
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python benchmarks/train.py
 """
 
 import argparse
@@ -25,6 +29,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from siamese_jax import huge_pages
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -200,8 +206,9 @@ class Side:
 
     def __init__(self, name: str, form: str, options: Sequence[str], python: str):
         command = [python, __file__, f"--serve={name}", f"--form={form}", *options]
+        environment = huge_pages.environment() if name == "ours" else None
         self.process: Any = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.first = self.answer()
         self.turns: list[dict[str, float]] = []
@@ -302,7 +309,10 @@ def main() -> None:
                     print("  ".join(row), flush=True)
     if args.record:
         note = f"{args.size} px, batch {args.batch}, {args.optimizer}, an epoch of {args.images}."
-        records.save("train", COLUMNS, table, [note, f"Medians of {args.repeats} turns."])
+        pages = os.environ.get(huge_pages.VARIABLE)
+        pages = f"All with {pages}." if pages else "Ours with huge pages, as it starts itself."
+        medians = f"Medians of {args.repeats} turns."
+        records.save("train", COLUMNS, table, [note, medians, pages])
 
 
 if __name__ == "__main__":
