@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from siamese_jax import huge_pages, stopping
+from siamese_jax import huge_pages, processes, stopping
 from siamese_jax.errors import UserError, naming, os_error_line, print_anything
 
 # TensorFlow only reads images here; its start-up messages would bury ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# They can share their work among several processes.
+SHARED = ("train", "embed")
 # They make and drop large arrays, step after step.
 TRAINING = ("train", "compare")
 TOOLS = {
@@ -54,7 +56,11 @@ TOOLS = {
 def usage() -> str:
     """The help of the command line: every tool and what it does, a line each."""
     lines = [f"  {name:<10}{what}" for name, (_, what) in TOOLS.items()]
-    return "\n".join(["usage: siamese-jax TOOL [options], or TOOL --help", "", *lines])
+    several = (
+        f"{' and '.join(SHARED)} run as several processes, on one machine or many, each started "
+        "with\n--coordinator=HOST:PORT --processes=N --process-id=I, or with --distributed=auto"
+    )
+    return "\n".join(["usage: siamese-jax TOOL [options], or TOOL --help", "", *lines, "", several])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         with stopping.heeding(stopped), naming():
-            run(*argv)
+            run(*_joined(argv))
     except UserError as error:
         return _end(f"error: {error}", 2)
     except stopping.Stopped as stop:
@@ -89,7 +95,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _end(f"error: {os_error_line(error)}", 2)
+    except Exception as error:
+        if line := processes.lost(error):
+            return _end(f"error: {line}", 1)
+        raise
     return 0 if argv else 2
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The command line without what it says of processes, once this one has joined the others.
+
+    All but the first say their warnings alone, with their number.
+    """
+    place, rest = processes.options(argv)
+    if place is None:
+        return rest
+    if rest[:1] not in [[name] for name in SHARED]:
+        tool = rest[0] if rest else "the list of tools"
+        raise UserError(f"{tool} runs in one process; several can run {' or '.join(SHARED)}")
+    processes.begin(place)
+    if not processes.is_first():
+        os.environ["TQDM_DISABLE"] = "1"
+        logging.getLogger("siamese_jax").setLevel(logging.WARNING)
+        said = f"process {processes.index()}: %(levelname)s: %(message)s"
+        for handler in logging.root.handlers:
+            handler.setFormatter(logging.Formatter(said))
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
+    return rest
 
 
 def run(name: str = "--help", *rest: str) -> None:
@@ -177,6 +209,7 @@ def process(argv: Sequence[str] | None = None) -> NoReturn:
             code = _end(f"error: standard output: {os_error_line(error)}", 2)
         # Or Python would say it again as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    processes.end(code)
     sys.exit(code)
 
 

@@ -36,9 +36,19 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def came() -> int:
+    """The number of the signal that has asked to stop; 0 where none has."""
+    return _came[0] if _came else 0
+
+
 def asked() -> bool:
     """Whether a signal has asked to stop."""
     return bool(_came)
+
+
+def ask(number: int) -> None:
+    """As if this signal had come; of several processes one has had it."""
+    _note(number)
 
 
 def check(kept: str) -> None:

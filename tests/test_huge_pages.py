@@ -43,10 +43,12 @@ def test_needs_a_c_library_that_can(
 
 def test_a_choice_of_the_users_is_left(switch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    assert huge_pages.environment() is None and huge_pages.line() is None
+    assert huge_pages.environment() is None
+    assert huge_pages.line() is None
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
     found = huge_pages.environment()
-    assert found and found["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+    assert found
+    assert found["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
 
 
 PROGRAM = """

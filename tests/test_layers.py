@@ -16,6 +16,7 @@ ROOMS = (
     "errors",
     "huge_pages",
     "stopping",
+    "processes",
     "values",
     "distances",
     "search.engine",

@@ -129,6 +129,7 @@ def train_batches(
     *,
     start_step: int = 0,
     steps: int | None = None,
+    here: np.ndarray | None = None,
 ) -> Batches:
     """Training batches, one a step, each a pure function of (seed, step).
 
@@ -138,6 +139,8 @@ def train_batches(
       reading: how the images are read.
       start_step: the first step to give.
       steps: how many batches to give; None for no end.
+      here: bool [b], the rows to read, where others read the rest: that is padding (mask False,
+        label and id -1). None for all.
 
     Returns:
       An iterator of {"image": uint8 [b, h, w, 3], "label": int32 [b] or bool [b, c],
@@ -150,11 +153,12 @@ def train_batches(
 
     def plan(step: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.asarray(sample(step), np.int64)
-        return rows, uniforms(reading.seed, step, 0, len(rows))
+        u = uniforms(reading.seed, step, 0, len(rows))
+        return (rows if here is None else np.where(here, rows, -1)), u
 
-    stop = None if steps is None else start_step + steps
-    size = len(sample(start_step))
-    return _batches(records, plan, reading, size, (start_step, stop), needs_one=True)
+    span = (start_step, None if steps is None else start_step + steps)
+    size, alone = len(sample(start_step)), here is None or bool(here.all())
+    return _batches(records, plan, reading, size, span, needs_one=alone)
 
 
 def eval_batches(records: Records, reading: Reading, *, view: int = 0) -> Batches:

@@ -6,6 +6,7 @@ another one.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from siamese_jax import stopping
+from siamese_jax import processes, stopping
 from siamese_jax.data.embedded import Embedded
 from siamese_jax.encoder.lda import Rows
 from siamese_jax.errors import UserError, naming
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from siamese_jax.encoder.encoder import Encoder
 
 Batch = dict[str, np.ndarray]
+EXCHANGED = 2**26  # bytes that processes tell one another at a time
 
 
 class Kept(NamedTuple):
@@ -87,7 +89,7 @@ class CachedVectors:
           keys: the n keys.
           describe: title of the progress bar; nothing is shown where nothing is missing.
         """
-        tried = np.zeros(len(keys), bool)
+        tried = self._others_share(keys)
         while True:
             kept = self._kept(keys)
             # Two copies of one image have one key, and are computed once; the second is asked where
@@ -95,10 +97,41 @@ class CachedVectors:
             asked = np.flatnonzero(~kept.there & ~tried).tolist()
             todo = np.array(sorted({keys[i]: i for i in reversed(asked)}.values()), np.int64)
             if not len(todo):
-                return kept
+                return self._exchanged(kept, keys)
             tried[todo] = True
             key_of = {int(ids[i]): keys[i] for i in todo}
             self._compute(todo, key_of, describe, len(ids) - int((~kept.there).sum()), len(ids))
+
+    def _others_share(self, keys: list[bytes]) -> np.ndarray:
+        """bool [n], what this process is not to compute, as another has it or is to do it.
+
+        Of what no process has each takes its share by content, so that a start of others goes on.
+        """
+        if processes.count() == 1:
+            return np.zeros(len(keys), bool)
+        processes.agree(
+            "set of images", {"digest": hashlib.blake2b(b"".join(keys)).hexdigest()[:16]}
+        )
+        known = np.logical_or.reduce(processes.told_by_all(self._kept(keys).there))
+        share = np.array([int.from_bytes(key[:8], "little") for key in keys], np.uint64)
+        return known | (share % np.uint64(processes.count()) != processes.index())
+
+    def _exchanged(self, kept: Kept, keys: list[bytes]) -> Kept:
+        """The same with what other processes have and this one has not, which is appended here."""
+        if processes.count() == 1:
+            return kept
+        there: np.ndarray = np.stack(processes.told_by_all(kept.there))
+        wanted = np.flatnonzero(there.any(axis=0) & ~there.all(axis=0))
+        giver = there.argmax(axis=0)
+        size = max(1, EXCHANGED // max(1, sum(store.row_bytes for store in self.stores)))
+        for at in range(0, len(wanted), size):
+            block = wanted[at : at + size]
+            mine = block[giver[block] == processes.index()]
+            for places, rows in processes.told_by_all((mine, kept.take(mine))):
+                new = ~there[processes.index(), places]
+                if new.any():
+                    self._append([keys[i] for i in places[new]], rows[new])
+        return self._kept(keys) if len(wanted) else kept
 
     def _compute(
         self, todo: np.ndarray, key_of: dict[int, bytes], describe: str, known: int, total: int
@@ -128,6 +161,10 @@ class CachedVectors:
         ends = np.cumsum([store.shape[-1] for store in self.stores])[:-1]
         for store, part in zip(self.stores, np.split(vectors, ends, axis=-1), strict=True):
             store.append(keys, part)
+
+
+def _digest(keys: list[bytes]) -> str:
+    return hashlib.blake2b(b"".join(keys), digest_size=16).hexdigest()
 
 
 def feature_batches(

@@ -24,7 +24,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from siamese_jax import processes
 from siamese_jax.errors import UserError
+from siamese_jax.processes import by_first
 from siamese_jax.storage.json_files import read_json
 from siamese_jax.storage.run_folder import RunFolder
 from siamese_jax.storage.tree import Leaves, digest, fingerprint, flatten
@@ -70,10 +72,14 @@ class Checkpoints:
             raise UserError(f"train.max_to_keep={max_to_keep}: must be 1 or more")
         self.folder = Path(folder).absolute()
         self.frozen, self._frozen_name, self._best_metric = frozen, "", best_metric
+        self.manager: ocp.CheckpointManager | None = None
+        if not processes.is_first():  # one process writes for all
+            return
         if start is not None:
-            for step in steps(self.folder):
+            for step in _steps(self.folder):
                 if step > start or _described(self.folder, step) is None:
                     shutil.rmtree(self.folder / str(step))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -82,6 +88,8 @@ class Checkpoints:
                 best_fn=(lambda metrics: metrics[best_metric]) if best_metric else None,
                 cleanup_tmp_directories=True,
                 step_prefix=None,
+                create=False,  # of several processes Orbax lets none do it
+                multiprocessing_options=_multiprocessing(),
             ),
         )
 
@@ -100,6 +108,8 @@ class Checkpoints:
           metrics: of that step; not kept where none of them chooses.
           log_mark: what `MetricsLog.mark` says of the log by now.
         """
+        if self.manager is None:
+            return
         leaves = jax.device_get(flatten(state))
         metrics = dict(metrics or {}) if self._best_metric else {}
         still = {name: leaf for name, leaf in leaves.items() if name in self.frozen}
@@ -122,7 +132,7 @@ class Checkpoints:
         """Writes the frozen leaves, unless they are there and sound; their name is their digest."""
         name, folder = digest(leaves), self.folder / "frozen"
         others = [p for p in folder.iterdir() if p.name != name] if folder.is_dir() else []
-        for other in others if not steps(self.folder) else ():  # of a start that died
+        for other in others if not _steps(self.folder) else ():  # of a start that died
             shutil.rmtree(other, ignore_errors=True)
         try:
             if digest(load_leaves(folder / name)) == name:
@@ -137,12 +147,30 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk."""
-        self.manager.wait_until_finished()
+        if self.manager:
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits until all is written, and closes the folder."""
         self.wait()
-        self.manager.close()
+        if self.manager:
+            self.manager.close()
+
+
+def _multiprocessing() -> ocp.options.MultiprocessingOptions:
+    """Of several processes the first one works by itself, and waits for no other."""
+    if processes.count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+    )
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    how = _multiprocessing()
+    options = ocp.CompositeOptions(multiprocessing_options=how)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=how)
 
 
 class _NewestAndBest(NamedTuple):
@@ -162,19 +190,25 @@ class _NewestAndBest(NamedTuple):
         return [step in kept for step in saved]
 
 
+@by_first
 def steps(folder: str | Path) -> list[int]:
     """Steps of the finished checkpoints below a folder, newest first."""
-    folder = Path(folder)
+    return _steps(Path(folder))
+
+
+def _steps(folder: Path) -> list[int]:
     names = (p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ()
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
+@by_first
 def best_steps(folder: str | Path, metric: str) -> list[int]:
     """Steps of the finished checkpoints that have a metric, the best first (see `best_first`)."""
     found = {step: _described(Path(folder), step) or {} for step in steps(folder)}
     return best_first({step: about.get("metrics", {}).get(metric) for step, about in found.items()})
 
 
+@by_first
 def log_mark(folder: str | Path, step: int) -> list[int] | None:
     """What the checkpoint of a step was given as `log_mark`; None where there is none."""
     return (_described(Path(folder), step) or {}).get("log")
@@ -202,7 +236,7 @@ def _description(path: Path) -> dict[str, Any]:
 
 def save_leaves(path: Path, leaves: Leaves) -> None:
     """Writes leaves and their digest in one atomic step."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save(
             path.absolute(),
             args=ocp.args.Composite(
@@ -215,7 +249,7 @@ def save_leaves(path: Path, leaves: Leaves) -> None:
 def load_leaves(path: Path) -> Leaves:
     """Reads leaves and verifies their digest. Raises ValueError (or Orbax's error) on damage."""
     _ignore_late_calls()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with _checkpointer() as checkpointer:
         found = checkpointer.restore(
             path.absolute(),
             args=ocp.args.Composite(
@@ -264,6 +298,7 @@ def load_chosen(run: RunFolder) -> tuple[int, Leaves]:
     return found[0], found[1] | means
 
 
+@by_first
 def load_first(folder: str | Path, candidates: Iterable[int]) -> tuple[int, Leaves] | None:
     """Every leaf of the first sound one of these checkpoints, frozen leaves included.
 

@@ -25,6 +25,7 @@ import logging
 import os
 import platform
 import socket
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,7 @@ from typing import IO, Any, NamedTuple
 
 import jax
 
+from siamese_jax import processes
 from siamese_jax.errors import UserError, naming
 from siamese_jax.storage.json_files import numbers, read_json, strict, write_json
 from siamese_jax.storage.lock import lock
@@ -78,6 +80,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
+@processes.by_first
 def read(folder: Path, *, finished: bool = False) -> RunFolder:
     """A run's files.
 
@@ -157,14 +160,21 @@ def read_checked(path: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[Path]:
     """Holds a folder for this process alone, and removes what killed ones left half written.
 
     A folder that nothing was written to is left as it was, also where it was not there.
 
+    Yields:
+      The folder; in all but the first of several processes an empty one, removed in the end.
+
     Raises:
       UserError: another process has it, or it is a file.
     """
+    if not processes.is_first():
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch) / folder.name
+        return
     path = folder / "lock"
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
@@ -189,7 +199,7 @@ def claimed(folder: Path) -> Iterator[None]:
         for place in (folder, folder / "report"):
             remove_drafts(place)
         try:
-            yield
+            yield folder
         finally:
             with contextlib.suppress(OSError):  # gone by now, or others have come
                 if os.listdir(folder) == [path.name]:
@@ -231,6 +241,7 @@ def _holds(tree: Any, field: str) -> bool:
     return True
 
 
+@processes.by_first
 def begun(
     workdir: Path,
     config: Mapping[str, Any],

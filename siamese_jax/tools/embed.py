@@ -5,6 +5,9 @@
 .npz holds vectors float32 [n, d], paths, labels (class names, empty where unknown) and provenance
 (JSON), and is what `rank` and `evaluate` take in place of pictures; .npy the vectors alone, with
 the paths beside them in .npy.csv; .csv path, label and d columns.
+
+Several processes share the images by content (`siamese-jax --help` says how they are started): each
+keeps what it embeds in the cache, and the first one writes the file, the same as one process would.
 """
 
 import csv
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from siamese_jax import processes
 from siamese_jax.errors import UserError
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, images, search, stored
@@ -43,10 +47,15 @@ def main(argv: Sequence[str]) -> None:
     if stored.is_stored(args.images):
         raise UserError(f"{args.images} holds embeddings already: give pictures")
     records = images.read_records(args.images, images.wanted(args), split=args.split)
+    own = ("--images", "--out", "--cache-dir")  # may be other places on another machine
+    chosen = {n: v for n, v in vars(args).items() if f"--{n.replace('_', '-')}" not in own}
+    processes.agree("command", chosen)
     encoder = cli.combine_encoders(args)
     side = images.embed_side(
         encoder, records, args.images, batch_size=args.batch_size, cache_dir=args.cache_dir
     )
+    if not processes.is_first():
+        return
     facts = images.provenance(
         encoder, side.facts, split=args.split, labels=args.labels, distance=encoder.distance
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from siamese_jax.errors import UserError
+from siamese_jax.processes import by_first
 from siamese_jax.storage import checkpoint, run_folder, tree
 from siamese_jax.storage.json_files import read_json
 from siamese_jax.storage.run_folder import RunFolder, flat
@@ -85,6 +86,7 @@ class Parent(NamedTuple):
         return {"run": str(self.run.folder.resolve()), "step": self.step, "changed": changed}
 
 
+@by_first
 def find_parent(workdir: Path, fork: str | Path | None, config: ConfigDict) -> Parent | None:
     """The checkpoint to begin with: of the run `fork`, or of the one that the folder began with.
 

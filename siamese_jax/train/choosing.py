@@ -25,6 +25,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap, evaluation
 from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.metrics.retrieval import PerQuery
+from siamese_jax.processes import by_first, is_first
 from siamese_jax.storage import checkpoint, run_folder
 from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
@@ -200,6 +201,7 @@ def before(run: Run, model: Model, splits: Sequence[str]) -> dict[str, Evaluated
     return kept(run, "before", splits) or evaluate_bare(run, model, splits)
 
 
+@by_first
 def kept(run: Run, name: str, splits: Sequence[str]) -> dict[str, Evaluated] | None:
     """What `keep` has kept, without vectors; None where it has not of every split."""
     if not all(_kept(run, name, split).exists() for split in splits):
@@ -290,9 +292,9 @@ def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:
     """Runs a fold's rehearsal, or the rest of it."""
     config = trial.config
     begun = run_folder.begun(trial.folder, config.to_dict(), earlier=EARLIER)
-    known = (trial.folder / "validation").exists()  # earlier versions kept means alone
-    if begun and not (known and begun.facts["data"] == trial.facts["data"]):
-        shutil.rmtree(trial.folder)
+    kept_means = by_first((trial.folder / "validation").exists)  # earlier versions kept no more
+    if begun and not (kept_means() and begun.facts["data"] == trial.facts["data"]):
+        shutil.rmtree(trial.folder, ignore_errors=not is_first())
     sampler = make_sampler(config, trial.inputs.records)
     found = checkpoint.load_newest(trial.folder / "checkpoints")
     head = start_head(trial, model, trunk)

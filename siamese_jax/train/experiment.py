@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from siamese_jax import stopping, weights
+from siamese_jax import processes, stopping, weights
 from siamese_jax.data.labels import ONE_CLASS
 from siamese_jax.data.preprocess import limit_pixels
 from siamese_jax.data.records import (
@@ -93,8 +93,20 @@ def train(
     """
     config = completed(config)
     check_config(config)
-    with run_folder.claimed(Path(workdir)):
-        return _train(config, Path(workdir), fork)
+    agree_on(config)
+    with run_folder.claimed(Path(workdir)) as folder:
+        return _train(config, folder, fork)
+
+
+# What of a config is a place on a machine, and may be another on each.
+PLACES = ("data.root", "data.cache_dir")
+
+
+def agree_on(config: ConfigDict) -> None:
+    """UserError where one of several processes has another config, or other versions."""
+    fields = dict(run_folder.flat(config.to_dict()))
+    processes.agree("config", {name: v for name, v in fields.items() if name not in PLACES})
+    processes.agree("version", run_folder.environment()["versions"])
 
 
 def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[str, Any]:
@@ -113,6 +125,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         facts.get("choices", {}).pop("steps", None)  # all that are asked for now
 
     records, keys = load_data(config, facts)
+    processes.agree("set of images", {"fingerprint": fingerprint(records, keys)})
     tell(idle_options(config) + told_copies(records, keys), facts)
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
@@ -130,7 +143,8 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     run = Run(config, workdir, inputs, facts)
     key_of = dict(zip(records.id.tolist(), keys, strict=True))
     if not (found or parent) and rehearses(config, trunk, inputs):
-        facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
+        steps = choosing.rehearse(run, model, trunk, key_of)
+        facts["choices"]["steps"] = processes.of_first(steps)
     head = start_head(run, model, trunk)
     state, step, moving = start(run, model, trunk, head, found, parent)
     if config.optim.weight_decay:
@@ -209,7 +223,7 @@ def prepare(
     sets = choosing.stage_choice(config, trunk)
     final = len(sets) == 1  # or what is kept would be that before the first stage of all sets
     model, inputs = build({"stage": ",".join(fitting.all_parts(sets))}, final=final)
-    choices = choosing.choose_form(config, model, inputs, sets)
+    choices = processes.of_first(choosing.choose_form(config, model, inputs, sets))
     facts["choices"] = choices
     kept = final or is_frozen(config, trunk)
     same = kept and choices["stage"] == model.stage and "layers" not in choices
@@ -603,7 +617,10 @@ def finish(
       found: of `measure`.
       marked: uint64, the mark of each image by its id (see `siamese_jax.data.records.marks`).
     """
-    config, facts, skipped = run.config, run.facts, run.inputs.skipped
+    config, facts = run.config, run.facts
+    skipped: dict[str, str] = {}
+    for some in processes.told_by_all(run.inputs.skipped):
+        skipped |= some
     results: dict[str, Any] = {}
     pictures: list[Any] = []
     told: dict[str, str] = {}

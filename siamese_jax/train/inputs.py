@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from siamese_jax import stopping
+from siamese_jax import processes, stopping
 from siamese_jax.data.labels import label_codes
 from siamese_jax.data.pipeline import Batches, Reading, eval_batches, train_batches
 from siamese_jax.data.records import Records
@@ -21,6 +21,7 @@ from siamese_jax.encoder.model import Model, in_blocks, run_embed, run_features
 from siamese_jax.errors import UserError
 from siamese_jax.storage.tree import fingerprint
 from siamese_jax.storage.vectors import VectorStore
+from siamese_jax.train import mesh
 from siamese_jax.train.frozen import Once
 
 Sampler = Callable[[int], np.ndarray]
@@ -50,18 +51,28 @@ def image_inputs(model: Model, trunk_variables: Any, records: Records, reading: 
     train = records.where("train")
 
     def batches(sample: Sampler, start_step: int) -> Iterator[Batch]:
-        source = train_batches(train, sample, reading, start_step=start_step)
-        for batch in _noting(source, skipped):
-            yield {**batch, "label": labels[batch["id"]]}
+        here = mesh.mine(len(sample(start_step)), mesh.make_mesh())
+        source = train_batches(train, sample, reading, start_step=start_step, here=here)
+        for step, batch in enumerate(_noting(source, skipped), start_step):
+            ids = batch["id"] if here.all() else train.id[sample(step)]
+            yield {**batch, "id": ids, "label": labels[ids]}
 
     def run(compute: Callable[[Any], jax.Array], chosen: Records) -> tuple[np.ndarray, Records]:
-        rows, good = [], []
-        for batch in _noting(_plain(chosen, reading), skipped):
+        """Of several processes each does its share."""
+        rows, good = [], [np.zeros(0, chosen.id.dtype)]
+        share = chosen.select(np.arange(processes.index(), len(chosen), processes.count()))
+        for batch in _noting(_plain(share, reading), skipped):
             stopping.check("this pass over the images begins again; what came before is kept")
             images = batch["image"]
             rows.append(in_blocks(compute, images, len(images))[batch["mask"]])
             good.append(batch["id"][batch["mask"]])
-        return np.concatenate(rows), chosen.select(np.isin(chosen.id, np.concatenate(good)))
+        told = processes.told_by_all((rows, np.concatenate(good)))
+        ids = np.concatenate([some for _, some in told])
+        vectors = np.concatenate([row for some, _ in told for row in some])
+        place = np.full(int(chosen.id.max()) + 1, -1)
+        place[ids] = np.arange(len(ids))
+        order = place[chosen.id]
+        return vectors[order[order >= 0]], chosen.select(order >= 0)
 
     def features_of(chosen: Records) -> tuple[np.ndarray, Records]:
         return run(lambda images: run_features(model, trunk_variables, images), chosen)

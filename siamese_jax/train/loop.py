@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from siamese_jax import stopping
+from siamese_jax import processes, stopping
 from siamese_jax.data.records import Records
 from siamese_jax.errors import UserError
 from siamese_jax.metrics import evaluation
@@ -18,6 +18,7 @@ from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.storage import checkpoint, tree
 from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
+from siamese_jax.train import mesh
 from siamese_jax.train.collapse import collapse_warning, embedding_statistics
 from siamese_jax.train.inputs import Inputs
 from siamese_jax.train.metrics_log import MetricsLog, read_curves
@@ -99,7 +100,7 @@ def run_steps(
             keep_queries(run, 0, found)
             begun = named_means(found)
             metrics_log.write(0, begun)
-            checkpoints.save(0, state, begun, metrics_log.mark)
+            checkpoints.save(0, mesh.whole(state), begun, metrics_log.mark)
         with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
             halt = stalled(run)
             for now in range(start + 1, total + 1):
@@ -109,6 +110,7 @@ def run_steps(
                 state, metrics = step(state, {k: v for k, v in batch.items() if k != "id"})
                 # Looked at one step late, so that the device is never waited for.
                 check_finite(taken, run.folder)
+                told = told_signal(taken)
                 taken = Taken(now, batch, metrics)
                 if now % options.log_every == 0 or now == total:
                     check_finite(taken, run.folder)
@@ -123,21 +125,30 @@ def run_steps(
                         latest = named_means(found)
                     metrics_log.write(now, latest)
                     halt = stalled(run)
-                stop = stopping.asked()
+                stop = stopping.asked() if processes.count() == 1 else told
                 if now % options.checkpoint_every == 0 or evaluate_now or stop:
                     check_finite(taken, run.folder)
                     (run.folder / "config.json").stat()  # where it is gone, Orbax makes another
                     known = latest if evaluate_now else {}
-                    checkpoints.save(now, state, known, metrics_log.mark)
+                    checkpoints.save(now, mesh.whole(state), known, metrics_log.mark)
                 bar.update()
                 if stop:
                     break
         checkpoints.wait()
-        stopping.check(f"{run.folder} holds step {int(state.step)} of {total}")
+        place = run.folder if processes.is_first() else f"{run.folder.name} of process 0"
+        stopping.check(f"{place} holds step {int(state.step)} of {total}")
     finally:
         metrics_log.close()
         checkpoints.close()
-    return state
+    return mesh.whole(state)
+
+
+def told_signal(taken: Taken | None) -> bool:
+    """Whether one of several processes had a signal before this step: all know, and all stop."""
+    number = int(taken.metrics.get("signal", 0)) if taken else 0
+    if number:
+        stopping.ask(number)
+    return number > 0
 
 
 def steps_to_take(run: Run) -> int:
@@ -164,6 +175,8 @@ def stalled(run: Run) -> bool:
 def open_log(run: Run, checkpoints: Path, step: int) -> MetricsLog:
     """The run's log, to go on from the checkpoint of a step; -1 where there is none."""
     mark = None if step < 0 else checkpoint.log_mark(checkpoints, step)
+    if not processes.is_first():
+        step, mark = -1, None  # it is thrown away
     metrics_log = MetricsLog(run.folder, step, mark)
     tell(metrics_log.notes, run.facts)
     return metrics_log
@@ -194,7 +207,8 @@ def measured(taken: Taken, facts: dict[str, Any]) -> dict[str, float]:
     """What the log says of a step; a collapse of the embeddings is told."""
     metrics, batch = taken.metrics, taken.batch
     values = scalars(metrics)
-    values |= scalars(_statistics(metrics["embeddings"], batch["label"], batch["mask"]))
+    mask = metrics.get("mask", batch["mask"])
+    values |= scalars(_statistics(metrics["embeddings"], batch["label"], mask))
     warn_of_collapse(values, facts, taken.step)
     return values
 
@@ -221,7 +235,8 @@ def frozen_names(state: TrainState, moving: Any) -> frozenset[str]:
 
 def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     """The metrics that are single numbers, as floats of Python; arrays are left out."""
-    return {k: float(v) for k, v in jax.device_get(dict(metrics)).items() if np.ndim(v) == 0}
+    single = {n: value for n, value in metrics.items() if np.ndim(value) == 0 and n != "signal"}
+    return {name: float(value) for name, value in jax.device_get(single).items()}
 
 
 def check_finite(taken: Taken | None, workdir: Path) -> None:
@@ -253,9 +268,10 @@ def warn_of_collapse(values: Mapping[str, float], facts: dict[str, Any], step: i
 def evaluate_state(run: Run, state: Any, splits: Sequence[str]) -> dict[str, Evaluated]:
     """Each split as the state's `params` and `batch_stats` do on it."""
     found = {}
+    params, batch_stats = mesh.whole((state.params, state.batch_stats))
     for split in splits:
         chosen = run.inputs.records.where(split)
-        vectors, records = run.inputs.embed(state.params, state.batch_stats, chosen)
+        vectors, records = run.inputs.embed(params, batch_stats, chosen)
         sides = evaluation.sides_of(vectors, records, run.config.distance)
         values = sides.measure(run.config.eval.ks, evaluation.METRICS)
         found[split] = Evaluated(vectors, records, values)
@@ -269,6 +285,7 @@ def keep_queries(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:
             np.savez(file, values=chooser(run.config, found["validation"]))
 
 
+@processes.by_first
 def kept_queries(run: Run) -> dict[int, np.ndarray]:
     """What `keep_queries` has kept of each step in the log: float64 [q].
 

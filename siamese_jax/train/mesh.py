@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from siamese_jax import processes
 from siamese_jax.storage.tree import path_name
 
 Tree = Any
@@ -32,9 +34,21 @@ def spread(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
     def of(column: np.ndarray) -> jax.Array:
         fill = [(0, -len(column) % mesh.size)] + [(0, 0)] * (column.ndim - 1)
-        return jax.device_put(np.pad(column, fill, mode="edge"), by_rows)
+        return _put(np.pad(column, fill, mode="edge"), by_rows)
 
     return {name: of(column) for name, column in batch.items()}
+
+
+def mine(rows: int, mesh: Mesh | None) -> np.ndarray:
+    """bool [rows], which rows of a batch lie on this process's devices: it reads these alone."""
+    here = np.zeros(rows, bool)
+    if mesh is None:
+        return ~here
+    by_rows = NamedSharding(mesh, PartitionSpec(DATA))
+    filled = rows + -rows % mesh.size
+    for part in by_rows.addressable_devices_indices_map((filled,)).values():
+        here[part] = True
+    return here
 
 
 def shardings(tree: Tree, mesh: Mesh, shard: str) -> Tree:
@@ -63,8 +77,35 @@ def shardings(tree: Tree, mesh: Mesh, shard: str) -> Tree:
 
 
 def place(tree: Tree, mesh: Mesh, shard: str) -> Tree:
-    """The leaves where they live."""
-    return jax.device_put(tree, shardings(tree, mesh, shard))
+    """The leaves, alike in all processes, where they live."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh, shard))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole; of several each keeps its part."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding))
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+
+
+def whole(tree: Tree) -> Tree:
+    """The leaves as this process can read them: of several processes, each has all of them."""
+    if processes.count() == 1:
+        return tree
+    (mesh,) = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_shared(leaf)} or {None}
+    if mesh is None:
+        return tree
+    everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(
+        lambda leaf: leaf.addressable_data(0) if _is_shared(leaf) else leaf, everywhere(tree)
+    )
+
+
+def _is_shared(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 def count_split(tree: Tree) -> int:

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from siamese_jax.errors import UserError
+from siamese_jax.processes import by_first
 from siamese_jax.report.page import is_number
 from siamese_jax.storage.json_files import json_text, numbers
 from siamese_jax.storage.writing import written
 
 
+@by_first
 def read_curves(metrics_jsonl_path: str | Path) -> dict[str, list[tuple[int, float]]]:
     """The curves of a run: `{"loss": [(step, value), ...], "test/recall@1": [...], ...}`.
 

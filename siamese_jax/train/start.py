@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from siamese_jax import huge_pages
+from siamese_jax import huge_pages, processes, stopping
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.encoder.head import fit_head
 from siamese_jax.encoder.model import Model
@@ -94,6 +95,9 @@ def start(
         else None,
     )
     if devices:
+        if processes.count() > 1:  # whose processors may differ in a last bit
+            leaves = processes.of_first(jax.device_get(tree.flatten(state)))
+            state = tree.unflatten(leaves, state)
         state = meshes.place(state, devices, config.train.shard)
         log.info("%d devices: batches lie on them by rows; train.shard=%s splits %d leaves",
                  devices.size, config.train.shard, meshes.count_split(state))  # fmt: skip
@@ -102,8 +106,31 @@ def start(
 
 
 def _over(devices: Mesh, step: Callable[..., Any]) -> Step:
-    """A step of batches [n, ...] on the host, over all devices."""
-    return lambda state, batch: step(state, meshes.spread(batch, devices), rows=len(batch["mask"]))
+    """A step of batches [n, ...] on the host, over all devices.
+
+    Of several processes each has read its own rows, and had its own signals: the metrics have the
+    mask of all rows, and a signal that one of them had.
+    """
+
+    def run(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        rows = len(batch["mask"])
+        if processes.count() > 1:
+            batch = {**batch, "signal": np.full(rows, stopping.came(), np.int32)}
+        placed = meshes.spread(batch, devices)
+        told = {}
+        if "signal" in placed:
+            signal, mask = placed.pop("signal"), placed["mask"]
+            told = _told(signal, mask, devices, rows)
+        state, metrics = step(state, placed, rows=rows)
+        return state, metrics | told
+
+    return run
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _told(signal: jax.Array, mask: jax.Array, devices: Mesh, rows: int) -> dict[str, jax.Array]:
+    told = {"signal": signal.max(), "mask": mask[:rows]}
+    return jax.lax.with_sharding_constraint(told, NamedSharding(devices, PartitionSpec()))
 
 
 def initial_parameters(
