@@ -1,25 +1,30 @@
 """Training on several devices against one: the same loss, gradient and parameters, for every loss.
 
-    python benchmarks/certificate.py [--devices 2 4 8] [--losses triplet ...] [--record]
+    python benchmarks/certificate.py [--devices 2 4 8] [--processes 2 4] [--losses triplet ...]
 
-Each case takes five steps with AdamW on a small encoder, in float32 and in float64, of 14 images
+Each case takes five steps on a small encoder, in float32 (SGD) and in float64 (AdamW), of 14 images
 (which neither 4 nor 8 devices divide) in 5 classes, one of them masked. The devices are those that
 XLA makes of one CPU (`--xla_force_host_platform_device_count`), the program is the one that trains
-on many; "chunks" is one device with `train.accumulate=4` against the whole batch. The table has the
-largest difference of loss, gradient norm and parameters after five steps, relative to the largest
-of each.
+on many. Processes have a device each, and find one another on this machine as on several. "chunks"
+is one device with `train.accumulate=4` against the whole batch. The table has the largest
+difference of loss, gradient norm and parameters after five steps, relative to the largest of each.
 """
 
 import argparse
 import functools
 import itertools
+import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-)
+if "--join" not in sys.argv:
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    )
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +32,7 @@ import numpy as np
 import optax
 import records
 
+from siamese_jax import processes
 from siamese_jax.losses import LOSSES, memory
 from siamese_jax.losses.miners import MINERS
 from siamese_jax.train import mesh as meshes
@@ -35,6 +41,9 @@ from siamese_jax.train.step import init_state, make_train_step
 jax.config.update("jax_enable_x64", True)
 ROWS, WIDE, DIM, CLASSES, STEPS, SLOTS = 14, 24, 8, 5, 5, 10
 BOUNDS = {"float32": 1e-6, "float64": 1e-12}
+# AdamW divides a gradient by its own size: in float32 it passes on the rounding of those near zero,
+# which no two programs share.
+OPTIMIZERS = {"float32": optax.sgd(0.05, momentum=0.9), "float64": optax.adamw(1e-2)}
 # What the certificate is of: (loss, miner, size of the memory).
 CASES = [
     *((name, None, 0) for name in LOSSES),
@@ -77,7 +86,7 @@ def run(
     head = {"first": of(rng.normal(size=(WIDE, 64))), "second": of(rng.normal(size=(64, DIM)))}
     own = jax.tree.map(of, loss.init(jax.random.key(1), DIM, CLASSES))
     params = {"trunk": {}, "head": head, "loss": own}
-    tx = optax.adamw(1e-2)
+    tx = OPTIMIZERS[dtype]
     bank: Any = memory.init(slots, DIM) if slots else ()
     state = init_state(params, {}, tx, jax.random.key(2), bank)
     keep = None
@@ -101,7 +110,7 @@ def run(
         state, metrics = step(state, given, rows=ROWS)
         found["loss"].append(float(metrics["loss"]))
         found["gradient"].append(float(metrics["grad_norm"]))
-    leaves = jax.tree.leaves(jax.device_get(state.params))
+    leaves = jax.tree.leaves(jax.device_get(meshes.whole(state.params)))
     return {
         **{k: np.array(v) for k, v in found.items()},
         **{f"leaf {i}": leaf for i, leaf in enumerate(leaves)},
@@ -120,6 +129,8 @@ def differences(
     devices: Sequence[int],
     dtypes: Sequence[str] = tuple(BOUNDS),
     shards: Sequence[str] = meshes.SHARDS,
+    *,
+    chunks: bool = True,
 ) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
     """Of each way to share the work, (what is split, on how many devices), that of each dtype."""
     alone = {dtype: run(case, None, "none", dtype) for dtype in dtypes}
@@ -127,29 +138,76 @@ def differences(
         mesh = meshes.make_mesh(jax.devices()[:count])
         found = {d: difference(alone[d], run(case, mesh, shard, d)) for d in dtypes}
         yield (shard, str(count)), found
+    if not chunks:
+        return
     whole, parts = ({d: run(case, None, "none", d, n) for d in dtypes} for n in (1, 4))
     yield ("chunks", "1"), {d: difference(whole[d], parts[d]) for d in dtypes}
 
 
+def of_processes(count: int, cases: Sequence[tuple]) -> Iterator[tuple[tuple, dict[str, float]]]:
+    """(case, what is split), and the differences, of several processes with one device each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = {"cases": cases, "coordinator": f"127.0.0.1:{port}", "processes": count}
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--join", json.dumps(said | {"process": number})],
+            stdout=subprocess.PIPE, text=True, env=os.environ | quick,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    assert started[0].stdout
+    for line in started[0].stdout:
+        if line.startswith("["):
+            *what, found = json.loads(line)
+            yield tuple(what), found
+    if sum(abs(process.wait()) for process in started):
+        raise SystemExit("a process failed: see above")
+
+
+def join(coordinator: str, process: int, processes_in_all: int, cases: Sequence[Any]) -> None:
+    """One of the processes; the first one prints the differences, of each case and split."""
+    processes.begin(processes.Place(coordinator, process, processes_in_all))
+    for case in map(tuple, cases):
+        for (shard, _), found in differences(case, [len(jax.devices())], chunks=False):
+            if processes.is_first():
+                print(json.dumps([*case, shard, found]), flush=True)
+    processes.end(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--devices", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--processes", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES))
+    parser.add_argument("--join", type=json.loads, help=argparse.SUPPRESS)
     records.add_option(parser)
     args = parser.parse_args()
     meshes.LEAST = 1  # so that the small leaves of these cases are split
+    if args.join:
+        given = args.join
+        join(given["coordinator"], given["process"], given["processes"], given["cases"])
+        return
+    cases = [case for case in CASES if not args.losses or case[0] in args.losses]
     largest: dict[tuple[str, ...], dict[str, float]] = {}
-    for case in CASES:
-        if args.losses and case[0] not in args.losses:
-            continue
+
+    def note(case: tuple, how: str, words: Sequence[str], found: dict[str, float]) -> None:
         name, miner, slots = case
-        for (shard, count), found in differences(case, args.devices):
+        key = (name, miner or "-", str(slots or "-"), how)
+        known = largest.get(key, dict.fromkeys(BOUNDS, 0.0))
+        largest[key] = {dtype: max(known[dtype], found[dtype]) for dtype in BOUNDS}
+        numbers = [f"{found[dtype]:.0e}" for dtype in BOUNDS]
+        print("  ".join([*key[:3], *words, *numbers]), flush=True)
+
+    for case in cases:
+        for (shard, count), found in differences(case, args.devices) if args.devices else ():
             how = shard if shard == "chunks" else "several devices"
-            key = (name, miner or "-", str(slots or "-"), how)
-            known = largest.get(key, dict.fromkeys(BOUNDS, 0.0))
-            largest[key] = {dtype: max(known[dtype], found[dtype]) for dtype in BOUNDS}
-            numbers = [f"{found[dtype]:.0e}" for dtype in BOUNDS]
-            print("  ".join([*key[:3], shard, count, *numbers]), flush=True)
+            note(case, how, [shard, count], found)
+    for count in args.processes:
+        for (*one, shard), found in of_processes(count, cases):
+            note(tuple(one), "several processes", [shard, f"{count} processes"], found)
     rows = [[*key, *(f"{one[dtype]:.0e}" for dtype in BOUNDS)] for key, one in largest.items()]
     for dtype, bound in BOUNDS.items():
         above = sum(one[dtype] > bound for one in largest.values())
