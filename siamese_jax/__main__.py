@@ -115,7 +115,6 @@ def _joined(argv: Sequence[str]) -> list[str]:
         raise UserError(f"{tool} runs in one process; several can run {' or '.join(SHARED)}")
     processes.begin(place)
     if not processes.is_first():
-        os.environ["TQDM_DISABLE"] = "1"
         logging.getLogger("siamese_jax").setLevel(logging.WARNING)
         said = f"process {processes.index()}: %(levelname)s: %(message)s"
         for handler in logging.root.handlers:

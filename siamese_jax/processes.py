@@ -97,6 +97,7 @@ def begin(place: Place) -> None:
     import jax
 
     given: dict[str, Any] = {"initialization_timeout": WAIT, "heartbeat_timeout_seconds": SILENT}
+    given["shutdown_timeout_seconds"] = SILENT
     if place.coordinator:
         given |= {"coordinator_address": place.coordinator, "num_processes": place.processes}
         given |= {"process_id": place.process, "cluster_detection_method": "deactivate"}
@@ -179,14 +180,22 @@ def lost(error: BaseException) -> str | None:
 
 
 def end(code: int) -> None:
-    """Leaves the others: together with them after success, else at once, so that they notice."""
+    """Leaves the others: together with them where all end, else at once, so that they notice."""
     if count() == 1:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
+    if code and not _ending:
         os._exit(code)
     sys.modules["jax"].distributed.shutdown()
+
+
+_ending: list[None] = []
+
+
+def all_end() -> None:
+    """Notes that all processes have come to the same end, and wait for one another there."""
+    _ending.append(None)
 
 
 # Who is here --------------------------------------------------------------------------------
@@ -237,6 +246,7 @@ def by_first(call: Callable[P, R]) -> Callable[P, R]:
                     found = None, str(error)
         value, wrong = told_by_all(found)[0]
         if wrong:
+            all_end()
             raise UserError(wrong)
         return value
 
@@ -274,6 +284,7 @@ def agree(what: str, values: Mapping[str, Any]) -> None:
             differ = [
                 f"{name} ({each[0].get(name)} there, {other.get(name)} here)" for name in names[:5]
             ]
+            all_end()
             raise UserError(
                 f"process {number} has another {what} than process 0: {'; '.join(differ)}; start "
                 "all of them with the same"

@@ -139,19 +139,23 @@ class CachedVectors:
         """Computes these records' rows, block by block."""
         folder = self.stores[0].folder
         title = f"{describe} ({known} of {total} known)" if known else describe
+        shown: dict[str, Any] = {"unit": "image", "disable": not processes.is_first()}
         with (
             logging_redirect_tqdm(),  # or a warning would end up inside the bar
-            tqdm(total=len(todo), desc=title, unit="image", smoothing=0.05) as bar,
+            tqdm(total=len(todo), desc=title, smoothing=0.05, **shown) as bar,
         ):
+            done = 0
             for batch in self.batches(todo):
-                kept = f"{bar.n} of {len(todo)} images are done and kept in {folder}"
+                kept = f"{done} of {len(todo)} images are done and kept in {folder}"
                 stopping.check(kept)
                 good = np.asarray(batch["mask"])
                 if good.any():  # or a program would be compiled for nothing
                     vectors = np.asarray(self.compute(batch["image"]))[good]
                     with naming(folder, kept):
                         self._append([key_of[int(i)] for i in batch["id"][good]], vectors)
-                bar.update(min(len(good), len(todo) - bar.n))
+                more = min(len(good), len(todo) - done)
+                done += more
+                bar.update(more)
 
     def _kept(self, keys: list[bytes]) -> Kept:
         rows = np.stack([store.rows(keys) for store in self.stores])

@@ -101,7 +101,8 @@ def run_steps(
             begun = named_means(found)
             metrics_log.write(0, begun)
             checkpoints.save(0, mesh.whole(state), begun, metrics_log.mark)
-        with tqdm(total=total, initial=start, desc="training", unit="step") as bar:
+        shown: dict[str, Any] = {"unit": "step", "disable": not processes.is_first()}
+        with tqdm(total=total, initial=start, desc="training", **shown) as bar:
             halt = stalled(run)
             for now in range(start + 1, total + 1):
                 if halt:
@@ -148,6 +149,7 @@ def told_signal(taken: Taken | None) -> bool:
     number = int(taken.metrics.get("signal", 0)) if taken else 0
     if number:
         stopping.ask(number)
+        processes.all_end()
     return number > 0
 
 
