@@ -23,7 +23,8 @@ from typing import Any
 
 if "--join" not in sys.argv:
     os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+        "--xla_backend_optimization_level=0"  # compiling is most of the time
     )
 
 import jax
@@ -95,7 +96,8 @@ def run(
         keep = functools.partial(meshes.keep, mesh=mesh, shard=shard)
     step = make_train_step(
         apply_fn=functools.partial(encoder, chunked=chunks is not None),
-        loss=loss, tx=tx, chunks=chunks or 1, keep=keep,
+        loss=meshes.of_all_rows(loss, mesh, shard) if mesh else loss,
+        tx=tx, chunks=chunks or 1, keep=keep,
         miner=MINERS[miner]() if miner else None,
     )  # fmt: skip
     found: dict[str, list] = {"loss": [], "gradient": []}

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siamese_jax import processes
+from siamese_jax.losses import Loss
 from siamese_jax.storage.tree import path_name
 
 Tree = Any
@@ -106,6 +108,24 @@ def whole(tree: Tree) -> Tree:
 
 def _is_shared(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+
+
+def of_all_rows(loss: Loss, mesh: Mesh, shard: str) -> Loss:
+    """The loss, whose own parameters are split, of the embeddings as every device has them all.
+
+    Rows and classes lie along one axis of the mesh, so XLA would send all classes to where the rows
+    are. Sent are the rows [n, d] instead, once there and their gradient back: each device has all
+    rows against its classes, as in Partial FC (An et al. 2021, arXiv:2010.05222).
+    """
+    if shard == "none":
+        return loss
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def apply(params: Tree, rows: Array, labels: Array, mask: Array, **more: Any) -> Any:
+        told = jax.lax.with_sharding_constraint((rows, labels, mask), everywhere)
+        return loss.apply(params, *told, **more)
+
+    return Loss(loss.init, apply)
 
 
 def count_split(tree: Tree) -> int:

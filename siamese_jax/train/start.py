@@ -84,7 +84,7 @@ def start(
     devices = meshes.make_mesh()
     step = make_train_step(
         apply_fn=functools.partial(encoder_model.embed, model),
-        loss=loss,
+        loss=meshes.of_all_rows(loss, devices, config.train.shard) if devices else loss,
         tx=tx,
         miner=miner,
         trainable=moving,

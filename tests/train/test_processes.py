@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -165,14 +166,35 @@ def test_another_config_is_refused_by_all(place):
     assert not (place / "refused").exists()
 
 
+def of_the_page(images, out):
+    """The two commands of docs/clusters.md, on other images with a small trunk."""
+    page = (tiny.ROOT / "docs" / "clusters.md").read_text()
+    block = page.split("<!-- two terminals -->")[1].split("```")[1]
+    lines = block.strip().splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["siamese-jax"] * 2
+    ours = {"photos/": str(images), "photos.npz": str(out), "resnet50": "resnet18"}
+    ours["127.0.0.1:8476"] = f"127.0.0.1:{free_port()}"
+    for line in lines:
+        for theirs, other in ours.items():
+            assert theirs in line
+            line = line.replace(theirs, other)
+        yield [*shlex.split(line)[1:], "--weights=random", "--image-size=32"]
+
+
 def test_embeddings_are_those_of_one_process(place):
-    files = [place / f"of{count}.npz" for count in (1, 2)]
-    for count, file in zip((1, 2), files, strict=True):
-        argv = ["embed", "--encoder=resnet18", "--weights=random", "--image-size=32",
-                f"--images={place / 'shop'}", f"--out={file}"]  # fmt: skip
-        found = ended(started(place, argv, count))
-        assert [code for code, *_ in found] == [0] * count, found
-    one, other = (dict(np.load(file)) for file in files)
+    argv = ["embed", "--encoder=resnet18", "--weights=random", "--image-size=32",
+            f"--images={place / 'shop'}", f"--out={place / 'one.npz'}"]  # fmt: skip
+    assert ended(started(place, argv, 1))[0][0] == 0
+    running = [
+        subprocess.Popen(
+            [warm.python(), tiny.SMALL, *argv], cwd=tiny.ROOT, text=True, stdout=subprocess.PIPE,
+            env=os.environ | {"SIAMESE_JAX_CACHE": str(place / "common")}, stderr=subprocess.PIPE,
+        )
+        for argv in of_the_page(place / "shop", place / "two.npz")
+    ]  # fmt: skip
+    found = ended(running)
+    assert [code for code, *_ in found] == [0, 0], found
+    one, other = (dict(np.load(place / f"{name}.npz")) for name in ("one", "two"))
     for name in ("vectors", "paths", "labels", "keys"):
         np.testing.assert_array_equal(one[name], other[name])
     assert len(one["vectors"]) == 64
