@@ -125,7 +125,6 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
         facts.get("choices", {}).pop("steps", None)  # all that are asked for now
 
     records, keys = load_data(config, facts)
-    processes.agree("set of images", {"fingerprint": fingerprint(records, keys)})
     tell(idle_options(config) + told_copies(records, keys), facts)
     stopping.check("no step was taken")
     trunk = parent.trunk if parent else load_trunk(config, facts, found)
@@ -300,6 +299,7 @@ def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, li
     records = read_records(config)
     _check_trainable(records)
     keys = content_keys(records)
+    processes.agree("set of images", {"fingerprint": fingerprint(records, keys)})
     if "data" in facts and facts["data"]["fingerprint"] != fingerprint(records, keys):
         raise UserError(
             f"the images of {config.data.root or config.data.source} have changed since this run "
@@ -617,10 +617,7 @@ def finish(
       found: of `measure`.
       marked: uint64, the mark of each image by its id (see `siamese_jax.data.records.marks`).
     """
-    config, facts = run.config, run.facts
-    skipped: dict[str, str] = {}
-    for some in processes.told_by_all(run.inputs.skipped):
-        skipped |= some
+    config, facts, skipped = run.config, run.facts, all_skipped(run)
     results: dict[str, Any] = {}
     pictures: list[Any] = []
     told: dict[str, str] = {}
@@ -673,6 +670,12 @@ def finish(
         warnings=facts["warnings"],
     )
     return results
+
+
+def all_skipped(run: Run) -> dict[str, str]:
+    """What could not be read, by any of the processes."""
+    told = processes.told_by_all(run.inputs.skipped)
+    return dict(pair for some in told for pair in some.items())
 
 
 def log_once(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 import tiny
 import warm
 from commands import call, last_line
+from network import free_port
 
 from siamese_jax import processes
 
@@ -43,12 +43,6 @@ def place(tmp_path_factory):
     tiny.make_folder(root / "shop", classes=16, images=4, noise=60)
     (root / "shop" / "class0" / "broken.png").write_text("no picture")
     return root
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def started(place, argv, count, more=lambda number: (), python=None):
