@@ -34,11 +34,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 LONG = (
     "test_readme.py",
     "test_config_fields.py",
-    "test_experiment.py",
-    "test_disk.py",
+    "test_gpu.py",
+    "test_keras.py",
+    "test_boundary.py",
+    "test_losses.py",
+    "test_mesh.py",
     "test_choosing.py",
     "test_configs.py",
-    "test_boundary.py",
+    "test_experiment.py",
+    "test_degenerate.py",
+    "test_trunks.py",
+    "test_disk.py",
 )
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick
 
 from benchmarks import gpu, gpu_cases
 from configs import resnet_triplet
@@ -35,6 +36,7 @@ def run(tmp_path, *arguments):
     """A benchmark in an environment that has jax, flax, optax and numpy alone."""
     (tmp_path / "sitecustomize.py").write_text(SITE)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = quick.FLAGS  # that it runs is what is asked
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         env=environment,

@@ -1,11 +1,10 @@
 """Batches that break losses elsewhere: duplicates, zeros, one class, nothing at all, huge, bf16."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from siamese_jax import losses
 from siamese_jax.losses import LOSSES
@@ -16,9 +15,6 @@ NORMAL = RNG.normal(size=(N, D)).astype(np.float32)
 PAIRED = (np.arange(N) // 2).astype(np.int32)
 ALL = np.ones(N, bool)
 ONE = np.arange(N) < 1
-
-# Compiling is most of this file's time, and the code runs on a dozen rows.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 BATCHES = {
     "duplicates": (np.repeat(NORMAL[:2], N // 2, axis=0), PAIRED, ALL),
@@ -76,7 +72,7 @@ def test_defined_values_and_finite_gradients(name, options):
         traces.append(name)
         return losses.mean(loss, params, x, labels, mask)
 
-    step = quick_jit(jax.value_and_grad(mean, argnums=(0, 1)))
+    step = quick.jit(jax.value_and_grad(mean, argnums=(0, 1)))
     for batch, (x, labels, mask) in BATCHES.items():
         value, gradients = step(params, x.astype(np.float32), labels, mask)
         assert np.isfinite(value), batch
@@ -108,7 +104,7 @@ def test_a_batch_of_one_row():
     chosen = {name: factory() for name, factory in LOSSES.items() if name != "n_pairs"}
     params = {name: loss.init(jax.random.key(0), D, CLASSES) for name, loss in chosen.items()}
 
-    @quick_jit
+    @quick.jit
     def values(x, labels):
         return {
             name: jax.value_and_grad(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import loss_oracles as oracles
 import numpy as np
 import pytest
+import quick
 
 from siamese_jax import losses
 from siamese_jax.distances import DISTANCES
@@ -101,10 +102,6 @@ MULTI_HOT = [
 ]
 
 
-# Compiling is most of this file's time, and the code runs on a dozen rows.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 @pytest.fixture(autouse=True)
 def x64():
     with jax.enable_x64(True):
@@ -149,7 +146,7 @@ def built(index):
     """The loss, and its jitted value and gradients with respect to params and embeddings."""
     name, options = CASES[index]
     loss = LOSSES[name](**options)
-    return loss, quick_jit(jax.value_and_grad(functools.partial(losses.mean, loss), argnums=(0, 1)))
+    return loss, quick.jit(jax.value_and_grad(functools.partial(losses.mean, loss), argnums=(0, 1)))
 
 
 def check_gradient(gradient, value_at, point, rng, directions=3, h=1e-5):
@@ -231,7 +228,7 @@ def test_mined_pairs_and_references(name, rng):
     case.params = random_params(loss, rng)
     case.mined_positive, case.mined_negative = mined
 
-    @quick_jit
+    @quick.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1, 2))
     def step(params, x, others, mined):
         references = kept._replace(embeddings=others)

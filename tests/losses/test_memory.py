@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.losses import memory
 
 SIZE, ROWS, DIM = 7, 5, 3
-push = jax.jit(memory.push)
+push = quick.jit(memory.push)
 
 
 @settings(max_examples=30, deadline=None)
@@ -64,7 +65,7 @@ def test_an_empty_memory_changes_no_loss_and_a_full_one_gets_no_gradient(rng):
     alone = losses.mean(loss, {}, x, labels)
     empty = memory.init(SIZE, DIM)
 
-    @jax.jit
+    @quick.jit
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def against(x, kept_embeddings, kept):
         kept = memory.references(kept._replace(embeddings=kept_embeddings))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from loss_oracles import Case, dist
 
 from siamese_jax import losses
@@ -47,7 +48,7 @@ def built(index):
     name, options = OPTIONS[index]
     miner = MINERS[name](**options)
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick.jit
     def mine(x, labels, mask, key, kept):
         return miner(x, labels, mask, key, references=kept)
 
@@ -186,7 +187,7 @@ def test_one_compilation_in_fifty_steps(name, rng):
     miner = MINERS[name]()
     traces = []
 
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @quick.jit
     def step(x, labels, mask, kept, key):
         traces.append(name)
 
@@ -220,7 +221,7 @@ def test_distance_weighted_draws_by_its_formula():
     draws = 10_000
     miner = MINERS["distance_weighted"](cutoff=0.5, nonzero_loss_cutoff=1.2)
     keys = jax.random.split(jax.random.key(0), draws)
-    mined = jax.jit(jax.vmap(lambda key: miner(x, labels, None, key)))(keys)
+    mined = quick.jit(jax.vmap(lambda key: miner(x, labels, None, key)))(keys)
     pair = (np.asarray(mined.anchor[0]) == 0) & (np.asarray(mined.positive[0]) == 1)
     drawn = np.asarray(mined.negative)[:, pair][:, 0]
     assert np.asarray(mined.mask)[:, pair].all()
@@ -256,7 +257,7 @@ def test_no_gradient_passes_through_a_miner(rng):
         mined = miner(y, labels, mask, references=kept)
         return losses.mean(loss, {}, x, labels, mask, mined=mined, references=kept)
 
-    through_loss, through_miner = jax.jit(jax.grad(value, argnums=(0, 1)))(x, x)
+    through_loss, through_miner = quick.jit(jax.grad(value, argnums=(0, 1)))(x, x)
     assert (np.asarray(through_loss) != 0).any()
     assert (np.asarray(through_miner) == 0).all()
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import loss_oracles as oracles
 import numpy as np
 import pytest
+import quick
 
 from siamese_jax import evaluate, losses
 from siamese_jax.losses import LOSSES, memory
@@ -45,10 +46,7 @@ def value_and_gradient(name, options, x, labels, params):
         def mean(x):
             return losses.mean(loss, params, x, jnp.asarray(labels))
 
-        # Compiling is all of the time here, so it is not asked to optimise.
-        quick = {"xla_backend_optimization_level": 0}
-        step = jax.jit(jax.value_and_grad(mean), compiler_options=quick)
-        value, gradient = step(jnp.asarray(x, jnp.float64))
+        value, gradient = quick.jit(jax.value_and_grad(mean))(jnp.asarray(x, jnp.float64))
         assert value.dtype == gradient.dtype == jnp.float64
         return float(value), np.asarray(gradient)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 import tiny
 import warm
 
@@ -22,9 +23,9 @@ for case in {cases}:
 """
 
 
-def on_devices(count, argv, flags="", **more):
+def on_devices(count, argv, **more):
     """A process that sees its CPU as so many devices."""
-    flags = f"--xla_force_host_platform_device_count={count} {flags}"
+    flags = f"--xla_force_host_platform_device_count={count} {quick.FLAGS}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny.ROOT)}
     done = subprocess.run(
         [warm.python(), *argv],
@@ -46,8 +47,7 @@ def test_losses_miners_and_memory_are_those_of_one_device():
     """Loss, gradient and parameters of five steps, in float64, of rows that do not divide."""
     folder = str(tiny.ROOT / "benchmarks")
     script = CERTIFICATE.format(folder=folder, cases=CASES, devices=(4,))
-    quick = "--xla_backend_optimization_level=0"  # compiling is most of the time
-    rows = [json.loads(line) for line in on_devices(8, ["-c", script], quick).stdout.splitlines()]
+    rows = [json.loads(line) for line in on_devices(8, ["-c", script]).stdout.splitlines()]
     assert [row[3:5] for row in rows] == [["classes", "4"], ["chunks", "1"]] * len(CASES)
     for row in rows:
         assert row[-1] < 1e-12, row
