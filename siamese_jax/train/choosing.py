@@ -25,7 +25,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.metrics import bootstrap, evaluation
 from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.metrics.retrieval import PerQuery
-from siamese_jax.processes import by_first, is_first
+from siamese_jax.processes import by_first, is_first, of_first
 from siamese_jax.storage import checkpoint, run_folder
 from siamese_jax.storage.arrays import read_arrays
 from siamese_jax.storage.writing import written
@@ -285,7 +285,7 @@ def rehearse(run: Run, model: Model, trunk: TrunkWeights, keys: Mapping[int, byt
         _rehearsed(trial, model, trunk)
         curves.append(curve_of(trial, model))
         most = max(curves[-1].values)  # further steps of other folds are no candidates
-    return choose(run, curves)
+    return of_first(choose(run, curves))
 
 
 def _rehearsed(trial: Run, model: Model, trunk: TrunkWeights) -> None:

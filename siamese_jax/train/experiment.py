@@ -142,8 +142,7 @@ def _train(config: ConfigDict, workdir: Path, fork: str | Path | None) -> dict[s
     run = Run(config, workdir, inputs, facts)
     key_of = dict(zip(records.id.tolist(), keys, strict=True))
     if not (found or parent) and rehearses(config, trunk, inputs):
-        steps = choosing.rehearse(run, model, trunk, key_of)
-        facts["choices"]["steps"] = processes.of_first(steps)
+        facts["choices"]["steps"] = choosing.rehearse(run, model, trunk, key_of)
     head = start_head(run, model, trunk)
     state, step, moving = start(run, model, trunk, head, found, parent)
     if config.optim.weight_decay:
