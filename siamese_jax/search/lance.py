@@ -36,6 +36,10 @@ SCHEME, SUFFIX = "lance://", ".lance"
 FACTS = b"siamese_jax"  # what a table's schema says of it is under this key
 METRICS = {"euclidean": "l2", "sqeuclidean": "l2", "cosine": "cosine", "dot": "dot"}
 MORE, LEAST = 10, 64  # candidates for each neighbour that is wanted, and for a query
+# Bytes that are read at once; and those that Lance reads ahead, of which it takes up to 2 GiB.
+_READ = 2**22
+_AHEAD = {"LANCE_DEFAULT_IO_BUFFER_SIZE": str(2**25)}
+Block = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -108,24 +112,39 @@ class LanceTable:
             return as_ids(whole, len(self))
         return np.fromiter(whole, object, len(whole)) if None in whole else np.array(whole)
 
-    def blocks(
-        self, memory: int, *, ids: bool = False
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """(row numbers int64 [n], vectors float32 [n, d], ids [n] if they are asked for).
+    def blocks(self, memory: int, *, ids: bool = False) -> Iterator[Block]:
+        """Row numbers int64 [n], vectors float32 [n, d], ids [n] if they are asked for; the memory
+        of a block is used again for the next.
 
         Args:
           memory: bytes that a block's vectors may have.
           ids: whether to read them.
         """
-        size = max(1, memory // max(4, 4 * self.width))
-        for batch in self._batches(["id", "vector"] if ids else ["vector"], size):
-            vectors = self._matrix(batch["vector"])
-            rows = batch["row"].to_numpy()
-            own = as_ids(batch["id"].to_pylist(), len(rows)) if ids else None
-            if (np.diff(rows) < 0).any():
-                at = np.argsort(rows)
-                rows, vectors, own = rows[at], vectors[at], None if own is None else own[at]
-            yield rows, vectors, own
+        row = max(4, 4 * self.width)
+        room = max(1, min(len(self), memory // row))
+        vectors, rows, own = np.empty((room, self.width), np.float32), np.empty(room, np.int64), []
+        names, n = (["id", "vector"] if ids else ["vector"]), 0
+        for batch in self._batches(names, max(1, min(_READ, memory) // row)):
+            at = 0
+            while at < batch.num_rows:
+                part = batch.slice(at, room - n)
+                here = slice(n, n + part.num_rows)
+                rows[here], vectors[here] = part["row"].to_numpy(), self._matrix(part["vector"])
+                own += part["id"].to_pylist() if ids else []
+                at, n = at + part.num_rows, here.stop
+                if n == room:
+                    yield self._block(rows[:n], vectors[:n], own if ids else None)
+                    n, own = 0, []
+        if n:
+            yield self._block(rows[:n], vectors[:n], own if ids else None)
+
+    def _block(self, rows: np.ndarray, vectors: np.ndarray, own: list[Any] | None) -> Block:
+        """The rows in the order of their numbers, which a table may have lost."""
+        ids = None if own is None else as_ids(own, len(rows))
+        if (np.diff(rows) < 0).any():
+            at = np.argsort(rows)
+            rows, vectors, ids = rows[at], vectors[at], None if ids is None else ids[at]
+        return rows, vectors, ids
 
     def _batches(self, names: list[str], size: int) -> Iterator[Any]:
         query = self.table.search().select(["row", *names])
@@ -235,6 +254,8 @@ def write(folder: str | os.PathLike, schema: Any, batches: Iterable[Any]) -> Non
 
 
 def _connect(folder: Path) -> Any:
+    for name, value in _AHEAD.items():
+        os.environ.setdefault(name, value)
     return library("lancedb", "lancedb", "a gallery in LanceDB").connect(str(folder))
 
 
