@@ -185,9 +185,9 @@ def export(
             "parameters": chosen,
             "recall": _recall(source, index, k, queries, sample),
         }
-        Path(f"{path}.json").unlink(missing_ok=True)  # it would be of another index
         with written(path, "wb") as file:
             index.save(file)
+            Path(f"{path}.json").unlink(missing_ok=True)  # it is of the index that now goes
         _write_csv(f"{path}.csv", source)
     facts |= {"vectors_sha256": source.digest, "versions": _versions(kind)}
     write_json(f"{path}.json", facts)
@@ -221,8 +221,16 @@ def check_ready(path: str | os.PathLike, format: str | None = None) -> None:
 
 def _usearch(source: Source, **parameters: int) -> Index:
     graph = graphs.usearch_graph(source.blocks(), source.width, source.distance, **parameters)
-    # A file's name is that of the draft which takes the place of the old one.
-    return Index(functools.partial(graphs.ask_usearch, graph), lambda file: graph.save(file.name))
+
+    def save(file: IO[bytes]) -> None:
+        try:
+            graph.save(file.name)  # of the draft that takes the place of the old file
+        except RuntimeError as error:  # usearch does not say what the system said
+            raise UserError(
+                f"usearch could not write its index ({error}): see that the disk has room"
+            ) from None
+
+    return Index(functools.partial(graphs.ask_usearch, graph), save)
 
 
 def _faiss_hnsw(source: Source, **parameters: int) -> Index:
@@ -267,9 +275,12 @@ def _chosen(name: str, source: Source, given: Mapping[str, int]) -> dict[str, in
     return chosen
 
 
-def _recall(source: Source, index: Index, k: int, queries: Any, sample: int) -> dict[str, Any]:
-    """The share of each query's k nearest that an index finds. A row that is as near as the k-th
-    is as good as it: copies are no misses."""
+def _recall(
+    source: Source, index: Index, k: int, queries: Any, sample: int
+) -> dict[str, Any] | None:
+    """The share of each query's k nearest that an index finds; None of a single row.
+
+    A row that is as near as the k-th is as good as it: copies are no misses."""
     rows, n = source.gallery.rows, len(source)
     own = None
     if queries is None:
@@ -278,8 +289,10 @@ def _recall(source: Source, index: Index, k: int, queries: Any, sample: int) -> 
     search = Search(queries, source.gallery, source.distance, None, None, _MEMORY)
     q, more = len(search.queries), int(own is not None)
     k = min(k, n - more)
-    if not q or not k:
-        raise UserError("recall needs at least one query, and a neighbour for it")
+    if not k:  # one row, which has no other for a neighbour
+        return None
+    if not q:
+        raise UserError("queries: give at least one to measure recall with, or none for a sample")
     wanted = np.full(q, k + more)
     best = np.full((q, k + more), np.inf, np.float32)
     for i, place, j, away in cpu.nearest(search, wanted, k + more, "float32", True):

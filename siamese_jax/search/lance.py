@@ -122,7 +122,8 @@ class LanceTable:
         """
         row = max(4, 4 * self.width)
         room = max(1, min(len(self), memory // row))
-        vectors, rows, own = np.empty((room, self.width), np.float32), np.empty(room, np.int64), []
+        vectors, rows = np.empty((room, self.width), np.float32), np.empty(room, np.int64)
+        own: list[Any] = []
         names, n = (["id", "vector"] if ids else ["vector"]), 0
         for batch in self._batches(names, max(1, min(_READ, memory) // row)):
             at = 0

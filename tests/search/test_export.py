@@ -1,5 +1,6 @@
 """Galleries written for other libraries: read back by each of them, and compared with a loop."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -14,6 +15,7 @@ from siamese_jax.errors import UserError
 from siamese_jax.search import export
 from siamese_jax.search.gallery import Gallery
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 INDEXES = ("faiss_hnsw", "faiss_ivf", "usearch")
 # Of each library's score, the distance.
 DISTANCE = {
@@ -30,6 +32,15 @@ DISTANCE = {
         "dot": lambda score: score - 1,
     },
 }
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """FAISS's threads wait for one another at every few rows, which a busy machine makes long."""
+    with contextlib.suppress(ImportError):
+        import faiss
+
+        faiss.omp_set_num_threads(1)
 
 
 def needs(name):
@@ -199,6 +210,15 @@ def test_mistakes_are_one_line_and_lose_nothing(rng, tmp_path, monkeypatch):
         gallery.export(there, distance="cosine")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("name", ["faiss_hnsw", "usearch", "parquet"])
+def test_a_full_disk_is_one_line(rng, name):
+    needs(name)
+    says = "usearch could not write" if name == "usearch" else "No space left"
+    with pytest.raises((OSError, UserError), match=says):
+        Gallery(rng.normal(size=(9000, 16))).export("/dev/full", name, distance="dot", sample=5)
+
+
 def test_mistakes_of_an_index(rng, tmp_path):
     needs("usearch")
     gallery, path = Gallery(rng.normal(size=(50, 4))), tmp_path / "a.usearch"
@@ -207,8 +227,10 @@ def test_mistakes_of_an_index(rng, tmp_path):
         ({"connectivity": 0}, "connectivity = 0 must be"),
         ({"k": 0}, "k = 0 must be"),
         ({"queries": np.zeros((2, 5))}, "queries have 5 columns"),
-        ({"queries": np.zeros((0, 4))}, "at least one query"),
+        ({"queries": np.zeros((0, 4))}, "at least one to measure"),
     ]:
         with pytest.raises(UserError, match=says):
             gallery.export(path, distance="cosine", **options)
     assert not list(tmp_path.iterdir())
+    one = Gallery(np.ones((1, 4)), ["only"]).export(path, distance="cosine")
+    assert one["recall"] is None
