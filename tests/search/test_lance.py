@@ -1,6 +1,7 @@
 """A gallery in a LanceDB table: searched as exactly as in memory, or by LanceDB's own index."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -145,6 +146,16 @@ def test_embedded_queries_bring_their_ids_and_distance(rng, tmp_path):
         UserError, match=r"compared by dot, and shop\.lance was exported for cosine"
     ):
         rank(asked._replace(distance="dot"), where, 4)
+
+
+def test_without_lancedb_one_line_names_it(rng, tmp_path, monkeypatch):
+    x, y = case(rng, "normal", 5, 60, 8)
+    where = home(tmp_path, y)
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(UserError, match="pip install lancedb"):
+        rank(x, where, 3)
+    with pytest.raises(UserError, match="pip install lancedb"):
+        Gallery(y).export(tmp_path / "other.lance", distance="dot")
 
 
 def test_mistakes_are_one_line_and_leave_nothing(rng, tmp_path):
