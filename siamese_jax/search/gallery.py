@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 from siamese_jax.data.embedded import Embedded
 from siamese_jax.data.labels import Codebook, as_ids, joined, kind_of
 from siamese_jax.errors import UserError
+from siamese_jax.search import export
 from siamese_jax.search.engine import device_program, operands
 from siamese_jax.search.engine.approximate_index import INDEXES, Index
 from siamese_jax.search.engine.blocks import Blocks, padded
@@ -238,6 +240,54 @@ class Gallery:
             folder.rename(former)
         part.rename(folder)
         shutil.rmtree(former, ignore_errors=True)
+
+    def export(
+        self,
+        path: str | os.PathLike,
+        format: str | None = None,
+        *,
+        distance: str,
+        k: int = 10,
+        queries: Any = None,
+        sample: int = 1000,
+        columns: Mapping[str, Any] | None = None,
+        **parameters: int,
+    ) -> dict[str, Any]:
+        """Writes the rows for what others serve from; formats: `siamese_jax.search.export`.
+
+        Removed rows are left out, and the others numbered through. A file that is there is
+        replaced, a LanceDB table never. The extra `export` installs what all formats but "lance"
+        need, the extra `lance` what that one needs.
+
+        Args:
+          path: the file, or for "lance" the folder; PATH.json beside it says how to ask it.
+          format: one of `siamese_jax.search.export.FORMATS`; by default as the name ends.
+          distance: what it will be asked by; an index is made for one distance.
+          k: of recall@k, which an index is measured by.
+          queries: [q, d] to measure it with; by default `sample` of the rows, evenly spread, each
+            of which is not among its own neighbours.
+          sample: how many.
+          columns: name -> one value for each row of the gallery, removed ones included.
+          **parameters: of an index, as FORMATS lists them: `neighbours=64`, `probes=32`.
+
+        Returns:
+          What PATH.json holds: {"recall": {"k": 10, "value": 0.99, ...}, "parameters": ..., ...}.
+
+        Raises:
+          UserError: a library is not installed (the line says which), an unknown format, distance
+            or parameter, a row that is not finite, or a folder that is there already.
+        """
+        return export.export(
+            self,
+            path,
+            format,
+            distance=distance,
+            k=k,
+            queries=queries,
+            sample=sample,
+            columns=columns,
+            **parameters,
+        )
 
     @classmethod
     def load(

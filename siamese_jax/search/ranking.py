@@ -3,7 +3,8 @@
 How: `siamese_jax.search`. What is promised: `siamese_jax.search.engine.exact`.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +12,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from siamese_jax import stopping
-from siamese_jax.data.embedded import Asked, unpack
+from siamese_jax.data.embedded import Asked, Embedded, unpack
+from siamese_jax.data.labels import as_ids
+from siamese_jax.distances import check
 from siamese_jax.errors import UserError
+from siamese_jax.search import lance
 from siamese_jax.search.engine import accelerators as split
 from siamese_jax.search.engine import approximate as about
-from siamese_jax.search.engine import cpu, exact
+from siamese_jax.search.engine import cpu, exact, order
 from siamese_jax.search.engine.blocks import check_all
 from siamese_jax.search.engine.checked_rows import check_room
-from siamese_jax.search.engine.request import Predicate, Search, chosen_precision
+from siamese_jax.search.engine.request import Predicate, Search, check_memory, chosen_precision
+from siamese_jax.search.engine.rows import as_rows
 from siamese_jax.search.gallery import Gallery
 
+log = logging.getLogger(__name__)
 MEMORY_LIMIT = 256 * 2**20
 
 
@@ -76,15 +82,18 @@ def rank(
       queries: [q, d] real, taken as float32; or `Embedded` of `siamese_jax.embed_folder`, which
         bring their ids and their encoder's distance.
       gallery: [g, d] real: a NumPy array, a memory map, a JAX array, a list of such shards
-        (rows are numbered through), a `Gallery`, or `Embedded`.
+        (rows are numbered through), a `Gallery`, or `Embedded`; or "lance://NAME.lance", a table
+        of LanceDB that `Gallery.export` wrote, larger than memory (`siamese_jax.search.lance`).
       k: how many items to return, at least 1; or int [q], one number for each query, whose row
         then ends in -1 and +inf.
       distance: "euclidean", "sqeuclidean", "cosine" (1 - cos; 1 for a zero vector) or "dot"
-        (negated). By default that of the `Embedded`; of arrays, "euclidean".
+        (negated). By default that of the `Embedded`, or that a table was exported for; of arrays,
+        "euclidean".
       query_ids: int, str or bytes [q]; a gallery item with the query's own id is left out before
         the k nearest are taken. When ids are equal: `siamese_jax.data.labels`.
       gallery_ids: likewise [g]; needed with `query_ids`, unless `gallery` is a `Gallery`.
-      keep: bool [g], or a function from the gallery's ids to that; other items are left out.
+      keep: bool [g], or a function from the gallery's ids to that; other items are left out. For
+        a table the function is given the ids of some rows at a time.
       memory_limit: bytes of working memory, beyond the arguments and the answer. Up to 96 MiB of
         it are kept for the next search.
       precision: of the matrix product that finds candidates: "float32", "tf32", "bfloat16", or
@@ -94,7 +103,7 @@ def rank(
       approximate: None for the exact answer; "usearch" or "faiss" to let a graph index of that
         library propose candidates (`siamese_jax.search.engine.approximate_index`). Distances
         are still exact, but items may be missing. The index is built by the first search of a
-        `Gallery`, and kept.
+        `Gallery`, and kept. Of a table, "lance" lets LanceDB propose them, by its own index.
 
     Returns:
       A `Ranking` of q rows and max(k) columns.
@@ -106,15 +115,19 @@ def rank(
     >>> rank([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], k=2)
     Ranking(indices=array([[1, 2]], dtype=int32), distances=array([[1., 1.]], dtype=float32))
     """
+    if lance.names_home(gallery):
+        home = lance.open_home(gallery)
+        if gallery_ids is not None:
+            raise UserError("a table has its own ids: leave gallery_ids out")
+        asked = _asked_of(home, queries, distance, query_ids)
+        if approximate is not None:
+            return _rank_proposed(home, asked, k, keep, approximate)
+        how = {"memory_limit": memory_limit, "precision": precision, "devices": devices}
+        return _rank_home(home, asked, k, keep, how)
     asked = unpack(queries, gallery, distance, query_ids, gallery_ids)
     search = _search(asked, keep, memory_limit)
-    wanted = _counts(k, len(search.queries))
-    columns = int(wanted.max(initial=0)) if np.ndim(k) else int(np.max(k))
+    wanted, columns = _counts(k, len(search.queries))
     check_room(len(wanted), len(search.gallery.rows), k=columns)
-    found = Ranking(
-        np.full((len(wanted), columns), -1, np.int32),
-        np.full((len(wanted), columns), np.inf, np.float32),
-    )
     precision, adaptive = chosen_precision(precision, search)
     if devices is None and jax.default_backend() != "cpu":
         devices = jax.devices()
@@ -124,12 +137,7 @@ def rank(
         parts = cpu.nearest(search, wanted, columns, precision, adaptive)
     else:
         parts = split.nearest_on_devices(search, devices, wanted, columns, precision)
-    for i, place, j, away in parts:
-        stopping.check("the search begins again, and embeddings are kept")
-        at = i.astype(np.int64) * columns + place
-        found.indices.reshape(-1)[at] = j
-        found.distances.reshape(-1)[at] = away
-    return found
+    return _filled(parts, len(wanted), columns)
 
 
 def range_search(
@@ -194,6 +202,8 @@ def pairwise_distances(
 def _search(asked: Asked, keep: ArrayLike | Predicate | None, memory_limit: int) -> Search:
     """The search that is asked for, with a `Gallery` to search in."""
     gallery = asked.gallery
+    if lance.names_home(gallery):
+        raise UserError("a table of LanceDB is searched by rank alone")
     if not isinstance(gallery, Gallery):
         if asked.query_ids is not None and asked.gallery_ids is None:
             raise UserError("query_ids need gallery_ids to compare with")
@@ -203,10 +213,89 @@ def _search(asked: Asked, keep: ArrayLike | Predicate | None, memory_limit: int)
     return Search(asked.queries, gallery, asked.distance, asked.query_ids, keep, memory_limit)
 
 
-def _counts(k: int | ArrayLike, q: int) -> np.ndarray:
+def _asked_of(home: lance.LanceTable, queries: Any, distance: str | None, query_ids: Any) -> Asked:
+    """What is asked of a table: its queries as an array, its distance."""
+    if isinstance(queries, Embedded):
+        query_ids = queries.ids if query_ids is None else query_ids
+        if distance is None and queries.distance != home.distance:
+            raise UserError(
+                f"the queries were embedded to be compared by {queries.distance}, and {home.name} "
+                f"was exported for {home.distance}: give distance= if you know better"
+            )
+        queries = queries.vectors
+    rows = as_rows(queries, "queries")
+    if rows.width != home.width:
+        raise UserError(f"queries have {rows.width} columns, {home.name} {home.width}")
+    if query_ids is not None:
+        query_ids = as_ids(query_ids, len(rows), "query_ids")
+        home.check_ids(query_ids)
+    return Asked(rows, home, check(distance or home.distance), query_ids, None)
+
+
+def _rank_home(
+    home: lance.LanceTable, asked: Asked, k: int | ArrayLike, keep: Any, how: dict[str, Any]
+) -> Ranking:
+    """`rank` of a table: block by block, the first of all blocks kept."""
+    wanted, columns = _counts(k, len(asked.queries))
+    check_room(len(wanted), len(home), k=columns)
+    if keep is not None and not callable(keep) and np.shape(keep) != (len(home),):
+        raise UserError(f"keep must give bool [{len(home)}], not {list(np.shape(keep))}")
+    if kind := home.index(asked.distance):
+        log.info("%s: all rows are read; approximate='lance' asks its index %s", home.name, kind)
+    memory = check_memory(how["memory_limit"])
+    found = _filled([], len(wanted), columns)
+    named = asked.query_ids is not None or callable(keep)
+    for rows, vectors, ids in home.blocks(int(memory) // 4, ids=named):
+        part = rank(
+            asked.queries,
+            Gallery(vectors, ids, resident=False),
+            k,
+            distance=asked.distance,
+            query_ids=asked.query_ids,
+            keep=keep if keep is None or callable(keep) else np.asarray(keep)[rows],
+            **how | {"memory_limit": max(1 << 20, memory // 2)},
+        )
+        numbers = np.where(part.indices < 0, -1, rows[part.indices]).astype(np.int32)
+        j = np.concatenate([found.indices, numbers], axis=1)
+        away = np.concatenate([found.distances, part.distances], axis=1)
+        i, place = np.nonzero(j >= 0)
+        first = order.first(i, j[i, place], away[i, place], wanted)
+        found = _filled([first], len(wanted), columns)
+    return found
+
+
+def _rank_proposed(
+    home: lance.LanceTable, asked: Asked, k: int | ArrayLike, keep: Any, approximate: str
+) -> Ranking:
+    """`rank` among what LanceDB proposes."""
+    if approximate != "lance":
+        raise UserError(f"approximate={approximate!r} is not of a table: use 'lance'")
+    if keep is not None:
+        raise UserError("keep is not for LanceDB to propose by: leave approximate out")
+    wanted, columns = _counts(k, len(asked.queries))
+    check_room(len(wanted), len(home), k=columns)
+    check_all(asked.queries)
+    parts = home.nearest_proposed(asked.queries, wanted, asked.distance, asked.query_ids)
+    return _filled(parts, len(wanted), columns)
+
+
+def _filled(parts: Iterable[tuple], q: int, columns: int) -> Ranking:
+    """The answers (i, place, j, distance) in their places."""
+    found = Ranking(np.full((q, columns), -1, np.int32), np.full((q, columns), np.inf, np.float32))
+    for i, place, j, away in parts:
+        stopping.check("the search begins again, and embeddings are kept")
+        at = i.astype(np.int64) * columns + place
+        found.indices.reshape(-1)[at] = j
+        found.distances.reshape(-1)[at] = away
+    return found
+
+
+def _counts(k: int | ArrayLike, q: int) -> tuple[np.ndarray, int]:
+    """How many items each query is to have, int64 [q], and the most."""
     wanted = np.asarray(k)
     if wanted.dtype.kind not in "iu" or wanted.shape not in ((), (q,)):
         raise UserError(f"k must be an integer or int [{q}], not {k!r:.60}")
     if (wanted < 1).any():
         raise UserError(f"k must be at least 1, not {int(wanted.min())}")
-    return np.broadcast_to(wanted, (q,)).astype(np.int64)
+    most = int(wanted.max(initial=0)) if wanted.ndim else int(wanted)
+    return np.broadcast_to(wanted, (q,)).astype(np.int64), most

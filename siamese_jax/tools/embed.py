@@ -1,10 +1,17 @@
-"""`embed`: the embeddings of images, as a file that NumPy or a spreadsheet reads.
+"""`embed`: the embeddings of images, as a file that NumPy, a spreadsheet or a search engine reads.
 
     python -m siamese_jax embed --encoder=resnet50 --images=photos/ --out=photos.npz
 
 .npz holds vectors float32 [n, d], paths, labels (class names, empty where unknown) and provenance
 (JSON), and is what `rank` and `evaluate` take in place of pictures; .npy the vectors alone, with
 the paths beside them in .npy.csv; .csv path, label and d columns.
+
+What others serve from needs the extra `export`: .parquet is a table (row, id, path, label, vector)
+for DuckDB, LanceDB, Qdrant or pgvector; .faiss an HNSW index of FAISS, .ivf.faiss an IVF one,
+.usearch one of usearch. An index holds row numbers, whose ids, paths and labels are in NAME.csv.
+.lance is a LanceDB table, of the extra `lance`, which `siamese_jax.rank` searches in its place:
+rank(queries, "lance://NAME.lance", k). NAME.json says how to ask each, and of an index its
+recall@10 against the exact answer.
 
 Several processes share the images by content (`siamese-jax --help` says how they are started): each
 keeps what it embeds in the cache, and the first one writes the file, the same as one process would.
@@ -23,7 +30,8 @@ from siamese_jax.errors import UserError
 from siamese_jax.storage.writing import written
 from siamese_jax.tools import cli, images, search, stored
 
-SUFFIXES = (".npz", ".npy", ".csv")
+SERVED = (".parquet", ".faiss", ".usearch", ".lance")  # .ivf.faiss is one of .faiss
+SUFFIXES = (".npz", ".npy", ".csv", *SERVED)
 
 
 def options() -> cli.Parser:
@@ -41,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     args = options().parse_args(argv)
     if not args.out:
         raise UserError("give a file to write: --out=vectors.npz")
+    _check_served(args.out)
     cli.check_outputs(args.out, SUFFIXES)
     cli.check_encoders(args)
 
@@ -60,9 +69,19 @@ def main(argv: Sequence[str]) -> None:
         encoder, side.facts, split=args.split, labels=args.labels, distance=encoder.distance
     )
     for path in args.out:
-        WRITERS[Path(path).suffix.lower()](path, side, facts)
+        more = WRITERS[Path(path).suffix.lower()](path, side, facts)
         n, d = side.vectors.shape
-        print(f"wrote {path}: {n} vectors of {d}")
+        print(f"wrote {path}: {n} vectors of {d}{more or ''}")
+
+
+def _check_served(paths: Sequence[str]) -> None:
+    """UserError for a library that is not installed, before the work."""
+    served = [path for path in paths if Path(path).suffix.lower() in SERVED]
+    if served:
+        from siamese_jax.search import export
+
+        for path in served:
+            export.check_ready(path)
 
 
 def _labels(side: images.Side) -> list[str]:
@@ -98,6 +117,17 @@ def _write_csv(path: str, side: images.Side, facts: dict[str, Any]) -> None:
     search.write_provenance(path, facts)
 
 
+def _write_served(path: str, side: images.Side, facts: dict[str, Any]) -> str:
+    """Returns what an index is worth, or nothing."""
+    from siamese_jax.search.gallery import Gallery
+
+    columns = {"path": side.records.path, "label": _labels(side)}
+    gallery = Gallery(side.vectors, side.ids)
+    found = gallery.export(path, distance=facts["distance"], columns=columns).get("recall")
+    search.write_provenance(path, facts)
+    return f"; recall@{found['k']} {found['value']:.4f} of exact search" if found else ""
+
+
 def _write_table(path: str, side: images.Side, names: Sequence[str], rows: Any) -> None:
     with written(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
@@ -106,8 +136,9 @@ def _write_table(path: str, side: images.Side, names: Sequence[str], rows: Any) 
             writer.writerow([image, label, *row])
 
 
-WRITERS: dict[str, Callable[[str, images.Side, dict[str, Any]], None]] = {
+WRITERS: dict[str, Callable[[str, images.Side, dict[str, Any]], str | None]] = {
     ".npz": _write_npz,
     ".npy": _write_npy,
     ".csv": _write_csv,
+    **dict.fromkeys(SERVED, _write_served),
 }

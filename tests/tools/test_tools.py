@@ -22,6 +22,10 @@ from siamese_jax import __main__ as command_line
 from siamese_jax.__main__ import main
 from siamese_jax.errors import UserError
 from siamese_jax.metrics.bootstrap import difference
+from siamese_jax.search import export
+from siamese_jax.search.lance import LanceTable
+from siamese_jax.search.ranking import rank
+from siamese_jax.tools import embed
 from siamese_jax.tools.compare import images_per_second, run_all
 from siamese_jax.tools.compare_grid import Cell, cells, read_grid
 from siamese_jax.tools.compare_table import table, write
@@ -323,6 +327,48 @@ def test_csv_of_embeddings_reads_back_exactly(world, tmp_path, capsys):
     rows = read_csv(tmp_path / "v.csv")
     read = np.array([[row[f"v{i}"] for i in range(WIDTH)] for row in rows], np.float32)
     np.testing.assert_array_equal(read, np.load(tmp_path / "v.npy"))
+
+
+def test_embed_writes_what_others_serve_from(world, tmp_path, capsys):
+    """Each file read by its own library holds the vectors of the .npz, its paths and its labels."""
+    for module in ("faiss", "usearch", "duckdb", "lancedb"):
+        pytest.importorskip(module)
+    import duckdb
+    import faiss
+    from usearch.index import Index
+
+    outs = ["npz", *(suffix.removeprefix(".") for suffix in export.SUFFIXES)]
+    assert set(embed.SERVED) == {Path(f"x{suffix}").suffix for suffix in export.SUFFIXES}
+    outs = {name: tmp_path / f"v.{name}" for name in outs}
+    argv = ["embed", *ENCODER, f"--images={world}/set/gallery"]
+    assert main([*argv, *(f"--out={path}" for path in outs.values())]) == 0
+    assert capsys.readouterr().out.count("; recall@10 1.0000 of exact search") == 3
+    held = np.load(outs["npz"])
+    unit = held["vectors"] / np.linalg.norm(held["vectors"], axis=1, keepdims=True)
+    rows = duckdb.execute(f"SELECT path, label, vector FROM '{outs['parquet']}' ORDER BY row")
+    paths, labels, vectors = zip(*rows.fetchall(), strict=True)
+    assert (list(paths), list(labels)) == (held["paths"].tolist(), held["labels"].tolist())
+    np.testing.assert_array_equal(np.array(vectors, np.float32), held["vectors"])
+    for name in ("faiss", "ivf.faiss"):
+        found = faiss.read_index(str(outs[name])).search(unit, 1)[1]
+        assert found.ravel().tolist() == list(range(12))
+    found = Index.restore(str(outs["usearch"])).search(held["vectors"], 1).keys
+    assert found.ravel().tolist() == list(range(12))
+    beside = read_csv(f"{outs['usearch']}.csv")
+    assert [row["path"] for row in beside] == list(paths)
+    found = rank(held["vectors"], f"lance://{outs['lance']}", 3)
+    want = rank(held["vectors"], held["vectors"], 3, distance="cosine")
+    assert LanceTable(outs["lance"]).column("path").tolist() == list(paths)
+    np.testing.assert_array_equal(found.indices, want.indices)
+    assert json.loads(Path(f"{outs['lance']}.run.json").read_text())["encoder"]["fingerprint"]
+    assert main([*argv, f"--out={outs['lance']}"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_library_that_is_not_installed_is_named_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert main(["embed", *ENCODER, "--images=/no/such", f"--out={tmp_path}/v.faiss"]) == 2
+    assert capsys.readouterr().err.endswith("faiss-cpu: pip install faiss-cpu\n")
 
 
 MISTAKES = {

@@ -38,9 +38,7 @@ class Search:
             raise UserError(
                 f"queries have {self.rows.width} columns, the gallery {self.gallery.rows.width}"
             )
-        if not isinstance(memory_limit, int | float) or not memory_limit >= 1 << 20:
-            raise UserError(f"memory_limit={memory_limit!r} is less than 1 MiB (2**20 bytes)")
-        self.memory_limit = memory_limit
+        self.memory_limit = check_memory(memory_limit)
         # float32 [q, d].
         self.queries = _whole(self.rows)
         self.rows = Rows([self.queries], "queries")
@@ -83,6 +81,13 @@ class Search:
         """Each query's first pairs among (i, j)."""
         i, _, j, _ = order.first(i, j, self.away(at, i, j), wanted[: i.max(initial=0) + 1])
         return i.astype(np.int32), j
+
+
+def check_memory(memory_limit: Any) -> int:
+    """Returns it; UserError where it is no number, or too small to work in."""
+    if not isinstance(memory_limit, int | float) or not memory_limit >= 1 << 20:
+        raise UserError(f"memory_limit={memory_limit!r} is less than 1 MiB (2**20 bytes)")
+    return memory_limit  # type: ignore[return-value]
 
 
 def _whole(rows: Rows) -> np.ndarray:
