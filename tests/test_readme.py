@@ -14,6 +14,7 @@ import sys
 
 import offline
 import pytest
+import quick
 import tiny
 import warm
 
@@ -104,6 +105,7 @@ def place(tmp_path_factory):
 def typed(place, line):
     environment = offline.environment(place / "cache")
     environment["PATH"] = f"{place / 'bin'}:{environment['PATH']}"
+    environment["XLA_FLAGS"] = quick.FLAGS
     return subprocess.run(
         ["bash", "-c", line],
         cwd=place,

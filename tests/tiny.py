@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quick
 import warm
 from PIL import Image
 
@@ -53,7 +54,8 @@ def command(*arguments: str, config: str = "resnet_triplet") -> list[str]:
 
 def environment(cache: Path) -> dict[str, str]:
     """Of a process with this cache."""
-    return os.environ | {"SIAMESE_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    more = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick.FLAGS}
+    return os.environ | {"SIAMESE_JAX_CACHE": str(cache)} | more
 
 
 def run(

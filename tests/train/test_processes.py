@@ -51,7 +51,7 @@ def started(place, argv, count, more=lambda number: (), python=None):
     found = []
     for number in range(count):
         own = [*at, f"--process-id={number}"] if at else []
-        environment = os.environ | {"SIAMESE_JAX_CACHE": str(place / f"cache{count}-{number}")}
+        environment = tiny.environment(place / f"cache{count}-{number}")
         found.append(subprocess.Popen(
             [python or warm.python(), tiny.SMALL, *argv, *own, *more(number)], cwd=tiny.ROOT,
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -182,7 +182,7 @@ def test_embeddings_are_those_of_one_process(place):
     running = [
         subprocess.Popen(
             [warm.python(), tiny.SMALL, *argv], cwd=tiny.ROOT, text=True, stdout=subprocess.PIPE,
-            env=os.environ | {"SIAMESE_JAX_CACHE": str(place / "common")}, stderr=subprocess.PIPE,
+            env=tiny.environment(place / "common"), stderr=subprocess.PIPE,
         )
         for argv in of_the_page(place / "shop", place / "two.npz")
     ]  # fmt: skip
