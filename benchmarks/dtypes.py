@@ -12,7 +12,10 @@ import records
 
 COLUMNS = ["config", *finetune.COLUMNS]
 TYPES = ("float32", "bfloat16")
-STEPS = {"resnet_triplet": "train.rehearse=False", "finetune": "train.steps=60 optim.warmup_steps=10 cache.views=0"}
+STEPS = {
+    "resnet_triplet": "train.rehearse=False",
+    "finetune": "train.steps=40 optim.warmup_steps=5 cache.views=0",
+}
 
 
 def main() -> None:
