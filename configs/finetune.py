@@ -9,6 +9,9 @@ keeps its statistics, and what is measured and saved is an average of the weight
 training classes is held out (ten or more are needed; of fewer, `--config.data.fold=1/2` holds out
 one half): the bare trunk and the fitted head are candidates beside every checkpoint, so steps that
 ruin the embedding are not taken, and the run stops when none gets better.
+
+On photographs of groceries, 32 classes to train on, recall@1 on 40 others: the bare trunk .345, the
+fitted head .430, after 300 steps .525 (seed 0). A step takes a second or two on two busy cores.
 """
 
 from configs import common
