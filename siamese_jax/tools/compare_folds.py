@@ -138,6 +138,7 @@ def on_test(cells: Sequence[Cell], workdir: Path, metrics: Sequence[str]) -> Row
     """
     from siamese_jax.encoder.combined import concatenate
     from siamese_jax.metrics.evaluation import Evaluated, sides_of
+    from siamese_jax.storage.run_folder import BARE
     from siamese_jax.train.choosing import verdict
     from siamese_jax.train.experiment import measured_again
     from siamese_jax.train.loop import validation_metric
@@ -165,7 +166,7 @@ def on_test(cells: Sequence[Cell], workdir: Path, metrics: Sequence[str]) -> Row
     )
     return {
         **{f"concatenated {m}": statistics.mean(values[m] for values in found) for m in metrics},
-        "verdict": verdict("test", name, before, after),
+        "verdict": verdict("test", name, {BARE: before}, after),
     }
 
 

@@ -375,20 +375,25 @@ def held_out(records: Records, seed: int) -> list[Records]:
 # The verdict --------------------------------------------------------------------------------
 
 
-def verdict(split: str, name: str, before: np.ndarray, after: np.ndarray) -> str:
-    """One sentence: better than the bare trunk, not told apart from it, or worse.
+def verdict(split: str, name: str, starts: Mapping[str, np.ndarray], after: np.ndarray) -> str:
+    """One sentence: better than what a run began with, not told apart from it, or worse.
 
     Args:
       split: what the queries are of.
       name: of the metric.
-      before, after: float64 [q], what each query gets by the bare trunk and by the result.
+      starts: float64 [q], what each query got by the bare trunk and by a fitted head, by name.
+      after: float64 [q], what each query gets by the result.
     """
+    return f"{split}: " + "; ".join(_than(start, starts[start], name, after) for start in starts)
+
+
+def _than(start: str, before: np.ndarray, name: str, after: np.ndarray) -> str:
     if np.array_equal(before, after, equal_nan=True):
-        return f"{split}: the same as {run_folder.BARE}, query by query"
+        return f"the same as {start}, query by query"
     told = bootstrap.difference(before, after)
     return (
-        f"{split}: {bootstrap.compared(told)} {run_folder.BARE} ({name} {told.mean:+.4f}, 95 % "
-        f"interval {told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
+        f"{bootstrap.compared(told)} {start} ({name} {told.mean:+.4f}, 95 % interval "
+        f"{told.low:+.4f} to {told.high:+.4f}, over {told.queries} queries)"
     )
 
 

@@ -1,7 +1,7 @@
 """Watching for collapse: embeddings that shrink to a point or a line, and stop learning.
 
 A hard-mined triplet loss that stays at its margin is the classic sign: all distances are equal, as
-they are when all embeddings are.
+they are when all embeddings are. On the way there they draw together, and no triplet is learnt.
 """
 
 import math
@@ -17,6 +17,8 @@ from siamese_jax.losses.core import ratio
 POINT = 0.05
 LINE = 0.9
 MARGIN = 0.2  # of the triplets that count as active
+CLOSER = 0.5  # of the mean distance that a run began with
+ALL = 0.95  # of the triplets, where nothing is told apart
 
 
 def embedding_statistics(
@@ -81,22 +83,40 @@ def _first_component(u: Array, present: Array, count: Array) -> Array:
     return ratio(jnp.linalg.eigvalsh(scatter)[-1], total)
 
 
-def collapse_warning(statistics: Mapping[str, Array | float]) -> str | None:
+def collapse_warning(
+    statistics: Mapping[str, Array | float], start: Mapping[str, Array | float] | None = None
+) -> str | None:
     """One line saying that the embeddings have collapsed and what to try, or None if they have not.
+
+    A head that begins at random may give embeddings that lie close together, and all triplets are
+    active then too: it is no collapse until their distance has halved.
 
     Args:
       statistics: of `embedding_statistics`, best averaged over some steps.
+      start: those that the run began with, where they are known.
 
-    >>> collapse_warning({"mean_distance": 1.3, "mean_norm": 9.0, "active_triplets": 0.1,
-    ...                   "first_component": 0.2}) is None
+    >>> start = {"mean_distance": 1.3, "mean_norm": 9.0, "active_triplets": 0.1,
+    ...          "first_component": 0.2}
+    >>> collapse_warning(start) is None
     True
+    >>> now = {**start, "mean_distance": 0.28, "active_triplets": 1.0}
+    >>> collapse_warning(now, start).partition(":")[0]
+    'the embeddings have collapsed towards each other'
     """
     distance = float(statistics["mean_distance"])
     share = float(statistics["first_component"])
+    active = float(statistics["active_triplets"])
+    began = float(start["mean_distance"]) if start else 0.0
     if distance < POINT:
         what = f"to a point: their mean distance on the unit sphere is {distance:.3g}"
     elif share > LINE:
         what = f"to a line: {share:.0%} of their variance lies along one direction"
+    elif distance < CLOSER * began and active > ALL:
+        what = (
+            f"towards each other: their mean distance on the unit sphere fell from {began:.3g} to "
+            f"{distance:.3g}, and in {active:.0%} of the triplets the positive is not nearer than "
+            f"the negative by {MARGIN:g}"
+        )
     else:
         return None
     return (

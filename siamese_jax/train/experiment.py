@@ -627,7 +627,7 @@ def finish(
             for name, each in measured.items()
         } | choosing.gains(before, measured["after"])
         name = validation_metric(config).rpartition("/")[2]
-        told[split] = choosing.verdict(split, name, before.values.values[name], values.values[name])
+        told[split] = judged(split, name, measured)
         log.info("%s", told[split])
         asked, searched = (marked[records.id[m]] for m in (records.is_query, records.is_gallery))
         path = run_folder.per_query_path(run.folder, split)
@@ -675,6 +675,14 @@ def all_skipped(run: Run) -> dict[str, str]:
     """What could not be read, by any of the processes."""
     told = processes.told_by_all(run.inputs.skipped)
     return dict(pair for some in told for pair in some.items())
+
+
+def judged(split: str, name: str, measured: Mapping[str, Evaluated]) -> str:
+    """The verdict on a split, by a metric, beside the bare trunk and a head that was fitted."""
+    called = {"before": run_folder.BARE, "fitted": "the fitted head"}
+    of = {part: each.values.values[name] for part, each in measured.items()}
+    starts = {called[part]: values for part, values in of.items() if part in called}
+    return choosing.verdict(split, name, starts, of["after"])
 
 
 def log_once(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:

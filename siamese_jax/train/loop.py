@@ -13,7 +13,7 @@ from tqdm import tqdm
 from siamese_jax import processes, stopping
 from siamese_jax.data.records import Records
 from siamese_jax.errors import UserError
-from siamese_jax.metrics import evaluation
+from siamese_jax.metrics import bootstrap, evaluation
 from siamese_jax.metrics.evaluation import Evaluated
 from siamese_jax.storage import checkpoint, tree
 from siamese_jax.storage.arrays import read_arrays
@@ -26,6 +26,7 @@ from siamese_jax.train.step import TrainState, averaged
 
 log = logging.getLogger(__name__)
 
+WORSE = "is worse than the"
 _statistics = jax.jit(embedding_statistics)
 Step = Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -93,14 +94,13 @@ def run_steps(
     batches = run.inputs.batches(sampler, start)
     latest: dict[str, float] = {}
     taken: Taken | None = None
+    begun = {} if begins else first_measured(run)
     try:
         if begins and ("validation" in splits or not total):
             # The start is a candidate too.
-            found = evaluate_state(run, averaged(state), [s for s in splits if s != "test"])
-            keep_queries(run, 0, found)
-            begun = named_means(found)
-            metrics_log.write(0, begun)
-            checkpoints.save(0, mesh.whole(state), begun, metrics_log.mark)
+            latest = evaluate_step(run, 0, state, [s for s in splits if s != "test"])
+            metrics_log.write(0, latest)
+            checkpoints.save(0, mesh.whole(state), latest, metrics_log.mark)
         shown: dict[str, Any] = {"unit": "step", "disable": not processes.is_first()}
         with tqdm(total=total, initial=start, desc="training", **shown) as bar:
             halt = stalled(run)
@@ -113,17 +113,18 @@ def run_steps(
                 check_finite(taken, run.folder)
                 told = told_signal(taken)
                 taken = Taken(now, batch, metrics)
-                if now % options.log_every == 0 or now == total:
+                # The first batch is embedded before anything has moved: see `collapse_warning`.
+                if now % options.log_every == 0 or now in (1, total):
                     check_finite(taken, run.folder)
-                    values = measured(taken, run.facts)
+                    values = measured(taken)
+                    begun = begun or values
+                    warn_of_collapse(run, now, values, begun)
                     metrics_log.write(now, values)
                     bar.set_postfix_str(progress(bar, taken, values["loss"], latest))
                 evaluate_now = now % options.eval_every == 0 or now == total
                 if evaluate_now:
                     with stopping.held():  # it is part of the step that is saved
-                        found = evaluate_state(run, averaged(state), splits)
-                        keep_queries(run, now, found)
-                        latest = named_means(found)
+                        latest = evaluate_step(run, now, state, splits)
                     metrics_log.write(now, latest)
                     halt = stalled(run)
                 stop = stopping.asked() if processes.count() == 1 else told
@@ -171,7 +172,11 @@ def stalled(run: Run) -> bool:
     patience, path = run.config.train.get("patience", 0), run.folder / "metrics.jsonl"
     curve = read_curves(path).get(validation_metric(run.config), []) if patience else []
     values = [value for _, value in curve]
-    return bool(values) and len(values) - 1 - int(np.argmax(values)) >= patience
+    if not values or len(values) - 1 - int(np.argmax(values)) < patience:
+        return False
+    log.info("step %d is the last: %s was %d times not better than before (train.patience)",
+             curve[-1][0], validation_metric(run.config), patience)  # fmt: skip
+    return True
 
 
 def open_log(run: Run, checkpoints: Path, step: int) -> MetricsLog:
@@ -205,14 +210,12 @@ def open_checkpoints(run: Run, state: TrainState, moving: Any) -> checkpoint.Che
     )
 
 
-def measured(taken: Taken, facts: dict[str, Any]) -> dict[str, float]:
-    """What the log says of a step; a collapse of the embeddings is told."""
+def measured(taken: Taken) -> dict[str, float]:
+    """What the log says of a step."""
     metrics, batch = taken.metrics, taken.batch
-    values = scalars(metrics)
     mask = metrics.get("mask", batch["mask"])
-    values |= scalars(_statistics(metrics["embeddings"], batch["label"], mask))
-    warn_of_collapse(values, facts, taken.step)
-    return values
+    statistics = _statistics(metrics["embeddings"], batch["label"], mask)
+    return scalars(metrics) | scalars(statistics)
 
 
 def progress(bar: Any, taken: Taken, loss: float, latest: Mapping[str, float]) -> str:
@@ -259,12 +262,42 @@ def check_finite(taken: Taken | None, workdir: Path) -> None:
     )
 
 
-def warn_of_collapse(values: Mapping[str, float], facts: dict[str, Any], step: int) -> None:
-    """Says once that the embeddings have collapsed, with what to try."""
-    message = collapse_warning(values)
-    if message and not any("collapse" in w for w in facts["warnings"]):
-        facts["warnings"].append(f"step {step}: {message}")
-        log.warning("step %d: %s", step, message)
+def warn_of_collapse(
+    run: Run, step: int, values: Mapping[str, float], begun: Mapping[str, float]
+) -> None:
+    """Says once that the embeddings have collapsed since the run has begun, with what to try."""
+    message = collapse_warning(values, begun)
+    if message and not any("collapse" in w for w in run.facts["warnings"]):
+        tell([f"step {step}: {message}"], run.facts)
+
+
+def first_measured(run: Run) -> dict[str, float]:
+    """The first numbers of the batches that the log has, of a run that goes on; else nothing."""
+    curves = read_curves(run.folder / "metrics.jsonl")
+    named = ("mean_distance", "active_triplets", "first_component")
+    return {name: curves[name][0][1] for name in named if curves.get(name)}
+
+
+def warn_of_worse(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:
+    """Says once that the steps have made validation worse than the start, where that is told.
+
+    Not in a rehearsal, which is there to find that out.
+    """
+    rehearsed = run.facts.get("choices", {}).get("steps") is not None
+    if "validation" not in found or rehearsed or any(WORSE in w for w in run.facts["warnings"]):
+        return
+    metric = validation_metric(run.config)
+    start, now = kept_queries(run).get(0), chooser(run.config, found["validation"])
+    if start is None or len(start) != len(now):  # of a run that an earlier version began
+        return
+    told = bootstrap.difference(start, now)
+    if told.high < 0:
+        tell([
+            f"step {step}: {metric} {WORSE} {np.nanmean(start):.4f} of step 0: "
+            f"{np.nanmean(now):.4f} ({told.mean:+.4f}, 95 % interval {told.low:+.4f} to "
+            f"{told.high:+.4f}, over {told.queries} queries). The best of step 0 and all steps is "
+            "kept; for better ones try a lower optim.learning_rate, or another loss"
+        ], run.facts)  # fmt: skip
 
 
 def evaluate_state(run: Run, state: Any, splits: Sequence[str]) -> dict[str, Evaluated]:
@@ -278,6 +311,17 @@ def evaluate_state(run: Run, state: Any, splits: Sequence[str]) -> dict[str, Eva
         values = sides.measure(run.config.eval.ks, evaluation.METRICS)
         found[split] = Evaluated(vectors, records, values)
     return found
+
+
+def evaluate_step(
+    run: Run, step: int, state: TrainState, splits: Sequence[str]
+) -> dict[str, float]:
+    """The metrics of each split after a step; what chooses is kept, and a loss of it is told."""
+    found = evaluate_state(run, averaged(state), splits)
+    keep_queries(run, step, found)
+    if step:
+        warn_of_worse(run, step, found)
+    return named_means(found)
 
 
 def keep_queries(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:

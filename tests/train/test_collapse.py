@@ -75,6 +75,33 @@ def test_warnings(rng):
     assert "line" in collapse_warning(statistics(line + np.float32(0.01) * x, LABELS, ALL))
 
 
+def drawn_together(rng, factor):
+    """Rows whose classes lie anywhere around one point, at a distance of about `factor`."""
+    return (np.eye(1, D) + factor * rng.normal(size=(N, D))).astype(np.float32)
+
+
+def test_embeddings_that_draw_together_are_told_before_they_are_a_point(rng):
+    """Mean distance .28 and all triplets active: learning has stopped, and no point is near."""
+    begun = statistics(rng.normal(size=(N, D)).astype(np.float32), LABELS, ALL)
+    now = statistics(drawn_together(rng, 0.08), LABELS, ALL)
+    assert 0.1 < now["mean_distance"] < 0.35
+    assert now["active_triplets"] > 0.95
+    assert collapse_warning(now) is None  # a fresh head may begin so
+    assert collapse_warning(now, now) is None
+    said = collapse_warning(now, begun)
+    assert "towards each other" in said
+    assert f"from {float(begun['mean_distance']):.3g} to {float(now['mean_distance']):.3g}" in said
+    assert "\n" not in said
+
+
+def test_classes_that_are_told_apart_may_draw_together(rng):
+    begun = statistics(rng.normal(size=(N, D)).astype(np.float32), LABELS, ALL)
+    apart = np.eye(4, D)[LABELS] * 0.4 + np.eye(1, D, 4) + 0.01 * rng.normal(size=(N, D))
+    now = statistics(apart.astype(np.float32), LABELS, ALL)
+    assert now["mean_distance"] < 0.5 * begun["mean_distance"]
+    assert collapse_warning(now, begun) is None
+
+
 @pytest.mark.parametrize("mask", [np.zeros(N, bool), np.arange(N) == 4], ids=["none", "one"])
 def test_defined_and_silent_where_there_is_nothing_to_compare(mask, rng):
     x = rng.normal(size=(N, D)).astype(np.float32)

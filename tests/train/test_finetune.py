@@ -9,7 +9,7 @@ import tiny
 
 from siamese_jax.encoder.load import load_encoder
 from siamese_jax.storage.run_folder import BARE
-from siamese_jax.train.experiment import train
+from siamese_jax.train.experiment import class_count, read_records, train
 from siamese_jax.train.frozen import freeze_patterns, late_stages, moving_leaves
 from siamese_jax.train.metrics_log import read_curves
 from siamese_jax.trunks.table import TRUNKS
@@ -46,7 +46,7 @@ def run(tmp_path, **options):
     config = importlib.import_module("configs.finetune").get_config()
     config.trunk.update(name="resnet18", weights="random", image_size=32)
     config.data.update(source="folder", root=str(folder), cache_dir=str(tmp_path / "cache"))
-    config.data.update(validation_fraction=0.4, test_fraction=0.25)
+    config.data.update(fold="1/2", test_fraction=0.25)
     config.head.layers = (options.get("width", 16),)
     config.head.init = options.get("init", "lda")
     config.sampler.batch_size = 8
@@ -56,6 +56,19 @@ def run(tmp_path, **options):
         results = train(config, tmp_path / "run")
     curve = read_curves(tmp_path / "run" / "metrics.jsonl")["validation/map@r"]
     return results, dict(curve)
+
+
+def test_classes_are_held_out_of_data_with_their_own_split_too(tmp_path):
+    """Or nothing would tell which steps ruin the encoder, and all of them would be taken."""
+    tiny.make_folder(tmp_path / "shop" / "train", classes=12, images=2)
+    tiny.make_folder(tmp_path / "shop" / "test", classes=3, images=2)
+    config = importlib.import_module("configs.finetune").get_config()
+    config.data.update(source="folder", root=str(tmp_path / "shop"))
+    records = read_records(config)
+    counts = {str(s): class_count(records.where(s)) for s in np.unique(records.split)}
+    assert counts["validation"] in (2, 3)
+    assert counts["train"] + counts["validation"] == 12
+    assert counts["test"] == 3
 
 
 @pytest.mark.usefixtures("small_trunk")
@@ -70,6 +83,8 @@ def test_steps_that_ruin_the_encoder_are_not_taken(rate, tmp_path, caplog):
     if rate == RUIN:
         assert max(value for step, value in curve.items() if step) < curve[0]
         assert results["saved"] in ("step 0", BARE)
+        assert "validation/map@r is worse than the" in " ".join(results["warnings"])
+        assert "map@r was 3 times not better than before (train.patience)" in caplog.text
         kept = "before" if results["saved"] == BARE else "fitted"
         assert results["test"]["after"] == results["test"][kept]
 
