@@ -5,7 +5,8 @@
 The same trunk, head, pictures, batches, loss and optimiser; only `cache.enabled` differs. Both read
 from disk: one pictures (JPEG, 480 x 360, not augmented, so that the losses can be compared), the
 other maps. The two take turns, a few steps each, and the median counts. `step` is the compiled step
-alone, on a batch that is in memory.
+alone, on a batch that is in memory. `waiting` is the share of the loop in which a step has ended
+and the next batch is not there yet. Memory comes in huge pages, as in training.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import records
 from PIL import Image
 
 from configs import common
-from siamese_jax import weights
+from siamese_jax import huge_pages, weights
 from siamese_jax.data.records import content_keys
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.model import model_of_config
@@ -32,7 +33,9 @@ from siamese_jax.train.frozen import at_boundary
 from siamese_jax.train.loop import Run
 from siamese_jax.train.start import fresh_head, start
 
-COLUMNS = ("cache", "images/s, whole loop", "images/s, step", "first loss", "last loss")
+COLUMNS = (
+    *("cache", "images/s, whole loop", "images/s, step", "waiting, %", "first loss", "last loss"),
+)
 
 
 def main() -> None:
@@ -106,11 +109,17 @@ class Loop:
         self.losses: list[float] = []
         self.loop_rates: list[float] = []
         self.step_rates: list[float] = []
+        self.waits: list[float] = []
+        self.waited = 0.0
         self.take(self.batches)  # compiles
 
     def take(self, batches: Iterator[Any], count: int = 1) -> Any:
         """So many steps; the last batch."""
-        for batch in itertools.islice(batches, count):
+        for _ in range(count):
+            jax.block_until_ready(self.state)
+            began = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - began
             given = {name: value for name, value in batch.items() if name != "id"}
             self.state, metrics = self.step(self.state, given)
             self.losses.append(metrics["loss"])
@@ -119,9 +128,11 @@ class Loop:
 
     def turn(self, steps: int) -> None:
         """Steps with their reading, then as many on one batch that is there; these move nothing."""
-        began = time.perf_counter()
+        began, self.waited = time.perf_counter(), 0.0
         batch = self.take(self.batches, steps)
-        self.loop_rates.append(steps * len(batch["mask"]) / (time.perf_counter() - began))
+        took = time.perf_counter() - began
+        self.loop_rates.append(steps * len(batch["mask"]) / took)
+        self.waits.append(100 * self.waited / took)
         state, losses = jax.tree.map(lambda x: x.copy(), self.state), list(self.losses)
         began = time.perf_counter()
         self.take(itertools.repeat(batch), steps)
@@ -130,9 +141,11 @@ class Loop:
 
     def row(self, kept: bool) -> list[Any]:
         """What COLUMNS says."""
-        rates = [round(statistics.median(r), 1) for r in (self.loop_rates, self.step_rates)]
+        told = (self.loop_rates, self.step_rates, self.waits)
+        rates = [round(statistics.median(r), 1) for r in told]
         return [kept, *rates, *(round(float(self.losses[i]), 7) for i in (0, -1))]
 
 
 if __name__ == "__main__":
+    huge_pages.begin_again()
     main()

@@ -114,6 +114,7 @@ def _over(devices: Mesh, step: Callable[..., Any]) -> Step:
 
     def run(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         rows = len(batch["mask"])
+        _say_filled(rows, devices.size)
         if processes.count() > 1:
             batch = {**batch, "signal": np.full(rows, stopping.came(), np.int32)}
         placed = meshes.spread(batch, devices)
@@ -125,6 +126,13 @@ def _over(devices: Mesh, step: Callable[..., Any]) -> Step:
         return state, metrics | told
 
     return run
+
+
+@functools.cache
+def _say_filled(rows: int, devices: int) -> None:
+    if left := -rows % devices:
+        log.info("a batch of %d is filled up to %d for %d devices; the filling counts for nothing",
+                 rows, rows + left, devices)  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -100,6 +100,7 @@ def test_a_run_on_several_devices_and_its_rest_on_others(place):
     said = trained(place, "several", 4, "--config.train.shard=state", steps=3)
     assert "4 devices: batches lie on them by rows; train.shard=state splits " in said
     assert "splits 0 leaves" not in said
+    assert "a batch of 10 is filled up to 12 for 4 devices" in said
     trained(place, "several", 2, "--config.train.shard=state")
     assert_alike(place, "one", "several")
 
