@@ -24,10 +24,11 @@ import records
 from PIL import Image
 
 from configs import common
-from siamese_jax import huge_pages, weights
+from siamese_jax import weights
 from siamese_jax.data.records import content_keys
 from siamese_jax.data.sources import load_records
 from siamese_jax.encoder.model import model_of_config
+from siamese_jax.train import huge_pages
 from siamese_jax.train.from_config import make_inputs, make_sampler
 from siamese_jax.train.frozen import at_boundary
 from siamese_jax.train.loop import Run

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from siamese_jax import huge_pages
+from siamese_jax.train import huge_pages
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

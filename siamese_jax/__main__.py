@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from siamese_jax import huge_pages, processes, stopping
+from siamese_jax import processes, stopping
 from siamese_jax.errors import UserError, naming, os_error_line, print_anything
+from siamese_jax.train import huge_pages
 
 # TensorFlow only reads images here; its start-up messages would bury ours.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

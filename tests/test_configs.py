@@ -52,6 +52,8 @@ def test_config(name, folder, tmp_path):
         config.sampler = {"name": "classes", "per_class": 2}  # the folder has no super-classes
     config.sampler.batch_size = 12
     config.eval.batch_size = 8
+    if config.data.fold:
+        config.data.fold = "1/2"  # the folder has four classes to train on
     config.train.update(steps=2, log_every=1, eval_every=2, checkpoint_every=2)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         results = train(config, tmp_path / "run")

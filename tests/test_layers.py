@@ -14,7 +14,6 @@ PACKAGE = ROOT / "siamese_jax"
 # A file imports from its own room and from those before it. Files at the top are rooms themselves.
 ROOMS = (
     "errors",
-    "huge_pages",
     "stopping",
     "processes",
     "values",

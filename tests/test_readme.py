@@ -33,7 +33,7 @@ ENDS = {  # of commands that need what is not here
     "dinov2_fit": CUT,
 }
 # Of the configs' own commands these are always typed, the others by `pytest -m long`.
-USUAL = ("resnet_triplet", "finetune", "inshop", "compare_zoo", "compare_trunks")
+USUAL = ("finetune", "inshop", "compare_zoo", "compare_trunks")
 ALONE = "config.train.rehearse = False"
 PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
@@ -116,11 +116,19 @@ def typed(place, line):
     )
 
 
+@pytest.mark.long  # each is what its config's own docstring says, and a run for each fold
+def test_the_comparisons_of_the_readme(place):
+    assert len(INLINE) == 2
+    for line in INLINE:
+        done = typed(place, line)
+        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+        assert "Traceback" not in done.stderr, line
+
+
 def test_every_command_of_the_readme(place):
     """In its order; those of pip and pytest are CI's own."""
     assert len(TYPED) > 12
-    assert len(INLINE) == 2
-    for line in [*TYPED, *INLINE]:
+    for line in TYPED:
         done = typed(place, line)
         assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
         assert "Traceback" not in done.stderr, line

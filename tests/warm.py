@@ -73,7 +73,7 @@ def ask(path: str, argv: list[str]) -> int:
             connection.connect(path)
             break
         time.sleep(0.1)
-    # A fork has no command line of its own to begin again with: `siamese_jax.huge_pages`.
+    # A fork has no command line of its own to begin again with: `siamese_jax.train.huge_pages`.
     environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0", **os.environ}
     text = json.dumps({"argv": argv, "cwd": os.getcwd(), "env": environment}).encode()
     socket.send_fds(connection, [len(text).to_bytes(8, "little")], [0, 1, 2])

@@ -11,15 +11,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from siamese_jax import huge_pages, processes, stopping
+from siamese_jax import processes, stopping
 from siamese_jax.encoder import model as encoder_model
 from siamese_jax.encoder.head import fit_head
 from siamese_jax.encoder.model import Model
 from siamese_jax.errors import UserError
 from siamese_jax.losses import Loss
 from siamese_jax.storage import tree
+from siamese_jax.train import huge_pages, optim
 from siamese_jax.train import mesh as meshes
-from siamese_jax.train import optim
 from siamese_jax.train.beginning import Parent, inherit
 from siamese_jax.train.from_config import (
     embedding_width,

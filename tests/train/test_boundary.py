@@ -137,7 +137,7 @@ def drawn_images(config, records, cached):
         yield {"image": image, **rest}
 
 
-@pytest.mark.parametrize("case", usual("resnet", "convnext"))
+@pytest.mark.parametrize("case", usual("resnet"))
 def test_losses_are_those_of_the_whole_trunk(case, folder, tmp_path):
     config, records, keys, trunk, model = build(case, folder, tmp_path)
     held = frozen.at_boundary(config, model, trunk, records)

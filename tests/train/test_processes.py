@@ -114,7 +114,7 @@ def test_features_are_shared_by_content(place):
     assert keys[0] == keys[1] == keys[2]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_one_is_killed_and_the_others_end(place, victim):
     name = f"killed{victim}"
     argv = [*RUN, *ENDLESS, f"--config.data.root={place / 'shop'}", f"--workdir={place / name}"]

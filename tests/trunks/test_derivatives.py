@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 
 from siamese_jax.trunks import activations
 from siamese_jax.trunks.convolution import convolve
@@ -59,16 +60,21 @@ def close(found, wanted, tolerance=1e-5):
     np.testing.assert_allclose(np.asarray(found, np.float64), wanted, atol=tolerance * scale)
 
 
+def gradients(run, x, kernel):
+    """A random dy, and what it gives of x and of the kernel: one program."""
+    x, kernel = jnp.float32(x), jnp.float32(kernel)
+    dy = normal(2, *jax.eval_shape(run, x, kernel).shape)
+    pulled = quick.jit(lambda x, kernel, dy: jax.vjp(run, x, kernel)[1](dy))
+    return dy, pulled(x, kernel, jnp.float32(dy))
+
+
 @pytest.mark.parametrize(("height", "width", "k", "stride", "padding"), SHAPES)
 def test_depthwise_gradients_are_the_sums_of_their_definition(height, width, k, stride, padding):
     x, kernel = normal(0, 3, height, width, 4), normal(1, k, k, 1, 4)
     run = lambda x, kernel: convolve(x, kernel, stride, padding, depthwise=True)  # noqa: E731
-    y, pull = jax.vjp(run, jnp.float32(x), jnp.float32(kernel))
-    dy = normal(2, *y.shape)
-    for found, wanted in zip(
-        pull(jnp.float32(dy)), loops(x, kernel, dy, stride, padding), strict=True
-    ):
-        close(found, wanted)
+    dy, found = gradients(run, x, kernel)
+    for one, wanted in zip(found, loops(x, kernel, dy, stride, padding), strict=True):
+        close(one, wanted)
 
 
 def test_depthwise_gradients_in_bfloat16_keep_the_dtype():
@@ -225,9 +231,7 @@ def test_convolution_gradients_are_the_sums_of_their_definition(
 ):
     x, kernel = normal(0, 3, height, width, channels[0]), normal(1, k, k, *channels)
     run = lambda x, kernel: convolve(x, kernel, stride, padding)  # noqa: E731
-    y, pull = jax.vjp(run, jnp.float32(x), jnp.float32(kernel))
-    dy = normal(2, *y.shape)
-    found = pull(jnp.float32(dy))
+    dy, found = gradients(run, x, kernel)
     for one, wanted in zip(found, sums(x, kernel, dy, stride, padding), strict=True):
         close(one, wanted, 2e-5)
 

@@ -90,7 +90,15 @@ def test_what_is_drawn_is_independent_and_of_mean_one():
     assert np.abs(apart).max() < 4.5 / np.sqrt(images)
 
 
-@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.long)
+        if n in ("convnext_tiny", "efficientnet_lite0")
+        else n
+        for n in ENDS
+    ],
+)
 def test_a_factor_is_one_on_what_a_block_adds_for_that_image_alone(name):
     """Three images with factors of their own, against each alone on scaled parameters."""
     stage, adding, ends = ENDS[name]

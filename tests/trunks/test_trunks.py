@@ -271,9 +271,9 @@ def test_batch_norm_trains_as_defined(rng):
         ("resnet18", "torch"),
         ("resnet50", "keras"),
         pytest.param("vgg16_bn", "torch", marks=pytest.mark.long),
-        ("vgg16", "keras"),
+        pytest.param("vgg16", "keras", marks=pytest.mark.long),
         ("efficientnet_b0", "keras"),
-        ("efficientnet_lite0", "torch"),
+        pytest.param("efficientnet_lite0", "torch", marks=pytest.mark.long),
     ],
 )
 def test_folding_the_norms_changes_nothing(name, form, rng, monkeypatch):

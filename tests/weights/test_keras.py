@@ -31,17 +31,34 @@ CASES = {
 }
 
 
+# Others of a family that one trunk stands for.
+LONG = ("vgg19", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3")
+
+
+def asked(request):
+    """The trunks that some test of this run asks for."""
+    return sorted(
+        {
+            item.callspec.params["trunk"]
+            for item in request.session.items
+            if item.path == request.path and hasattr(item, "callspec")
+        }
+    )
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("keras")
-    jobs = [f"{name}:{','.join(map(str, sizes))}" for name, sizes in CASES.values()]
+    jobs = [f"{CASES[trunk][0]}:{','.join(map(str, CASES[trunk][1]))}" for trunk in asked(request)]
     script = Path(__file__).parents[1] / "keras_oracle.py"
     subprocess.run([sys.executable, script, folder, *jobs], check=True)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", CASES)
+@pytest.mark.parametrize(
+    "trunk", [pytest.param(c, marks=pytest.mark.long) if c in LONG else c for c in CASES]
+)
 def test_features_are_those_of_keras(folder, trunk):
     application, sizes = CASES[trunk]
     found = weights.load(trunk, folder / f"{application}.weights.h5")
@@ -64,7 +81,7 @@ def test_features_are_those_of_keras(folder, trunk):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trunk", ["resnet50", "vgg16", "efficientnet_b1", "mobilenetv3_small_100"])
+@pytest.mark.parametrize("trunk", ["resnet50", "vgg16", "efficientnet_b0", "mobilenetv3_small_100"])
 def test_layers_without_names_are_taken_in_order(folder, trunk, tmp_path):
     """Keras 3.0 to 3.4 wrote the same places, and no names."""
     application, _ = CASES[trunk]
@@ -86,7 +103,7 @@ def nameless(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("trunk", ["resnet50", "efficientnet_b0"])
 def test_whole_models_of_keras(folder, trunk, named, tmp_path):
     """`.keras` and `.h5` of a model alone, and of one that another holds beside an optimiser."""

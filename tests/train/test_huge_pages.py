@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siamese_jax import huge_pages
+from siamese_jax.train import huge_pages
 
 ON_DEMAND = "always [madvise] never\n"
 
@@ -54,7 +54,7 @@ def test_a_choice_of_the_users_is_left(switch: Path, monkeypatch: pytest.MonkeyP
 PROGRAM = """
 import os, sys
 from pathlib import Path
-from siamese_jax import huge_pages
+from siamese_jax.train import huge_pages
 huge_pages.SWITCH = Path(sys.argv[1])
 huge_pages._glibc = lambda: (2, 36)
 print("begun", flush=True)
