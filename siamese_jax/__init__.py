@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from siamese_jax.metrics import bootstrap, clustering, landmarks, verification
     from siamese_jax.metrics import by_class as breakdown
     from siamese_jax.metrics.retrieval import evaluate
+    from siamese_jax.metrics.shards import evaluate_shards
     from siamese_jax.search import ranking, rerank
     from siamese_jax.search.gallery import Gallery
     from siamese_jax.search.ranking import Ranking, pairwise_distances, range_search, rank
+    from siamese_jax.search.shards import rank_shards
 
 __all__ = [
     "Embedded",
@@ -39,6 +41,7 @@ __all__ = [
     "embed_images",
     "encoder",
     "evaluate",
+    "evaluate_shards",
     "features",
     "landmarks",
     "load_encoder",
@@ -48,6 +51,7 @@ __all__ = [
     "pairwise_distances",
     "range_search",
     "rank",
+    "rank_shards",
     "ranking",
     "rerank",
     "verification",
@@ -68,6 +72,8 @@ _NAMES = {
     "load_encoder": "encoder.load",
     "pairwise_distances": "search.ranking",
     "range_search": "search.ranking",
+    "rank_shards": "search.shards",
+    "evaluate_shards": "metrics.shards",
     "rank": "search.ranking",
     "whiten": "encoder.folder",
 }

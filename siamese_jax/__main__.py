@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -87,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping.heeding(stopped), naming():
             run(*_joined(argv))
     except UserError as error:
+        processes.all_end(error)
         return _end(f"error: {error}", 2)
     except stopping.Stopped as stop:
         return _end(stopped(stop.number, str(stop)), 128 + stop.number)
@@ -202,6 +204,11 @@ def process(argv: Sequence[str] | None = None) -> NoReturn:
         code = main(argv)
     except SystemExit as end:  # of a parser that has printed its help
         code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        if processes.count() > 1:  # Python's own end would wait for the others
+            traceback.print_exc()
+            processes.end(1)
+        raise
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -26,6 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 WAIT = 120
 SILENT = 60  # seconds after which a process, or its machine, that says nothing counts as lost
+OF_ALL = "all processes raise it"
 PIECE = 2**26  # bytes that are told at a time
 
 
@@ -97,7 +98,7 @@ def begin(place: Place) -> None:
     import jax
 
     given: dict[str, Any] = {"initialization_timeout": WAIT, "heartbeat_timeout_seconds": SILENT}
-    given["shutdown_timeout_seconds"] = SILENT
+    given["shutdown_timeout_seconds"] = 86_400  # the first may still write what it found
     if place.coordinator:
         given |= {"coordinator_address": place.coordinator, "num_processes": place.processes}
         given |= {"process_id": place.process, "cluster_detection_method": "deactivate"}
@@ -193,9 +194,13 @@ def end(code: int) -> None:
 _ending: list[None] = []
 
 
-def all_end() -> None:
-    """Notes that all processes have come to the same end, and wait for one another there."""
-    _ending.append(None)
+def all_end(error: BaseException | None = None) -> None:
+    """Notes that all processes have come to the same end, and wait for one another there.
+
+    Of an error: where it is one that all have.
+    """
+    if error is None or OF_ALL in getattr(error, "__notes__", ()):
+        _ending.append(None)
 
 
 # Who is here --------------------------------------------------------------------------------
@@ -246,11 +251,17 @@ def by_first(call: Callable[P, R]) -> Callable[P, R]:
                     found = None, str(error)
         value, wrong = told_by_all(found)[0]
         if wrong:
-            all_end()
-            raise UserError(wrong)
+            raise of_all(wrong)
         return value
 
     return told
+
+
+def of_all(line: str) -> UserError:
+    """An error that all processes raise: where it leaves the program they end together."""
+    error = UserError(line)
+    error.add_note(OF_ALL)
+    return error
 
 
 def of_first(value: R) -> R:
@@ -282,12 +293,12 @@ def agree(what: str, values: Mapping[str, Any]) -> None:
         names = sorted(n for n in each[0].keys() | other.keys() if each[0].get(n) != other.get(n))
         if names:
             differ = [
-                f"{name} ({each[0].get(name)} there, {other.get(name)} here)" for name in names[:5]
+                f"{name} ({each[0].get(name)} in process 0, {other.get(name)} in process {number})"
+                for name in names[:5]
             ]
-            all_end()
-            raise UserError(
-                f"process {number} has another {what} than process 0: {'; '.join(differ)}; start "
-                "all of them with the same"
+            raise of_all(
+                f"process {number} has another {what} than process 0: {'; '.join(differ)}; give "
+                "all of them the same"
             )
 
 

@@ -22,9 +22,10 @@ def rank_shards(
 ) -> Ranking:
     """The k nearest items of a gallery of which each process holds some rows: exactly, as of one.
 
-    Each process takes its k nearest, and k of each travel: q k 12 bytes a process. As distances are
+    Each process takes its k nearest, and k of each travel: q k 8 bytes a process. As distances are
     correctly rounded, merging by (distance, row) is the order that `rank` gives. A collective: all
-    processes of the program call it, with the same queries.
+    processes of the program call it, with the same queries and options. A program of your own joins
+    the others by `jax.distributed.initialize`, before its first computation.
 
     Args:
       queries: float32 [q, d], the same in every process.
@@ -39,10 +40,17 @@ def rank_shards(
       A `Ranking` of rows of the whole gallery, the same in every process.
 
     Raises:
-      UserError: as `rank`; or the processes were given other queries, or 2^31 rows and more.
+      UserError: as `rank`; rows that are no array; the processes were given other queries or
+        options; or they hold 2^31 rows and more.
     """
-    asked, own = np.asarray(queries, np.float32), np.asarray(rows, np.float32)
-    processes.agree("set of queries", {"digest": hashlib.blake2b(asked.tobytes()).hexdigest()})
+    try:
+        asked, own = np.asarray(queries, np.float32), np.asarray(rows, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(
+            "rank_shards takes arrays: queries [q, d], and this process's rows"
+        ) from None
+    of_queries = hashlib.blake2b(asked.tobytes() + repr(query_ids).encode(), digest_size=8)
+    processes.agree("search", {"queries": of_queries.hexdigest(), "k": k, **options})
     counts = processes.told_by_all(len(own))
     if sum(counts) >= 2**31:
         raise UserError(

@@ -163,18 +163,34 @@ def read_checked(path: Path) -> dict[str, Any] | None:
 def claimed(folder: Path) -> Iterator[Path]:
     """Holds a folder for this process alone, and removes what killed ones left half written.
 
-    A folder that nothing was written to is left as it was, also where it was not there.
+    Of several processes the first one holds it; the others get an empty one, removed in the end.
 
-    Yields:
-      The folder; in all but the first of several processes an empty one, removed in the end.
+    Raises:
+      UserError: another process has it, or it is a file; of several processes all raise it.
+    """
+    with contextlib.ExitStack() as stack:
+        wrong = ""
+        if processes.is_first():
+            try:
+                stack.enter_context(_claimed(folder))
+            except UserError as error:
+                if processes.count() == 1:
+                    raise
+                wrong = str(error)
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run"
+        if wrong := processes.of_first(wrong):
+            raise processes.of_all(wrong)
+        yield folder
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """A folder that nothing was written to is left as it was, also where it was not there.
 
     Raises:
       UserError: another process has it, or it is a file.
     """
-    if not processes.is_first():
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch) / folder.name
-        return
     path = folder / "lock"
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
@@ -199,7 +215,7 @@ def claimed(folder: Path) -> Iterator[Path]:
         for place in (folder, folder / "report"):
             remove_drafts(place)
         try:
-            yield folder
+            yield
         finally:
             with contextlib.suppress(OSError):  # gone by now, or others have come
                 if os.listdir(folder) == [path.name]:

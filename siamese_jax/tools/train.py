@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siamese_jax.errors import UserError
+from siamese_jax.processes import by_first
 from siamese_jax.tools import cli
 from siamese_jax.tools.configs import override, read_config, run_config
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--fork={args.fork} is the run itself: name a new folder")
     if args.config is not None:
         config, file, _ = read_config(args.config)
-    elif args.workdir and is_run(args.workdir):
+    elif args.workdir and by_first(is_run)(args.workdir):
         config, file = run_config(args.workdir), args.workdir
     else:
         raise UserError("give an experiment: --config=configs/resnet_triplet.py")

@@ -50,6 +50,7 @@ def extended(run: RunFolder, config: ConfigDict) -> RunFolder:
     return run._replace(results=None)
 
 
+@by_first
 def set_aside(run: RunFolder | None) -> None:
     """Keeps the results of a shorter run under another name, as the folder is not finished now."""
     results = run.folder / "results.json" if run else None

@@ -1,5 +1,6 @@
 """One experiment, read top to bottom: data, trunk, cache, head, steps, evaluation, report."""
 
+import hashlib
 import logging
 import time
 import warnings as python_warnings
@@ -298,13 +299,22 @@ def load_data(config: ConfigDict, facts: Mapping[str, Any]) -> tuple[Records, li
     records = read_records(config)
     _check_trainable(records)
     keys = content_keys(records)
-    processes.agree("set of images", {"fingerprint": fingerprint(records, keys)})
+    agree_on_images(records, keys)
     if "data" in facts and facts["data"]["fingerprint"] != fingerprint(records, keys):
         raise UserError(
             f"the images of {config.data.root or config.data.source} have changed since this run "
             "began; choose another --workdir"
         )
     return records, keys
+
+
+def agree_on_images(records: Records, keys: list[bytes]) -> None:
+    """UserError where one of several processes has others, or the same in another order."""
+    listed = [b"".join(keys), records.label.tobytes(), records.id.tobytes()]
+    listed.append("|".join(map(str, records.split)).encode())
+    order = hashlib.blake2b(b"".join(listed), digest_size=8).hexdigest()
+    told = {"count": len(records), "fingerprint": fingerprint(records, keys), "order": order}
+    processes.agree("set of images", told)
 
 
 def _check_trainable(records: Records) -> None:
@@ -523,7 +533,7 @@ def choose_result(run: Run, model: Model, trunk: TrunkWeights, state: TrainState
     there = frozen or (first and choosing.kept(run, "before", ["validation"]) is not None)
     if not (best and run.facts["choices"] and there):
         return Chosen(state, False, "validation" if best else "last step")
-    bare = choosing.choose(run, [choosing.curve_of(run, model)]) < 0
+    bare = processes.of_first(choosing.choose(run, [choosing.curve_of(run, model)])) < 0
     if bare and not frozen:
         found = checkpoint.load_newest(run.folder / "checkpoints", 0)
         assert found is not None

@@ -137,7 +137,7 @@ def run_steps(
                 if stop:
                     break
         checkpoints.wait()
-        place = run.folder if processes.is_first() else f"{run.folder.name} of process 0"
+        place = run.folder if processes.is_first() else "the run's folder of process 0"
         stopping.check(f"{place} holds step {int(state.step)} of {total}")
     finally:
         metrics_log.close()
@@ -291,7 +291,7 @@ def warn_of_worse(run: Run, step: int, found: Mapping[str, Evaluated]) -> None:
     if start is None or len(start) != len(now):  # of a run that an earlier version began
         return
     told = bootstrap.difference(start, now)
-    if told.high < 0:
+    if processes.of_first(told.high < 0):
         tell([
             f"step {step}: {metric} {WORSE} {np.nanmean(start):.4f} of step 0: "
             f"{np.nanmean(now):.4f} ({told.mean:+.4f}, 95 % interval {told.low:+.4f} to "

@@ -93,7 +93,7 @@ def test_answers_are_those_of_one_process(data, tmp_path, limits):
                 metrics=["recall@k", "map@r", "mrr"], **of,
             )  # fmt: skip
             assert found[2] == pytest.approx(whole, abs=1e-12)
-        assert "process 1 has another set of queries" in json.loads(lines[1])
+        assert "process 1 has another search" in json.loads(lines[1])
 
 
 def test_one_process_is_plain_rank(data):

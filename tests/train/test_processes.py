@@ -153,11 +153,21 @@ def test_a_signal_to_one_stops_all_at_one_step(place):
 def test_another_config_is_refused_by_all(place):
     argv = [*RUN, f"--config.data.root={place / 'shop'}", f"--workdir={place / 'refused'}"]
     found = ended(started(place, argv, 2, lambda number: [f"--config.seed={number}"]))
-    line = "error: process 1 has another config than process 0: seed (0 there, 1 here)"
+    line = (
+        "error: process 1 has another config than process 0: seed (0 in process 0, 1 in process 1)"
+    )
     for code, _, said in found:
         assert code == 2
         assert said.strip().splitlines()[-1].startswith(line)
     assert not (place / "refused").exists()
+
+
+def test_a_folder_that_cannot_be_had_is_told_by_all(place):
+    (place / "file").write_text("no folder")
+    argv = [*RUN, f"--config.data.root={place / 'shop'}", f"--workdir={place / 'file'}"]
+    for code, _, said in ended(started(place, argv, 2)):
+        assert code == 2
+        assert said.strip().splitlines()[-1].startswith(f"error: {place / 'file'} is a file")
 
 
 def of_the_page(images, out):
