@@ -24,7 +24,7 @@ from siamese_jax.errors import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-WAIT = 120
+WAIT = 120  # seconds for the coordinator, and for all processes, at the start
 SILENT = 60  # seconds after which a process, or its machine, that says nothing counts as lost
 OF_ALL = "all processes raise it"
 PIECE = 2**26  # bytes that are told at a time

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from siamese_jax.encoder.encoder import Encoder
 
 Batch = dict[str, np.ndarray]
-EXCHANGED = 2**26  # bytes that processes tell one another at a time
 
 
 class Kept(NamedTuple):
@@ -123,7 +122,7 @@ class CachedVectors:
         there: np.ndarray = np.stack(processes.told_by_all(kept.there))
         wanted = np.flatnonzero(there.any(axis=0) & ~there.all(axis=0))
         giver = there.argmax(axis=0)
-        size = max(1, EXCHANGED // max(1, sum(store.row_bytes for store in self.stores)))
+        size = max(1, processes.PIECE // max(1, sum(store.row_bytes for store in self.stores)))
         for at in range(0, len(wanted), size):
             block = wanted[at : at + size]
             mine = block[giver[block] == processes.index()]

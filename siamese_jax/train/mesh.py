@@ -5,6 +5,7 @@ and miners are written for the whole batch and stay so: XLA adds what devices ha
 another. A step's result is that of one device but for the order of sums.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,10 +101,14 @@ def whole(tree: Tree) -> Tree:
     (mesh,) = {leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_shared(leaf)} or {None}
     if mesh is None:
         return tree
-    everywhere = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
     return jax.tree.map(
-        lambda leaf: leaf.addressable_data(0) if _is_shared(leaf) else leaf, everywhere(tree)
+        lambda leaf: leaf.addressable_data(0) if _is_shared(leaf) else leaf, _everywhere(tree, mesh)
     )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _everywhere(tree: Tree, mesh: Mesh) -> Tree:
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def _is_shared(leaf: Any) -> bool:
